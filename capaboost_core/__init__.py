@@ -1,0 +1,33 @@
+"""CapaBoost: d parallel modules that share one weight, each through its own mask (arXiv 2407.01320)."""
+
+from capaboost_core.config import PRESETS, CapaBoostConfig, resolve_config
+from capaboost_core.errors import UserError
+from capaboost_core.inject import (
+    ParameterCounts,
+    disable,
+    inject,
+    merge,
+    parameter_counts,
+    trainable_parameters,
+    unmerge,
+)
+from capaboost_core.plan import Plan, Target
+from capaboost_core.state import load_adapter, save_adapter
+
+__all__ = [
+    "PRESETS",
+    "CapaBoostConfig",
+    "ParameterCounts",
+    "Plan",
+    "Target",
+    "UserError",
+    "disable",
+    "inject",
+    "load_adapter",
+    "merge",
+    "parameter_counts",
+    "resolve_config",
+    "save_adapter",
+    "trainable_parameters",
+    "unmerge",
+]

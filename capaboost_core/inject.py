@@ -1,0 +1,212 @@
+"""Put a planned adapter into a model, and what one does with the model then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from capaboost_core.adapted import AdaptedLinear
+from capaboost_core.bottleneck import AdapterLinear
+from capaboost_core.config import CapaBoostConfig, resolve_config
+from capaboost_core.errors import UserError
+from capaboost_core.lora import CapaLinear
+from capaboost_core.masks import checksum
+from capaboost_core.plan import Plan, in_prefix, plan_suffixes
+
+LAYERS = {"lora": CapaLinear, "padapter": AdapterLinear, "hadapter": AdapterLinear}
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What `inject` leaves on the model as `model.capaboost`."""
+
+    config: CapaBoostConfig
+    plan: Plan
+    base_model: str
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Trainable parameters without the head, those of the head, and all of the base model without either."""
+
+    trainable: int
+    head: int
+    total: int
+
+    @property
+    def percent(self) -> float:
+        """Trainable share of the full model in percent, head not counted, as the paper's tables give it."""
+        return 100 * self.trainable / self.total
+
+
+def inject(model: nn.Module, config: CapaBoostConfig | dict | str, plan: Plan | None = None) -> nn.Module:
+    """Adapt a model in place: swap the planned layers, freeze all but the additions and the head.
+
+    Args:
+        model: Any model; at initialisation its output stays as it is.
+        config: A configuration, a dict of its settings, or the name of a preset.
+        plan: What to adapt; without one, `config.targets` has to list module suffixes.
+
+    Raises:
+        UserError: If nothing is to be adapted, a target is no plain linear layer, or the model has been
+            adapted before. The model is then as it was.
+    """
+    config = resolve_config(config)
+    plan = plan or _plan_explicit(model, config)
+    return attach(model, Injection(config, plan, base_name(model)), build(model, config, plan))
+
+
+def build(model: nn.Module, config: CapaBoostConfig, plan: Plan) -> dict[str, AdaptedLinear]:
+    """Check everything and make the adapted layers by path; the model is not changed."""
+    if hasattr(model, "capaboost"):
+        raise UserError("the model is adapted already; start from a fresh base model")
+    layer = LAYERS.get(config.method)
+    if layer and not plan.targets:
+        raise UserError(f"method {config.method} found nothing to adapt in {type(model).__name__}; give targets")
+    if config.method == "linear" and not _head_parameters(model, plan):
+        raise UserError(f"method linear trains the head only, but {type(model).__name__} has none; set num_classes")
+    if not layer:
+        return {}
+    modules = dict(model.named_modules())
+    for target in plan.targets:
+        if type(modules.get(target.path)) is not nn.Linear:
+            found = type(modules.get(target.path)).__name__
+            raise UserError(f"target {target.path} is a {found}, not an nn.Linear; choose other targets")
+    return {target.path: layer(modules[target.path], config, target) for target in plan.targets}
+
+
+def attach(model: nn.Module, injection: Injection, layers: dict[str, AdaptedLinear]) -> nn.Module:
+    """Swap the built layers in and set what is trainable."""
+    head = _head_parameters(model, injection.plan)
+    model.requires_grad_(injection.config.method == "full")
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+    for path, layer in layers.items():
+        model.set_submodule(path, layer)
+    if layers:
+        for path, attribute in injection.plan.switches:
+            setattr(model.get_submodule(path), attribute, True)
+    model.capaboost = injection
+    model.register_load_state_dict_pre_hook(_accept_base_checkpoint)
+    return model
+
+
+def adapted_layers(model: nn.Module) -> list[AdaptedLinear]:
+    """The adapted layers in module order."""
+    return [module for module in model.modules() if isinstance(module, AdaptedLinear)]
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All trainable parameters by name, the head's included: what an optimizer gets and a file holds."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def parameter_counts(model: nn.Module) -> ParameterCounts:
+    """Count an adapted model's parameters.
+
+    Raises:
+        UserError: If the model has not been adapted.
+    """
+    head = sum(p.numel() for p in _head_parameters(model, injection_of(model).plan).values())
+    added = sum(p.numel() for layer in adapted_layers(model) for p in layer.own_parameters().values())
+    trainable = sum(p.numel() for p in trainable_parameters(model).values())
+    everything = sum(p.numel() for p in model.parameters())
+    return ParameterCounts(trainable - head, head, everything - added - head)
+
+
+@contextmanager
+def disable(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the context the model computes as its base (with the trained head)."""
+    layers = adapted_layers(model)
+    before = [layer.enabled for layer in layers]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield model
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Add every increment to its frozen weight, so that the model runs as fast as its base.
+
+    The changed rows of the frozen weights are kept beside them until `unmerge`.
+
+    Raises:
+        UserError: If the method is an adapter, whose nonlinearity no weight can hold.
+    """
+    layers = _mergeable_layers(model)
+    for layer in layers:
+        layer.merge()
+    return model
+
+
+def unmerge(model: nn.Module) -> nn.Module:
+    """Undo `merge` bit for bit."""
+    for layer in _mergeable_layers(model):
+        layer.unmerge()
+    return model
+
+
+def mask_checksum(layers: list[AdaptedLinear]) -> str:
+    """SHA-256 over the masks of the layers, keyed by module path and weight."""
+    return checksum(
+        (f"{layer.path}.{name}", tied.bits.cpu().numpy())
+        for layer in layers
+        for name, tied in layer.tied_weights().items()
+    )
+
+
+def injection_of(model: nn.Module) -> Injection:
+    """The record that `inject` left.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if not hasattr(model, "capaboost"):
+        raise UserError("the model has no adapter; call inject(model, config) first")
+    return model.capaboost
+
+
+def base_name(model: nn.Module) -> str:
+    """Architecture name as timm (`pretrained_cfg`) or transformers (`config`) record it, else the class."""
+    timm_cfg = getattr(model, "pretrained_cfg", None) or {}
+    name = timm_cfg.get("architecture") or getattr(getattr(model, "config", None), "name_or_path", None)
+    return name or type(model).__name__
+
+
+def _plan_explicit(model: nn.Module, config: CapaBoostConfig) -> Plan:
+    if config.method in LAYERS and config.targets in ("attention-qv", "all-linear"):
+        raise UserError(
+            f"targets: {config.targets} depends on the architecture; use capaboost_vision.inject for timm models, "
+            "or list module suffixes such as [attn.qkv, mlp.fc1]"
+        )
+    suffixes = (config.targets,) if isinstance(config.targets, str) else config.targets
+    return plan_suffixes(model, suffixes) if config.method in LAYERS else Plan(())
+
+
+def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if any(in_prefix(n, prefix) for prefix in plan.head)}
+
+
+def _mergeable_layers(model: nn.Module) -> list[CapaLinear]:
+    method = injection_of(model).config.method
+    if method in ("padapter", "hadapter"):
+        raise UserError(f"{method} has a nonlinearity and cannot be merged into a weight; run it as it is")
+    return adapted_layers(model)
+
+
+def _accept_base_checkpoint(model: nn.Module, state: dict, prefix: str, *_) -> None:
+    """A checkpoint of the base alone loads strictly: what it lacks is just the whole adapter."""
+    own = {
+        f"{prefix}{layer_path}.{name}": parameter
+        for layer_path, layer in model.named_modules()
+        if isinstance(layer, AdaptedLinear)
+        for name, parameter in layer.own_parameters().items()
+    }
+    if own and not own.keys() & state.keys():
+        state.update({name: parameter.detach() for name, parameter in own.items()})

@@ -1,0 +1,96 @@
+"""CapaBoost-LoRA: tied low-rank increments on a frozen linear layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from capaboost_core.adapted import AdaptedLinear
+from capaboost_core.config import CapaBoostConfig
+from capaboost_core.plan import Target
+from capaboost_core.tied import TiedWeight
+
+
+class CapaLinear(AdaptedLinear):
+    """Linear layer plus alpha/r * sum_i (B * mb_i)(A * ma_i) on its output or on slices of it (Eq. 4).
+
+    The d modules are one product of concatenated factors, [B_1 .. B_d][A_1; ..; A_d], of rank d*r; a
+    step has two small products whatever d is. B starts at zero, so the output starts as the base's.
+
+    Worked example: a fused qkv of width 768 with increments on q and v, r = 8, d = 2, x (64, 197, 768):
+    out = x W^T + b is (64, 197, 2304); x A^T is (64, 197, 32), 16 columns for q and 16 for v; each
+    times its B of (768, 16) is added to out[..., :768] and to out[..., 1536:].
+
+    Args:
+        base: The frozen layer to adopt.
+        config: The adapter's configuration.
+        target: Path of the layer, and the slices of its output that get an increment each.
+    """
+
+    def __init__(self, base: nn.Linear, config: CapaBoostConfig, target: Target):
+        super().__init__(base, config, target)
+        self.slices = target.slices or ((0, self.out_features),)
+        self.lora_A, self.lora_B = nn.ModuleList(), nn.ModuleList()
+        for index, (start, stop) in enumerate(self.slices):
+            a = self._dense(config.r, self.in_features)
+            bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
+            nn.init.uniform_(a, -bound, bound)
+            b = nn.init.zeros_(self._dense(stop - start, config.r))
+            self.lora_A.append(TiedWeight(config, target.path, f"A.{index}", a))
+            self.lora_B.append(TiedWeight(config, target.path, f"B.{index}", b))
+        self.register_buffer("unmerged_rows", None, persistent=False)
+        self.train(base.training)
+
+    @property
+    def merged(self) -> bool:
+        return self.unmerged_rows is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        out = F.linear(x, self.weight, self.bias)
+        if self.merged or not self.enabled:
+            return out
+        factors = [self.factors(index) for index in range(len(self.slices))]
+        hidden = F.linear(self.dropout(x), torch.cat([a for a, _ in factors]).to(x.dtype))
+        for (start, stop), (_, b), part in zip(self.slices, factors, hidden.chunk(len(factors), dim=-1), strict=True):
+            out[..., start:stop] += F.linear(part, b.to(part.dtype))
+        return out
+
+    def factors(self, index: int) -> tuple[Tensor, Tensor]:
+        """Concatenated factors of one slice: A (d*r, in) and alpha/r * B (out, d*r)."""
+        a = self.lora_A[index].copies().flatten(0, 1)
+        b = self.lora_B[index].copies().transpose(0, 1).flatten(1)
+        return a, b * self.scaling
+
+    @torch.no_grad()
+    def increments(self) -> list[Tensor]:
+        """The (out, in) increment of each slice in single precision or better, as evaluation sees it."""
+        training = self.training
+        self.eval()
+        increments = [b @ a for a, b in map(self.factors, range(len(self.slices)))]
+        self.train(training)
+        return increments
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the increments to the weight; the rows that change are kept, so that unmerging is exact."""
+        if self.merged:
+            return
+        increments = self.increments()
+        self.unmerged_rows = torch.cat([self.weight[start:stop] for start, stop in self.slices])
+        for (start, stop), increment in zip(self.slices, increments, strict=True):
+            rows = self.weight[start:stop]
+            rows.copy_(rows.to(increment.dtype) + increment)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the kept rows back, bit for bit."""
+        if not self.merged:
+            return
+        rows = self.unmerged_rows.split([stop - start for start, stop in self.slices])
+        for (start, stop), original in zip(self.slices, rows, strict=True):
+            self.weight[start:stop] = original
+        self.unmerged_rows = None

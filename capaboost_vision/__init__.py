@@ -1,0 +1,8 @@
+"""CapaBoost for timm: after this import `timm.create_model(..., capaboost=...)` works."""
+
+from capaboost_vision import backbone  # noqa: F401  registers the embedded backbone, before all are wrapped
+from capaboost_vision.timm_register import inject, register_all
+
+register_all()
+
+__all__ = ["inject"]

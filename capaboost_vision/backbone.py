@@ -1,0 +1,54 @@
+"""The embedded backbone: a small ViT at 64 px, pretrained on Tiny ImageNet, that ships with the package."""
+
+from functools import partial
+from pathlib import Path
+
+from timm.layers import GroupNorm1, HybridEmbed
+from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer_hybrid import ConvStem
+from torch import nn
+
+WEIGHTS = Path(__file__).parent / "weights" / "capaboost_vit_micro_patch8_64.safetensors"
+
+default_cfgs = generate_default_cfgs(
+    {
+        "capaboost_vit_micro_patch8_64.tiny_imagenet": {
+            "file": str(WEIGHTS),
+            "input_size": (3, 64, 64),
+            "num_classes": 200,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "first_conv": "patch_embed.backbone.0.conv",
+            "classifier": "head",
+            "license": "apache-2.0",
+        }
+    }
+)
+
+
+def _stem(width: int) -> nn.Module:
+    """Three stride-2 convolutions, 64 px -> 8 x 8 tokens; early convolutions train faster than one
+    patch projection (Xiao et al., 2021). Group norm, so that a frozen stem has no running statistics.
+    """
+    return ConvStem(channels=(width // 4, width // 2, width), norm_layer=GroupNorm1, act_layer=nn.GELU)
+
+
+@register_model
+def capaboost_vit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """ViT of width 192, 6 blocks and 3 heads on 8 x 8 patches of a 64 px image, average pooling."""
+    width = 192
+    arguments = dict(
+        img_size=64,
+        patch_size=8,
+        embed_dim=width,
+        depth=6,
+        num_heads=3,
+        class_token=False,
+        global_pool="avg",
+        embed_layer=partial(HybridEmbed, backbone=_stem(width), proj=False),
+    )
+    return build_model_with_cfg(
+        VisionTransformer, "capaboost_vit_micro_patch8_64", pretrained, **dict(arguments, **kwargs)
+    )

@@ -1,0 +1,58 @@
+"""Teach `timm.create_model` the argument `capaboost`."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import timm
+from torch import nn
+
+from capaboost_core.config import CapaBoostConfig, resolve_config
+from capaboost_core.inject import inject as inject_plan
+from capaboost_vision.targets import plan
+
+
+def inject(model: nn.Module, config: CapaBoostConfig | dict[str, Any] | str) -> nn.Module:
+    """Adapt a timm model in place; `timm.create_model(..., capaboost=config)` calls this.
+
+    Args:
+        model: A timm model of a supported family.
+        config: A configuration, a dict of its settings, or a preset name such as `capaboost-lora`.
+
+    Raises:
+        UserError: If the configuration or the model's class is not supported.
+    """
+    config = resolve_config(config)
+    return inject_plan(model, config, plan(model, config))
+
+
+def register_all() -> None:
+    """Wrap every model that timm has registered, so that it takes `capaboost`.
+
+    Wrapping the registered functions, not `create_model`, also reaches code that imported the latter
+    before. `functools.wraps` keeps name and module, by which timm finds a model's pretrained cfgs.
+    """
+    for name in timm.list_models():
+        entrypoint = timm.model_entrypoint(name)
+        if not hasattr(entrypoint, "takes_capaboost"):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Overwriting")
+                timm.models.register_model(_taking_capaboost(entrypoint))
+
+
+def _taking_capaboost(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    @functools.wraps(entrypoint)
+    def create(
+        pretrained: bool = False,
+        capaboost: CapaBoostConfig | dict[str, Any] | str | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        config = None if capaboost is None else resolve_config(capaboost)
+        model = entrypoint(pretrained=pretrained, **kwargs)
+        return model if config is None else inject(model, config)
+
+    create.takes_capaboost = True
+    return create
