@@ -1,0 +1,66 @@
+"""The configuration refuses what it cannot mean, in one line that says what to type."""
+
+import pytest
+
+from capaboost_core import PRESETS, CapaBoostConfig, UserError, resolve_config
+
+WRONG = [
+    ({"method": "ia3"}, "padapter"),
+    ({"r": 0}, "1 or more"),
+    ({"r": 2.5}, "whole number"),
+    ({"r": True}, "whole number"),
+    ({"num_tied": 0}, "from 1 to 8"),
+    ({"num_tied": 9}, "from 1 to 8"),
+    ({"density": 0}, "above 0"),
+    ({"density": 1.5}, "at most 1"),
+    ({"density": "half"}, "number"),
+    ({"density": float("nan")}, "at most 1"),
+    ({"alpha": 0}, "alpha = r"),
+    ({"dropout": 1.0}, "below 1"),
+    ({"seed": -1}, "0 or more"),
+    ({"mask": "block"}, "nm"),
+    ({"mask": "nm"}, "n: 2 and m: 4"),
+    ({"mask": "nm", "n": 5, "m": 4}, "4 or less"),
+    ({"mask": "nm", "n": 2, "m": 4, "density": 0.7}, "0.5"),
+    ({"n": 2, "m": 4}, "mask: nm"),
+    ({"init": "zero"}, "official"),
+    ({"targets": []}, "attention-qv"),
+    ({"targets": 3}, "attention-qv"),
+    ({"rnak": 4}, "known keys"),
+    ({"densty": 0.5}, "did you mean density"),
+]
+
+
+@pytest.mark.parametrize(("values", "hint"), WRONG, ids=[str(values) for values, _ in WRONG])
+def test_wrong_values_say_what_to_type(values, hint):
+    with pytest.raises(UserError) as caught:
+        CapaBoostConfig.from_dict(values)
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_dict_and_yaml_round_trips(tmp_path):
+    config = CapaBoostConfig("padapter", r=4, mask="nm", n=1, m=4, alpha=16, targets=["attn.proj", "mlp.fc2"])
+    assert config.density == 0.25
+    assert CapaBoostConfig.from_dict(config.to_dict()) == config
+    path = tmp_path / "adapter.yaml"
+    path.write_text("method: padapter\nr: 4\nmask: nm\nn: 1\nm: 4\nalpha: 16\ntargets: [attn.proj, mlp.fc2]\n")
+    assert CapaBoostConfig.from_yaml(path) == config
+
+
+@pytest.mark.parametrize(("text", "hint"), [(None, "path of a YAML"), ("r: [", "not YAML"), ("- r", "must map")])
+def test_wrong_yaml_files(tmp_path, text, hint):
+    path = tmp_path / "adapter.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=hint):
+        CapaBoostConfig.from_yaml(path)
+
+
+def test_presets_and_their_changes():
+    assert resolve_config("capaboost-lora", r=16) == CapaBoostConfig("lora", r=16)
+    assert (PRESETS["lora"].num_tied, PRESETS["lora"].density) == (1, 1.0)
+    with pytest.raises(UserError, match="capaboost-lora"):
+        resolve_config("qlora")
+    with pytest.raises(UserError, match="preset name"):
+        resolve_config(8)

@@ -1,0 +1,178 @@
+"""Injection into any model: base untouched, what is counted is what is trained, errors change nothing."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from capaboost_core import (
+    CapaBoostConfig,
+    Plan,
+    Target,
+    UserError,
+    disable,
+    inject,
+    merge,
+    parameter_counts,
+    trainable_parameters,
+    unmerge,
+)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).relu()))
+
+
+PLAN = Plan((Target("first", ((0, 16),)), Target("second")), head=("head",))
+
+
+def adapted(method="lora", **settings):
+    torch.manual_seed(0)
+    return inject(Net(), CapaBoostConfig(method, r=4, **settings), PLAN)
+
+
+def randomise(model):
+    for parameter in trainable_parameters(model).values():
+        nn.init.normal_(parameter)
+    return model
+
+
+X = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("method", ["lora", "padapter", "hadapter", "linear", "full"])
+def test_output_and_state_of_the_base_stay(method):
+    base = Net()
+    before, keys = copy.deepcopy(base), base.state_dict().keys()
+    out = base(X)
+    model = inject(base, CapaBoostConfig(method, r=4), PLAN)
+    assert torch.equal(model(X), out)
+    assert keys <= model.state_dict().keys()
+    for key in keys:
+        assert torch.equal(model.state_dict()[key], before.state_dict()[key])
+
+
+@pytest.mark.parametrize("method", ["lora", "padapter"])
+def test_training_changes_the_adapter_and_the_head_only(method):
+    model = adapted(method)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=0.1)
+    for _ in range(3):
+        model(X).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == trainable_parameters(model).keys()
+    with disable(model):
+        base = Net()
+        base.load_state_dict({k: v for k, v in model.state_dict().items() if k in base.state_dict()})
+        assert torch.equal(model(X), base(X))
+    assert not torch.equal(model(X), base(X))
+
+
+def test_counts_by_hand():
+    counts = parameter_counts(adapted(num_tied=2, density=0.5))
+    # kept entries of A (4, 16), B (16, 4), A (4, 32), B (16, 4), counted from the masks themselves
+    kept = sum(int((t.bits != 0).sum()) for t in adapted().modules() if hasattr(t, "bits"))
+    assert (counts.trainable, counts.head, counts.total) == (kept, 51, 16 * 32 + 32 + 32 * 16 + 16)
+    assert parameter_counts(adapted(num_tied=1, density=1.0)).trainable == 4 * (16 + 16 + 32 + 16)
+    adapter = parameter_counts(adapted("padapter", num_tied=1, density=1.0))
+    assert adapter.trainable == (2 * 4 * 32 + 4 + 32) + (2 * 4 * 16 + 4 + 16)
+    assert parameter_counts(adapted("linear")).trainable == 0
+    full = parameter_counts(adapted("full"))
+    assert (full.trainable, full.percent) == (full.total, 100)
+
+
+def test_merge_is_exact_and_unmerge_restores_every_bit():
+    model = randomise(adapted(alpha=8)).eval()
+    out, weights = model(X), {k: v.clone() for k, v in model.state_dict().items()}
+    merge(merge(model))
+    assert not torch.equal(model.first.weight, weights["first.weight"])
+    torch.testing.assert_close(model(X), out, rtol=1e-5, atol=1e-5)
+    plain = Net()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k in plain.state_dict()})
+    torch.testing.assert_close(plain(X), out, rtol=1e-5, atol=1e-5)
+    unmerge(unmerge(model))
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert torch.equal(model(X), out)
+
+
+def test_an_adapter_says_that_it_cannot_be_merged():
+    with pytest.raises(UserError, match="nonlinearity"):
+        merge(adapted("padapter"))
+
+
+def test_base_checkpoint_loads_strictly_but_a_partial_adapter_does_not():
+    model = randomise(adapted())
+    base = Net().state_dict()
+    adapter = model.first.lora_A[0].packed.clone()
+    model.load_state_dict(base)
+    assert torch.equal(model.first.weight, base["first.weight"])
+    assert torch.equal(model.first.lora_A[0].packed, adapter)
+    state = model.state_dict()
+    del state["first.lora_A.0.packed"]
+    with pytest.raises(RuntimeError, match=r"first\.lora_A"):
+        model.load_state_dict(state)
+
+
+def test_explicit_suffixes_match_whole_components():
+    model = inject(Net(), CapaBoostConfig(targets=["second"]))
+    assert type(model.first) is nn.Linear
+    assert type(model.second) is not nn.Linear
+    with pytest.raises(UserError, match=r"econd.*first"):
+        inject(Net(), CapaBoostConfig(targets=["econd"]))
+
+
+WRONG = [
+    (Net, CapaBoostConfig(), None, "depends on the architecture"),
+    (Net, CapaBoostConfig(), Plan(()), "nothing to adapt"),
+    (Net, CapaBoostConfig(), Plan((Target("first"), Target("third"))), "third is a NoneType"),
+    (Net, CapaBoostConfig("linear"), Plan(()), "num_classes"),
+    (Net, CapaBoostConfig(mask="nm", n=2, m=3, r=4), PLAN, "multiple of 3"),
+    (adapted, CapaBoostConfig(), PLAN, "adapted already"),
+]
+
+
+@pytest.mark.parametrize(("make", "config", "plan", "hint"), WRONG, ids=[w[3] for w in WRONG])
+def test_errors_leave_the_model_as_it_was(make, config, plan, hint):
+    model = make()
+    modules, flags = list(model.named_modules()), [p.requires_grad for p in model.parameters()]
+    with pytest.raises(UserError, match=hint):
+        inject(model, config, plan)
+    assert [(n, id(m)) for n, m in model.named_modules()] == [(n, id(m)) for n, m in modules]
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+def test_attention_that_bypasses_its_projection_is_refused():
+    with pytest.raises(UserError, match="NonDynamicallyQuantizableLinear"):
+        inject(nn.MultiheadAttention(16, 2), CapaBoostConfig(targets=["out_proj"]))
+
+
+def test_deepcopy_half_precision_and_autocast():
+    model = randomise(adapted())
+    twin = copy.deepcopy(model)
+    nn.init.zeros_(twin.first.lora_A[0].packed)
+    assert not torch.equal(model(X), twin(X))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(X).float(), model(X), rtol=0.1, atol=0.5, check_dtype=False)
+    half = inject(Net().bfloat16(), CapaBoostConfig(r=4), PLAN)
+    assert half.first.lora_A[0].packed.dtype == torch.float32
+    assert half(X.bfloat16()).dtype == torch.bfloat16
+    assert model(X[:0]).shape == (0, 3)
+    torch.testing.assert_close(model(X.T.contiguous().T), model(X))
+
+
+def test_compiles_whole_and_trains_the_same():
+    model = randomise(adapted())
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    for net in (model, compiled):
+        net(X).square().sum().backward()
+    torch.testing.assert_close(
+        compiled.first.lora_A[0].packed.grad, model.first.lora_A[0].packed.grad, rtol=1e-4, atol=1e-4
+    )
