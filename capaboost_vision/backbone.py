@@ -37,11 +37,11 @@ def _stem(width: int) -> nn.Module:
 
 @register_model
 def capaboost_vit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """ViT of width 192, 6 blocks and 3 heads on 8 x 8 patches of a 64 px image, average pooling."""
-    width = 192
+    """ViT of width 192, 6 blocks and 3 heads on the 8 x 8 patches of a 64 px image, average pooling."""
+    width = kwargs.get("embed_dim", 192)
     arguments = dict(
         img_size=64,
-        patch_size=8,
+        patch_size=1,  # of the stem's output, each place of which stands for 8 x 8 pixels
         embed_dim=width,
         depth=6,
         num_heads=3,
