@@ -1,11 +1,12 @@
 """Pretrain the embedded backbone on Tiny ImageNet, resumable, on a CPU or a GPU.
 
-    python tools/pretrain_backbone.py --data-dir DATA/upstream --epochs 30 --output-dir runs/backbone
+    python tools/pretrain_backbone.py --data-dir DATA/upstream --output-dir runs/backbone
 
-DATA/upstream holds Parquet files with the columns `image` (encoded bytes) and `label`. Two thirds of
-an epoch's cost are saved by dropping half of the patch tokens in training (PatchDropout, Liu et al.,
-2023), and most of the epochs by Muon (Jordan et al., 2024) on the matrices of the blocks, AdamW on
-the rest. Weights are an exponential moving average; they are stored in half precision.
+DATA/upstream holds Parquet files with the columns `image` (encoded bytes) and `label`. Steps are
+cheaper by dropping half of the patch tokens in training (PatchDropout, Liu et al., 2023), and fewer by
+Muon (Jordan et al., 2024) on the matrices of the blocks, with AdamW on the rest. A run that was stopped
+goes on from its last epoch when it is started again. The weights kept are
+an exponential moving average, in half precision.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import os
 import time
 from pathlib import Path
@@ -38,15 +38,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of train-*.parquet, val.parquet")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/backbone"))
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-3, help="AdamW's; Muon's is ten times as large")
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--patch-drop", type=float, default=0.5, help="share of tokens dropped in training")
-    parser.add_argument("--full-epochs", type=int, default=2, help="last epochs, trained on all tokens")
+    parser.add_argument("--full-epochs", type=int, default=1, help="last epochs, trained on all tokens")
     parser.add_argument("--mixup", type=float, default=0.2, help="alpha of the Beta distribution; 0 = off")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="checkpoint and stop after this long")
     return parser.parse_args()
 
 
@@ -123,10 +122,82 @@ def top1(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, dev
     return hits / len(labels)
 
 
-def save_atomically(path: Path, save, payload) -> None:
+def write_atomically(path: Path, save, payload) -> None:
     partial = path.with_suffix(".partial")
     save(payload, partial)
     os.replace(partial, path)
+
+
+class Run:
+    """Model, averaged weights, optimizers and where they are in the run."""
+
+    def __init__(self, arguments: argparse.Namespace, classes: int, steps_per_epoch: int, device: torch.device):
+        self.arguments, self.device, self.classes = arguments, device, classes
+        model = timm.create_model(ARCHITECTURE, num_classes=classes, patch_drop_rate=arguments.patch_drop)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+        self.optimizers = make_optimizers(self.model, arguments.lr, arguments.weight_decay)
+        self.base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch, self.seconds = 0, 0.0
+
+    def train_epoch(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """One pass in an order that follows from seed and epoch; returns the last loss."""
+        if self.epoch >= self.arguments.epochs - self.arguments.full_epochs:
+            self.model.patch_drop = torch.nn.Identity()
+        torch.manual_seed(self.arguments.seed * 1000 + self.epoch)
+        np.random.seed(self.arguments.seed * 1000 + self.epoch)
+        order, size = torch.randperm(len(labels)), self.arguments.batch_size
+        description = f"epoch {self.epoch + 1}/{self.arguments.epochs}"
+        bar = tqdm(range(self.steps_per_epoch), desc=description, mininterval=5)
+        for step in bar:
+            rows = order[step * size : (step + 1) * size]
+            self.set_learning_rates(self.epoch * self.steps_per_epoch + step)
+            loss = self.train_step(images[rows].to(self.device), labels[rows].to(self.device))
+            if step % 10 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+        return loss.item()
+
+    def set_learning_rates(self, step: int) -> None:
+        factor = learning_rate_factor(step, self.steps_per_epoch * self.arguments.epochs, self.steps_per_epoch)
+        for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+
+    def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        images = (augment(images).float() - MEAN) / STD
+        images, targets = mix(images, F.one_hot(labels, self.classes).float(), self.arguments.mixup)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=0.1)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.averaged.update_parameters(self.model)
+        return loss
+
+    def save(self) -> None:
+        """A checkpoint to go on from, and the averaged weights in half precision."""
+        state = {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+        }
+        weights = {k: v.half().contiguous().cpu() for k, v in self.averaged.module.state_dict().items()}
+        write_atomically(self.arguments.output_dir / "checkpoint.pt", torch.save, state)
+        write_atomically(self.arguments.output_dir / f"{ARCHITECTURE}.safetensors", save_file, weights)
+
+    def load(self) -> None:
+        state = torch.load(self.arguments.output_dir / "checkpoint.pt", map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
 
 
 def main() -> None:
@@ -137,75 +208,20 @@ def main() -> None:
     timm.layers.set_fused_attn(device.type == "cuda")  # the fused CPU kernel is slow backward
     torch.manual_seed(arguments.seed)
     images, labels = load_split(sorted(arguments.data_dir.glob("train-*.parquet")), out / "train.npz")
-    val_images, val_labels = load_split([arguments.data_dir / "val.parquet"], out / "val.npz")
-    classes = int(labels.max()) + 1
-
-    model = timm.create_model(ARCHITECTURE, num_classes=classes, patch_drop_rate=arguments.patch_drop)
-    model = model.to(device, memory_format=torch.channels_last)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
-    optimizers = make_optimizers(model, arguments.lr, arguments.weight_decay)
-    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    steps_per_epoch = len(labels) // arguments.batch_size
-    total = steps_per_epoch * arguments.epochs
-
-    first, spent, checkpoint = 0, 0.0, out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=False)
-        model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        first, spent = state["epoch"], state["seconds"]
-
-    begin = time.perf_counter()
-    for epoch in range(first, arguments.epochs):
-        if epoch >= arguments.epochs - arguments.full_epochs:
-            model.patch_drop = torch.nn.Identity()
-        torch.manual_seed(arguments.seed * 1000 + epoch)
-        np.random.seed(arguments.seed * 1000 + epoch)
-        order = torch.randperm(len(labels))
-        bar = tqdm(range(steps_per_epoch), desc=f"epoch {epoch + 1}/{arguments.epochs}", mininterval=5)
-        for step in bar:
-            factor = learning_rate_factor(epoch * steps_per_epoch + step, total, steps_per_epoch)
-            for optimizer, rates in zip(optimizers, base_rates, strict=True):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-            rows = order[step * arguments.batch_size : (step + 1) * arguments.batch_size]
-            batch = augment(images[rows].to(device))
-            targets = F.one_hot(labels[rows].to(device), classes).float()
-            batch, targets = mix((batch.float() - MEAN) / STD, targets, arguments.mixup)
-            with torch.autocast(device.type, torch.bfloat16):
-                logits = model(batch)
-            loss = F.cross_entropy(logits.float(), targets, label_smoothing=0.1)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            averaged.update_parameters(model)
-            if step % 10 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-        accuracy = top1(averaged, val_images, val_labels, device)
-        seconds = spent + time.perf_counter() - begin
-        record = {"epoch": epoch + 1, "loss": loss.item(), "val_top1": accuracy, "seconds": seconds}
+    validation = load_split([arguments.data_dir / "val.parquet"], out / "val.npz")
+    run = Run(arguments, int(labels.max()) + 1, len(labels) // arguments.batch_size, device)
+    if (out / "checkpoint.pt").exists():
+        run.load()
+    while run.epoch < arguments.epochs:
+        begin = time.perf_counter()
+        loss = run.train_epoch(images, labels)
+        accuracy = top1(run.averaged, *validation, device)
+        run.epoch, run.seconds = run.epoch + 1, run.seconds + time.perf_counter() - begin
+        record = {"epoch": run.epoch, "loss": loss, "val_top1": accuracy, "seconds": run.seconds}
         with open(out / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
         tqdm.write(json.dumps(record))
-        save_atomically(
-            checkpoint,
-            torch.save,
-            {
-                "model": model.state_dict(),
-                "averaged": averaged.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "epoch": epoch + 1,
-                "seconds": seconds,
-            },
-        )
-        weights = {k: v.half().contiguous().cpu() for k, v in averaged.module.state_dict().items()}
-        save_atomically(out / f"{ARCHITECTURE}.safetensors", save_file, weights)
-        if seconds - spent > arguments.minutes * 60:
-            break
+        run.save()
 
 
 if __name__ == "__main__":
