@@ -1,4 +1,4 @@
-"""CapaBoost adapters: tied bottlenecks after a frozen linear layer."""
+"""CapaBoost adapters: tied bottlenecks after a frozen linear layer or inside a residual norm."""
 
 from __future__ import annotations
 
@@ -7,49 +7,91 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import AdaptedLinear
+from capaboost_core.adapted import Adapted, dropout_of, empty_beside
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.plan import Target
 from capaboost_core.tied import TiedWeight
 
 
-class AdapterLinear(AdaptedLinear):
-    """Linear layer h = x W^T + b, then h + alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) (Eq. 5).
+class Bottleneck(nn.Module):
+    """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = ReLU (Eq. 5).
 
-    f is ReLU. The bias c (r) of the bottleneck is seen by every copy, the output bias e (out) is added
-    once; biases are not masked. The d copies are two products of concatenated factors, as in LoRA.
-    PAdapter (Pfeiffer et al., 2021) follows the feed-forward part, HAdapter (Houlsby et al., 2019) the
-    attention as well.
+    The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
+    biases are not masked. The d copies are two products of concatenated factors, as in LoRA.
 
     Args:
-        base: The frozen layer to adopt.
-        config: The adapter's configuration; `init="lora"` starts with U = 0, so the output starts as
-            the base's, `init="official"` with N(0, 0.02) on both factors.
-        target: Path of the layer.
+        config: The adapter's configuration; `init="lora"` starts with U = 0, so that the model starts as
+            its base, `init="official"` with N(0, 0.02) on both factors.
+        path: Module path that keys the masks.
+        width: Size of h and of the output.
+        beside: A frozen weight, which gives device and precision.
     """
 
-    def __init__(self, base: nn.Linear, config: CapaBoostConfig, target: Target):
-        super().__init__(base, config, target)
-        down, up = self._dense(config.r, self.out_features), self._dense(self.out_features, config.r)
+    def __init__(self, config: CapaBoostConfig, path: str, width: int, beside: Tensor):
+        super().__init__()
+        down, up = empty_beside(beside, config.r, width), empty_beside(beside, width, config.r)
         if config.init == "lora":
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
             nn.init.zeros_(up)
         else:
             nn.init.normal_(down, std=0.02)
             nn.init.normal_(up, std=0.02)
-        self.adapter_down = TiedWeight(config, target.path, "down", down)
-        self.adapter_up = TiedWeight(config, target.path, "up", up)
-        self.adapter_down_bias = nn.Parameter(nn.init.zeros_(self._dense(config.r)))
-        self.adapter_up_bias = nn.Parameter(nn.init.zeros_(self._dense(self.out_features)))
+        self.down = TiedWeight(config, path, "down", down)
+        self.up = TiedWeight(config, path, "up", up)
+        self.down_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, config.r)))
+        self.up_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, width)))
+        self.num_tied, self.scaling = config.num_tied, config.scaling
+        self.dropout = dropout_of(config)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h (..., width) -> (..., width)."""
+        down = self.down.copies().flatten(0, 1).to(h.dtype)
+        up = self.up.copies().transpose(0, 1).flatten(1).to(h.dtype)
+        hidden = F.relu(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
+        return self.scaling * F.linear(hidden, up, self.up_bias.to(h.dtype))
+
+
+class AdapterLinear(Adapted, nn.Linear):
+    """Linear layer h = x W^T + b, then h + bottleneck(h).
+
+    Where a block adds its residual after the norm (timm's ViTs), PAdapter follows the feed-forward part
+    and HAdapter the attention's output as well; Houlsby et al. (2019) place it so in any encoder.
+
+    Args:
+        base: The frozen layer to adopt.
+        config: The adapter's configuration.
+        target: Path of the layer.
+    """
+
+    def __init__(self, base: nn.Linear, config: CapaBoostConfig, target: Target):
+        self.adopt(base, target.path)
+        self.adapter = Bottleneck(config, target.path, base.out_features, base.weight)
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
         h = F.linear(x, self.weight, self.bias)
-        if not self.enabled:
-            return h
-        down = self.adapter_down.copies().flatten(0, 1).to(h.dtype)
-        up = self.adapter_up.copies().transpose(0, 1).flatten(1).to(h.dtype)
-        bias = self.adapter_down_bias.repeat(self.num_tied).to(h.dtype)
-        hidden = F.relu(F.linear(self.dropout(h), down, bias))
-        return h + self.scaling * F.linear(hidden, up, self.adapter_up_bias.to(h.dtype))
+        return h + self.adapter(h) if self.enabled else h
+
+
+class AdapterNorm(Adapted, nn.LayerNorm):
+    """Layer norm of a residual sum s, then norm(s + bottleneck(norm(s))) with the same frozen norm twice.
+
+    That is Pfeiffer et al. (2021) in encoders that norm after the sum, s = h + x, as the authors' code
+    has it: y = adapter(norm(h + x)) + h, then norm(y + x).
+
+    Args:
+        base: The frozen norm to adopt.
+        config: The adapter's configuration.
+        target: Path of the norm.
+    """
+
+    def __init__(self, base: nn.LayerNorm, config: CapaBoostConfig, target: Target):
+        self.adopt(base, target.path)
+        self.adapter = Bottleneck(config, target.path, base.normalized_shape[-1], base.weight)
+        self.train(base.training)
+
+    def forward(self, s: Tensor) -> Tensor:
+        """s (..., width) -> (..., width)."""
+        normed = super().forward(s)
+        return super().forward(s + self.adapter(normed)) if self.enabled else normed

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from capaboost_core.adapted import AdaptedLinear
-from capaboost_core.bottleneck import AdapterLinear
+from capaboost_core.adapted import Adapted
+from capaboost_core.bottleneck import AdapterLinear, AdapterNorm
 from capaboost_core.config import CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
 from capaboost_core.lora import CapaLinear
 from capaboost_core.masks import checksum
 from capaboost_core.plan import Plan, in_prefix, plan_suffixes
 
-LAYERS = {"lora": CapaLinear, "padapter": AdapterLinear, "hadapter": AdapterLinear}
+ADAPTERS = {nn.Linear: AdapterLinear, nn.LayerNorm: AdapterNorm}
+LAYERS = {"lora": {nn.Linear: CapaLinear}, "padapter": ADAPTERS, "hadapter": ADAPTERS}
 
 
 @dataclass(frozen=True)
@@ -59,26 +60,25 @@ def inject(model: nn.Module, config: CapaBoostConfig | dict | str, plan: Plan | 
     return attach(model, Injection(config, plan, base_name(model)), build(model, config, plan))
 
 
-def build(model: nn.Module, config: CapaBoostConfig, plan: Plan) -> dict[str, AdaptedLinear]:
+def build(model: nn.Module, config: CapaBoostConfig, plan: Plan) -> dict[str, Adapted]:
     """Check everything and make the adapted layers by path; the model is not changed."""
     if hasattr(model, "capaboost"):
         raise UserError("the model is adapted already; start from a fresh base model")
-    layer = LAYERS.get(config.method)
-    if layer and not plan.targets:
+    layers = LAYERS.get(config.method, {})
+    if layers and not plan.targets:
         raise UserError(f"method {config.method} found nothing to adapt in {type(model).__name__}; give targets")
     if config.method == "linear" and not _head_parameters(model, plan):
         raise UserError(f"method linear trains the head only, but {type(model).__name__} has none; set num_classes")
-    if not layer:
-        return {}
     modules = dict(model.named_modules())
-    for target in plan.targets:
-        if type(modules.get(target.path)) is not nn.Linear:
-            found = type(modules.get(target.path)).__name__
-            raise UserError(f"target {target.path} is a {found}, not an nn.Linear; choose other targets")
-    return {target.path: layer(modules[target.path], config, target) for target in plan.targets}
+    chosen = plan.targets if layers else ()
+    for target in chosen:
+        if type(modules.get(target.path)) not in layers:
+            found, wanted = type(modules.get(target.path)).__name__, " or ".join(f"nn.{t.__name__}" for t in layers)
+            raise UserError(f"target {target.path} is a {found}, not an {wanted}; choose other targets")
+    return {t.path: layers[type(modules[t.path])](modules[t.path], config, t) for t in chosen}
 
 
-def attach(model: nn.Module, injection: Injection, layers: dict[str, AdaptedLinear]) -> nn.Module:
+def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> nn.Module:
     """Swap the built layers in and set what is trainable."""
     head = _head_parameters(model, injection.plan)
     model.requires_grad_(injection.config.method == "full")
@@ -94,9 +94,9 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, AdaptedLine
     return model
 
 
-def adapted_layers(model: nn.Module) -> list[AdaptedLinear]:
+def adapted_layers(model: nn.Module) -> list[Adapted]:
     """The adapted layers in module order."""
-    return [module for module in model.modules() if isinstance(module, AdaptedLinear)]
+    return [module for module in model.modules() if isinstance(module, Adapted)]
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -152,7 +152,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     return model
 
 
-def mask_checksum(layers: list[AdaptedLinear]) -> str:
+def mask_checksum(layers: list[Adapted]) -> str:
     """SHA-256 over the masks of the layers, keyed by module path and weight."""
     return checksum(
         (f"{layer.path}.{name}", tied.bits.cpu().numpy())
@@ -205,7 +205,7 @@ def _accept_base_checkpoint(model: nn.Module, state: dict, prefix: str, *_) -> N
     own = {
         f"{prefix}{layer_path}.{name}": parameter
         for layer_path, layer in model.named_modules()
-        if isinstance(layer, AdaptedLinear)
+        if isinstance(layer, Adapted)
         for name, parameter in layer.own_parameters().items()
     }
     if own and not own.keys() & state.keys():

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import AdaptedLinear
+from capaboost_core.adapted import Adapted, dropout_of, empty_beside
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.plan import Target
 from capaboost_core.tied import TiedWeight
 
 
-class CapaLinear(AdaptedLinear):
+class CapaLinear(Adapted, nn.Linear):
     """Linear layer plus alpha/r * sum_i (B * mb_i)(A * ma_i) on its output or on slices of it (Eq. 4).
 
     The d modules are one product of concatenated factors, [B_1 .. B_d][A_1; ..; A_d], of rank d*r; a
@@ -31,14 +31,15 @@ class CapaLinear(AdaptedLinear):
     """
 
     def __init__(self, base: nn.Linear, config: CapaBoostConfig, target: Target):
-        super().__init__(base, config, target)
+        self.adopt(base, target.path)
+        self.scaling, self.dropout = config.scaling, dropout_of(config)
         self.slices = target.slices or ((0, self.out_features),)
         self.lora_A, self.lora_B = nn.ModuleList(), nn.ModuleList()
         for index, (start, stop) in enumerate(self.slices):
-            a = self._dense(config.r, self.in_features)
+            a = empty_beside(base.weight, config.r, self.in_features)
             bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
             nn.init.uniform_(a, -bound, bound)
-            b = nn.init.zeros_(self._dense(stop - start, config.r))
+            b = nn.init.zeros_(empty_beside(base.weight, stop - start, config.r))
             self.lora_A.append(TiedWeight(config, target.path, f"A.{index}", a))
             self.lora_B.append(TiedWeight(config, target.path, f"B.{index}", b))
         self.register_buffer("unmerged_rows", None, persistent=False)

@@ -13,7 +13,7 @@ from capaboost_core.errors import UserError
 
 @dataclass(frozen=True)
 class Target:
-    """One `nn.Linear` to adapt.
+    """One layer to adapt: an `nn.Linear`, or the `nn.LayerNorm` of a residual sum for an adapter.
 
     Attributes:
         path: Its module path in the base model.

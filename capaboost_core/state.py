@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from capaboost_core.adapted import AdaptedLinear
+from capaboost_core.adapted import Adapted
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
 from capaboost_core.inject import (
@@ -104,7 +104,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _build(model: nn.Module, injection: Injection) -> dict[str, AdaptedLinear]:
+def _build(model: nn.Module, injection: Injection) -> dict[str, Adapted]:
     state = torch.get_rng_state()  # the initial values are overwritten: leave the caller's stream alone
     layers = build(model, injection.config, injection.plan)
     torch.set_rng_state(state)
@@ -140,7 +140,7 @@ def _read_tensors(path: Path, mask_checksum: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _destinations(model: nn.Module, injection: Injection, layers: dict[str, AdaptedLinear]) -> dict[str, nn.Parameter]:
+def _destinations(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> dict[str, nn.Parameter]:
     added = {f"{path}.{n}": p for path, layer in layers.items() for n, p in layer.own_parameters().items()}
     own = {
         name: parameter

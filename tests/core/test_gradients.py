@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Target
-from capaboost_core.bottleneck import AdapterLinear
+from capaboost_core.bottleneck import AdapterLinear, AdapterNorm
 from capaboost_core.lora import CapaLinear
 
 KINDS = [("random", {}), ("nm", {"n": 2, "m": 4}), ("same", {})]
@@ -72,29 +72,31 @@ def test_lora(num_tied, kind, groups, slices):
 
 @pytest.mark.parametrize(("kind", "groups"), KINDS, ids=[k for k, _ in KINDS])
 @pytest.mark.parametrize("num_tied", [1, 2, 4])
-def test_adapter(num_tied, kind, groups):
+@pytest.mark.parametrize("base", [nn.Linear(24, 24), nn.LayerNorm(24)], ids=["linear", "norm"])
+def test_adapter(base, num_tied, kind, groups):
     torch.manual_seed(0)
-    base = nn.Linear(12, 24).double()
-    layer = AdapterLinear(base, config_of("padapter", num_tied, kind, groups), Target("p"))
+    config, norm = config_of("padapter", num_tied, kind, groups), isinstance(base, nn.LayerNorm)
+    layer = (AdapterNorm if norm else AdapterLinear)(base.double(), config, Target("p"))
     randomise(layer)
-    x = torch.randn(3, 5, 12, dtype=torch.float64)
-    h = x @ base.weight.T + base.bias
-    (down, masks_down), (up, masks_up) = dense_and_masks(layer.adapter_down), dense_and_masks(layer.adapter_up)
-    c, e = (p.detach().clone().requires_grad_() for p in (layer.adapter_down_bias, layer.adapter_up_bias))
+    x = torch.randn(3, 5, 24, dtype=torch.float64)
+    h = base(x)
+    (down, masks_down), (up, masks_up) = dense_and_masks(layer.adapter.down), dense_and_masks(layer.adapter.up)
+    c, e = (p.detach().clone().requires_grad_() for p in (layer.adapter.down_bias, layer.adapter.up_bias))
     modules = [
         ((h @ (down * mask_down).T + c).clamp(min=0)) @ (up * mask_up).T
         for mask_down, mask_up in zip(masks_down, masks_up, strict=True)
     ]
-    expected = h + 6 / 4 * (sum(modules) + e)
+    increment = 6 / 4 * (sum(modules) + e)
+    expected = base(x + increment) if norm else h + increment
     out = layer(x)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     weight = torch.randn_like(out)
     (out * weight).sum().backward()
     (expected * weight).sum().backward()
-    assert_same_gradient(layer.adapter_down, down)
-    assert_same_gradient(layer.adapter_up, up)
-    torch.testing.assert_close(layer.adapter_down_bias.grad, c.grad, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(layer.adapter_up_bias.grad, e.grad, rtol=1e-10, atol=1e-12)
+    assert_same_gradient(layer.adapter.down, down)
+    assert_same_gradient(layer.adapter.up, up)
+    torch.testing.assert_close(layer.adapter.down_bias.grad, c.grad, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(layer.adapter.up_bias.grad, e.grad, rtol=1e-10, atol=1e-12)
 
 
 def test_dropout_masks_are_redrawn_in_training_and_averaged_in_evaluation():
@@ -127,5 +129,5 @@ def test_official_initialisation_is_the_authors():
     assert lora.lora_A[0].packed.abs().max().item() == pytest.approx(8**-0.5, rel=0.01)
     assert lora.lora_B[0].packed.abs().max().item() == 0
     adapter = AdapterLinear(nn.Linear(768, 768), CapaBoostConfig("padapter", init="official"), Target("p"))
-    for tied in (adapter.adapter_down, adapter.adapter_up):
+    for tied in (adapter.adapter.down, adapter.adapter.up):
         assert tied.packed.std().item() == pytest.approx(0.02, rel=0.05)

@@ -50,7 +50,7 @@ def create(name, capaboost=None):
     for name, parameter in model.named_parameters():  # zero or tiny scales at the start would hide every change
         if parameter.ndim == 1 and name.split(".")[-1] in ("weight", "gamma", "gamma_1", "gamma_2"):
             nn.init.ones_(parameter)
-        elif "lora_" not in name and "adapter_" not in name and "logit" not in name:
+        elif "lora_" not in name and "adapter." not in name and "logit" not in name:
             nn.init.normal_(parameter, std=0.15)
     return model.eval()
 
@@ -70,7 +70,7 @@ def image(model):
 
 def randomise(model):
     for name, parameter in trainable_parameters(model).items():
-        if "lora_" in name or "adapter_" in name:
+        if "lora_" in name or "adapter." in name:
             nn.init.normal_(parameter, std=0.3)
 
 

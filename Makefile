@@ -1,0 +1,50 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both build .venv first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+EPOCHS ?= 20
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LAUNCH := $(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no \
+	--dynamo_backend no --num_cpu_threads_per_process $(THREADS)
+DIGITS := $(LAUNCH) tools/train_vtab.py --dataset digits --model capaboost_vit_micro_patch8_64 \
+	--epochs $(EPOCHS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint tables clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## build .venv with the pinned versions and this project in editable mode
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 or give PYTHON=/path/to/python" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11; give PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+demo: install ## train a linear probe and CapaBoost-LoRA on the embedded digits, offline, and compare them
+	rm -rf runs/demo
+	$(DIGITS) --method linear --output-dir runs/demo/linear
+	$(DIGITS) --method capaboost-lora --output-dir runs/demo/capaboost-lora
+	$(BIN)/python tools/make_tables.py runs/demo
+
+test: lint ## lint, then all tests
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+
+lint: install ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+tables: install ## write the tables of results/ into results/ and the README
+	$(BIN)/python tools/make_tables.py results --markdown results/tables.md --csv results/tables.csv \
+		--readme README.md
+
+clean: ## remove the demo's runs, caches and build output; .venv and other runs stay
+	rm -rf runs/demo build dist capaboost.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""CapaBoost for text encoders of transformers; in preparation."""

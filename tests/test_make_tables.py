@@ -1,0 +1,93 @@
+"""Tables are made from result files only: seeds are averaged, nothing else is."""
+
+import csv
+import json
+from pathlib import Path
+
+import make_tables
+import pytest
+
+from capaboost_core import UserError
+
+RESULT = {
+    "task": "digits",
+    "model": "tiny",
+    "method": "capaboost-lora",
+    "seed": 0,
+    "protocol": "test",
+    "metric": "accuracy",
+    "value": 90.0,
+    "trainable_parameters": 221184,
+    "percent_trainable": 0.2576,
+    "epochs": 20,
+    "device": "cpu",
+    "split_note": "seed 0",
+    "config": {"train": {"seed": 0, "lr": 0.001, "output_dir": "runs/a"}},
+}
+
+
+def write(folder: Path, **changes) -> None:
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(RESULT | changes))
+
+
+def config(seed: int, lr: float = 0.001) -> dict:
+    return {"train": {"seed": seed, "lr": lr, "output_dir": f"runs/{seed}"}}
+
+
+def test_seeds_become_mean_and_sample_deviation(tmp_path):
+    for seed, value in enumerate((90.0, 94.0, 98.0)):  # mean 94, deviation sqrt((16 + 0 + 16) / 2) = 4
+        write(tmp_path / f"run{seed}", seed=seed, value=value, config=config(seed))
+    write(tmp_path / "linear", method="linear", value=80.25, trainable_parameters=0, percent_trainable=0)
+    outputs = {kind: tmp_path / f"out/table.{kind}" for kind in ("markdown", "csv")}
+    make_tables.main([str(tmp_path), *(f"--{kind}={path}" for kind, path in outputs.items())])
+    lines = outputs["markdown"].read_text().splitlines()
+    assert len(lines) == 4
+    assert "| accuracy 94 ± 4 (3 seeds) | 221,184 | 0.26 | 20 | cpu | seed 0 |" in lines[2]
+    assert "| linear | test | accuracy 80.25 (1 seed) | 0 | 0.00 |" in lines[3]
+    rows = list(csv.DictReader(outputs["csv"].read_text().splitlines()))
+    assert (rows[0]["mean"], rows[0]["std"], rows[0]["seeds"]) == ("94.0", "4.0", "3")
+    assert (rows[1]["mean"], rows[1]["std"]) == ("80.25", "")
+
+
+def test_different_settings_are_not_averaged(tmp_path):
+    write(tmp_path / "a", config=config(0))
+    write(tmp_path / "b", seed=1, config=config(1, lr=0.01))
+    assert [row.seeds for row in make_tables.make_rows(make_tables.read_results([tmp_path]))] == [1, 1]
+
+
+def test_readme_gets_the_table_between_its_markers(tmp_path, capsys):
+    write(tmp_path / "a")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"top\n{make_tables.BEGIN}\nold\n{make_tables.END}\nbottom\n")
+    for _ in range(2):
+        make_tables.main([str(tmp_path), "--readme", str(readme)])
+    text = readme.read_text()
+    assert text.startswith("top\n")
+    assert text.endswith(f"{make_tables.END}\nbottom\n")
+    assert text.count("accuracy 90 (1 seed)") == 1
+    assert "old" not in text
+    assert "accuracy 90 (1 seed)" in capsys.readouterr().out
+
+
+def test_wrong_input_is_one_clear_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "twice" / "a")
+    write(tmp_path / "twice" / "b")
+    write(tmp_path / "lacking", value=None)
+    write(tmp_path / "broken")
+    (tmp_path / "broken" / "result.json").write_text("{")
+    expected = {"empty": "no result.json", "twice": "same run", "lacking": "usable value", "broken": "JSON"}
+    for folder, message in expected.items():
+        with pytest.raises(UserError, match=message) as caught:
+            make_tables.main([str(tmp_path / folder)])
+        assert "\n" not in str(caught.value)
+
+
+def test_readme_without_markers_is_refused_and_kept(tmp_path):
+    write(tmp_path / "a")
+    readme = tmp_path / "README.md"
+    readme.write_text("no place\n")
+    with pytest.raises(UserError, match="results:begin"):
+        make_tables.main([str(tmp_path / "a"), "--readme", str(readme)])
+    assert readme.read_text() == "no place\n"
