@@ -1,0 +1,117 @@
+"""Where the adapters of a transformers encoder go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from capaboost_core.config import CapaBoostConfig
+from capaboost_core.errors import UserError
+from capaboost_core.plan import Plan, Target, plan_suffixes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Full paths of the parts of one encoder layer.
+
+    Attributes:
+        q: Query projection; with `fused`, the one layer that holds q, k and v.
+        k: Key projection.
+        v: Value projection.
+        o: Output projection of the attention.
+        f1: First feed-forward layer.
+        f2: Second feed-forward layer.
+        norm: Norm of the residual sum after the feed-forward part; None in layers that norm before it.
+        fused: Whether q, k and v are thirds of one layer's output.
+    """
+
+    q: str
+    k: str
+    v: str
+    o: str
+    f1: str
+    f2: str
+    norm: str | None
+    fused: bool = False
+
+
+BERT = Layout(
+    q="attention.self.query",
+    k="attention.self.key",
+    v="attention.self.value",
+    o="attention.output.dense",
+    f1="intermediate.dense",
+    f2="output.dense",
+    norm="output.LayerNorm",
+)
+FAMILIES = {
+    "bert": BERT,
+    "roberta": BERT,
+    "xlm-roberta": BERT,
+    "electra": BERT,
+    "deberta-v2": replace(
+        BERT, q="attention.self.query_proj", k="attention.self.key_proj", v="attention.self.value_proj"
+    ),
+    "distilbert": Layout(
+        q="attention.q_lin",
+        k="attention.k_lin",
+        v="attention.v_lin",
+        o="attention.out_lin",
+        f1="ffn.lin1",
+        f2="ffn.lin2",
+        norm="output_layer_norm",
+    ),
+    "modernbert": Layout(
+        q="attn.Wqkv", k="attn.Wqkv", v="attn.Wqkv", o="attn.Wo", f1="mlp.Wi", f2="mlp.Wo", norm=None, fused=True
+    ),
+}
+LAYER = re.compile(r"\.(layer|layers)\.\d+$")
+
+
+def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
+    """Plan an adapter for a transformers model with a head.
+
+    LoRA goes to q and v (`attention-qv`, the default) or to q, k, v, o, f1 and f2 (`all-linear`). PAdapter
+    follows the feed-forward part, inside the norm of the residual sum where there is one; HAdapter follows
+    o and f2. The head is all that stands outside the pretrained base model, DeBERTa's pooler included.
+
+    Raises:
+        UserError: If the architecture is not in the table and the targets are not explicit.
+    """
+    head = tuple(name for name, _ in model.named_children() if name != model.base_model_prefix)
+    if config.method in ("linear", "full"):
+        return Plan((), head)
+    if config.method == "lora" and config.targets not in ("attention-qv", "all-linear"):
+        suffixes = (config.targets,) if isinstance(config.targets, str) else config.targets
+        return plan_suffixes(model, suffixes, head)
+    layout = FAMILIES.get(model.config.model_type)
+    if layout is None:
+        raise UserError(
+            f"no target table for {model.config.model_type}; give targets as a list of module suffixes, "
+            f"or choose one of: {', '.join(FAMILIES)}"
+        )
+    layers = [(path, module) for path, module in model.named_modules() if LAYER.search(path)]
+    return Plan(tuple(target for path, layer in layers for target in _targets(path, layer, layout, config)), head)
+
+
+def _targets(path: str, layer: nn.Module, layout: Layout, config: CapaBoostConfig) -> Iterator[Target]:
+    if config.method == "padapter":
+        yield Target(f"{path}.{layout.norm or layout.f2}")
+    elif config.method == "hadapter":
+        yield from (Target(f"{path}.{part}") for part in (layout.o, layout.f2))
+    else:
+        yield from _attention(path, layer, layout, "qv" if config.targets == "attention-qv" else "qkv")
+        if config.targets == "all-linear":
+            yield from (Target(f"{path}.{part}") for part in (layout.o, layout.f1, layout.f2))
+
+
+def _attention(path: str, layer: nn.Module, layout: Layout, wanted: str) -> Iterator[Target]:
+    if layout.fused:
+        width = layer.get_submodule(layout.q).out_features // 3
+        slices = tuple((i * width, (i + 1) * width) for i, letter in enumerate("qkv") if letter in wanted)
+        yield Target(f"{path}.{layout.q}", slices)
+    else:
+        yield from (Target(f"{path}.{getattr(layout, letter)}") for letter in wanted)
