@@ -1,0 +1,43 @@
+"""The embedded backbone: its weights come with the package and know Tiny ImageNet."""
+
+import io
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+import capaboost_vision  # noqa: F401
+from capaboost_vision.backbone import WEIGHTS
+
+NAME = "capaboost_vit_micro_patch8_64"
+VALIDATION = Path(__file__).parents[2].parent / "shared" / "data" / "upstream" / "val.parquet"
+
+
+def test_file_is_small_and_half_precision():
+    assert WEIGHTS.stat().st_size < 12_000_000
+    assert WEIGHTS.with_suffix(".md").exists()
+
+
+def test_pretrained_differs_from_random_and_takes_a_new_head():
+    pretrained = timm.create_model(NAME, pretrained=True, num_classes=7, capaboost="capaboost-lora")
+    random = timm.create_model(NAME, num_classes=7)
+    assert pretrained.head.out_features == 7
+    assert not torch.equal(pretrained.blocks[0].attn.qkv.weight, random.blocks[0].attn.qkv.weight)
+    assert pretrained.pos_embed.shape == (1, 64, 192)  # one position for each 8 x 8 patch
+    assert NAME + ".tiny_imagenet" in timm.list_pretrained("capaboost*")
+
+
+@pytest.mark.skipif(not VALIDATION.exists(), reason=f"Tiny ImageNet is not at {VALIDATION}")
+def test_accuracy_on_every_tenth_validation_image():
+    model = timm.create_model(NAME, pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(model))
+    rows = parquet.read_table(VALIDATION).to_pylist()[::10]
+    images = [transform(Image.open(io.BytesIO(row["image"])).convert("RGB")) for row in rows]
+    with torch.inference_mode():
+        predicted = model(torch.stack(images)).argmax(-1)
+    accuracy = (predicted == torch.tensor([row["label"] for row in rows])).float().mean().item()
+    assert accuracy > 0.30  # chance is 0.005
