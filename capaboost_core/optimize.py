@@ -1,0 +1,119 @@
+"""One optimizer step on one global batch, whatever the number of processes and slices that share it.
+
+Processes take a slice of the batch each, and gradient accumulation splits that further; each slice is
+weighted by its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from torch import Tensor, nn
+
+from capaboost_core.errors import UserError
+from capaboost_core.run_config import TrainSection
+from capaboost_core.schedule import Schedule
+
+
+def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
+    """An accelerator with the run's precision and a TensorBoard tracker; nothing is written yet.
+
+    Raises:
+        UserError: If the device cannot do the precision.
+    """
+    # The plugin, not the plain argument: `accelerate launch` overrides that from the environment.
+    plugin = GradientAccumulationPlugin(num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False)
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    try:
+        return Accelerator(
+            mixed_precision=settings.mixed_precision,
+            gradient_accumulation_plugin=plugin,
+            log_with="tensorboard",
+            project_dir=str(folder),
+            kwargs_handlers=[parallel],
+        )
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"train.mixed_precision: {reason}; pass --mixed-precision no or bf16") from error
+
+
+def shares(batch: Sequence[Any], process: int, processes: int, slices: int) -> Iterator[tuple[Any, float]]:
+    """A process's slices of a global batch, each with its share of the batch.
+
+    A batch shorter than processes * slices leaves some empty; these get its first example at weight
+    0, since every process has to take part in every step.
+    """
+    parts, size = processes * slices, len(batch)
+    for part in range(process * slices, (process + 1) * slices):
+        start, stop = size * part // parts, size * (part + 1) // parts
+        yield (batch[start:stop], (stop - start) / size) if stop > start else (batch[:1], 0.0)
+
+
+class Stepper:
+    """AdamW with the run's schedule over accelerate, for the given parameters of a model.
+
+    Attributes:
+        model: The model as accelerate prepared it, to be called by the loss.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        parameters: list[nn.Parameter],
+        settings: TrainSection,
+        steps: int,
+    ):
+        self.accelerator, self.parameters, self.settings = accelerator, parameters, settings
+        self.schedule = Schedule(
+            settings.lr,
+            settings.epochs * steps,
+            round(settings.warmup_epochs * steps),
+            settings.warmup_lr,
+            settings.min_lr,
+            settings.schedule,
+        )
+        optimizer = _adamw(parameters, settings, accelerator.device)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def step(self, index: int, batch: Any, loss_of: Callable[[nn.Module, Any], Tensor]) -> Tensor:
+        """Take step `index` of the run; returns this process's part of the batch's mean loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(index)
+        processes, slices = self.accelerator.num_processes, self.settings.gradient_accumulation_steps
+        total = torch.zeros((), device=self.accelerator.device)
+        for part, weight in shares(batch, self.accelerator.process_index, processes, slices):
+            with self.accelerator.accumulate(self.model):
+                loss = loss_of(self.model, part) * weight
+                # accelerate divides by the slices, and DDP by the processes; the weights did both already.
+                self.accelerator.backward(loss * (processes * slices))
+                if self.accelerator.sync_gradients and self.settings.max_grad_norm:
+                    self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            total += loss.detach()
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _adamw(parameters: list[nn.Parameter], settings: TrainSection, device: torch.device) -> torch.optim.AdamW:
+    """One group: decay reaches every matrix, whose packed parameters are vectors, and as in the papers biases."""
+    fused = device.type in ("cuda", "cpu", "mps", "xpu")
+    return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, fused=fused)

@@ -1,0 +1,87 @@
+"""What a run tells while it runs: a bar on the terminal, and a line in a file for each epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from capaboost_core.files import write_atomically
+
+SECONDS = 1.0
+
+
+class LossReading:
+    """A loss that is read about once a second without making the host wait for the device."""
+
+    def __init__(self, device: torch.device):
+        self.event = torch.cuda.Event() if device.type == "cuda" else None
+        self.host = torch.zeros((), pin_memory=self.event is not None)
+        self.offered = -SECONDS
+
+    def offer(self, loss: Tensor) -> None:
+        """Start a copy of the loss, unless the last one was just now or is still under way."""
+        now = time.monotonic()
+        if now - self.offered < SECONDS or not self.ready():
+            return
+        self.offered = now
+        self.host.copy_(loss, non_blocking=self.event is not None)
+        if self.event is not None:
+            self.event.record()
+
+    def ready(self) -> bool:
+        return self.event is None or self.event.query()
+
+
+class Progress:
+    """A bar over all examples of the run: loss, examples a second, and the time left."""
+
+    def __init__(self, epochs: int, examples: int, done: int, unit: str, device: torch.device, shown: bool):
+        self.epochs, self.reading = epochs, LossReading(device)
+        self.bar = tqdm(
+            total=epochs * examples,
+            initial=done * examples,
+            unit=f" {unit}",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not shown,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+
+    def start_epoch(self, epoch: int) -> None:
+        self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+
+    def advance(self, examples: int, loss: Tensor) -> None:
+        self.reading.offer(loss)
+        if self.reading.ready():
+            self.bar.set_postfix(loss=f"{float(self.reading.host):.4f}", refresh=False)
+        self.bar.update(examples)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object for each finished epoch."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def cut(self, epochs: int) -> None:
+        """Keep the lines of the first epochs only: a run that goes on writes the later ones again."""
+        if self.path.exists():
+            kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:epochs]
+            write_atomically(self.path, lambda file: file.write("".join(kept).encode()))
+
+    def add(self, values: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

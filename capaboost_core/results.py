@@ -1,0 +1,177 @@
+"""One run, one `result.json`: the outcome with all that is needed to repeat and to judge it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from capaboost_core.checkpoint import RESULT
+from capaboost_core.config import CapaBoostConfig
+from capaboost_core.errors import UserError
+from capaboost_core.files import write_atomically
+from capaboost_core.inject import parameter_counts
+from capaboost_core.state import WEIGHTS
+
+LIBRARIES = ("torch", "timm", "transformers", "accelerate", "safetensors", "numpy")
+COLUMNS = {
+    "task": "task",
+    "model": "model",
+    "method": "method",
+    "protocol": "protocol",
+    "value": "value",
+    "trainable_parameters": "trainable",
+    "percent_trainable": "% trainable",
+    "wall_seconds": "seconds",
+}
+
+
+def counts_of(model: nn.Module) -> dict[str, Any]:
+    """The four parameter fields of a result."""
+    counts = parameter_counts(model)
+    return {
+        "trainable_parameters": counts.trainable,
+        "head_parameters": counts.head,
+        "total_parameters": counts.total,
+        "percent_trainable": counts.percent,
+    }
+
+
+def method_name(config: CapaBoostConfig) -> str:
+    """The preset's name of a method: `capaboost-` before one whose weights are tied or masked."""
+    if config.method in ("linear", "full") or (config.num_tied == 1 and config.density == 1):
+        return config.method
+    return f"capaboost-{config.method}"
+
+
+def adapter_bytes(folder: Path) -> int:
+    """Size of the trained weights' file, head included."""
+    return (folder / WEIGHTS).stat().st_size
+
+
+def library_versions() -> dict[str, str | None]:
+    """Versions of Python and the libraries; None for one that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code and whether it was changed since; both None outside a git checkout."""
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if commit is None or status is None else bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run measured, and how.
+
+    Attributes:
+        value: The metric on the test split; `metrics` holds the selected epoch's other figures.
+        percent_trainable: 100 * trainable / total, the head in neither.
+        wall_seconds: Summed over interruptions.
+        split_note: Which rows the splits are.
+        config: Every setting of the run.
+    """
+
+    task: str
+    method: str
+    model: str
+    seed: int
+    protocol: str
+    metric: str
+    value: float
+    trainable_parameters: int
+    head_parameters: int
+    total_parameters: int
+    percent_trainable: float
+    epochs: int
+    selected_epoch: int
+    metrics: dict[str, float]
+    unit: str
+    examples_per_second: float
+    wall_seconds: float
+    adapter_file_bytes: int
+    split_note: str
+    processes: int
+    device: str
+    config: dict[str, Any]
+    versions: dict[str, str | None] = field(default_factory=library_versions)
+    git: dict[str, Any] = field(default_factory=git_state)
+    command: str = field(default_factory=lambda: shlex.join(sys.argv))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the speed is named after the unit, such as `images_per_second`."""
+        values = asdict(self)
+        values[f"{values.pop('unit')}_per_second"] = values.pop("examples_per_second")
+        return values
+
+
+def write_result(folder: Path, result: Result) -> Path:
+    """Write `result.json`, whole or not at all."""
+    text = json.dumps(result.to_dict(), indent=2) + "\n"
+    write_atomically(folder / RESULT, lambda file: file.write(text.encode()))
+    return folder / RESULT
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result file's content.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or no JSON; run its task again") from error
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """Show results, one a row."""
+    table = Table()
+    for title in COLUMNS.values():
+        table.add_column(title, overflow="fold")
+    for result in results:
+        table.add_row(*(_cell(result, name) for name in COLUMNS))
+    console = Console()
+    if not console.is_terminal:  # a log: never cut a cell
+        console = Console(width=console.measure(table, options=console.options.update(max_width=400)).maximum)
+    console.print(table)
+
+
+def _cell(result: dict[str, Any], name: str) -> str:
+    value = result[name]
+    if name == "value":
+        return f"{result['metric']} {value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,119 @@
+"""Create a timm model with its pretrained weights, or say in a line why there are none."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+import textwrap
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import timm
+import torch
+from huggingface_hub import constants as hub
+from torch import nn
+
+from capaboost_core.config import CapaBoostConfig
+from capaboost_core.errors import UserError
+from capaboost_vision.timm_register import inject
+from capaboost_vision.vtab_run import ModelSection
+
+OFFLINE = "capaboost_vit_micro_patch8_64"
+
+
+def check_model(section: ModelSection) -> None:
+    """Check what can be checked before a model is made.
+
+    Raises:
+        UserError: If timm has no such model, or there is no such weights file.
+    """
+    name = section.name.split(".")[0]
+    if ":" not in section.name and not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"did you mean {close[0]}?" if close else "timm.list_models() lists the names"
+        raise UserError(f"model.name: timm has no model {section.name!r}; {hint}")
+    if section.weights and not Path(section.weights).is_file():
+        raise UserError(f"--weights {section.weights}: there is no such file")
+
+
+def create_model(section: ModelSection, num_classes: int, adapter: CapaBoostConfig) -> nn.Module:
+    """The adapted model.
+
+    Raises:
+        UserError: If weights cannot be had or belong to another architecture, or timm or the adapter
+            refuses the model.
+    """
+    arguments = dict(num_classes=num_classes, drop_path_rate=section.drop_path_rate)
+    if section.weights:
+        model = _from_file(section, arguments)
+    elif section.pretrained:
+        model = _from_timm(section, arguments)
+    else:
+        model = _create(section.name, False, arguments)
+    return inject(model, adapter)
+
+
+def _from_timm(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
+    _notice_no_network(section.name)
+    try:
+        return _create(section.name, True, arguments)
+    except Exception as error:  # hub clients fail in many ways
+        raise UserError(
+            f"cannot load the pretrained weights of {section.name} ({_short(error)}); pass --weights FILE, "
+            f"or --model {OFFLINE}, or --set model.pretrained=false"
+        ) from error
+
+
+def _notice_no_network(name: str) -> None:
+    """Without a name server the hub's client retries for a minute; offline it takes its cache, or fails at once."""
+    cfg = timm.models.get_pretrained_cfg(name) if ":" not in name else None
+    if (cfg and cfg.file) or getproxies():
+        return
+    try:
+        socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
+    except OSError:
+        hub.HF_HUB_OFFLINE = True
+
+
+def _from_file(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
+    file = section.weights
+    overlay = dict(file=file, custom_load=file.endswith((".npz", ".npy")))
+    seed = torch.initial_seed()
+    torch.manual_seed(seed)
+    try:
+        model = _create(section.name, True, arguments | {"pretrained_cfg_overlay": overlay})
+    except Exception as error:  # a foreign file may fail in any way
+        raise UserError(f"--weights {file} does not fit {section.name}: {_short(error)}") from error
+    lacking = _not_loaded(model, section.name, arguments, seed)
+    if lacking:
+        raise UserError(f"--weights {file} does not fit {section.name}: it lacks {lacking[0]}; name its --model")
+    return model
+
+
+def _not_loaded(model: nn.Module, name: str, arguments: dict[str, Any], seed: int) -> list[str]:
+    """Random parameters that the file left at their initial values, which timm does not refuse."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        initial = dict(_create(name, False, arguments).named_parameters())
+    head = {id(parameter) for parameter in model.get_classifier().parameters()}
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in head and parameter.numel() > 1 and parameter.std() > 0
+        if torch.equal(parameter, initial[name])
+    ]
+
+
+def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except (TypeError, RuntimeError, ValueError) as error:
+        if pretrained:
+            raise
+        raise UserError(f"model.name: timm cannot make {name} ({_short(error)})") from error
+
+
+def _short(error: Exception) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")

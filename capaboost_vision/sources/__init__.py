@@ -1,0 +1,106 @@
+"""Where a task's images come from: TensorFlow Datasets, a folder, or the embedded digits."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from capaboost_core.errors import UserError
+from capaboost_vision.sources import digits, folder, tfds
+from capaboost_vision.vtab import TASKS
+
+SPLITS = ("train800", "val200", "train800val200", "test")
+
+
+class ResizedImages(Dataset):
+    """Items (uint8 3 x H x W, label) of a reader, resized directly with bicubic interpolation.
+
+    Args:
+        reader: Has a length; its items are (PIL image or uint8 array, label).
+        size: (height, width) in pixels, or one number for both.
+        num_classes: Labels from 0 to below this are right; None checks nothing.
+    """
+
+    def __init__(self, reader, size: tuple[int, int] | int, num_classes: int | None):
+        self.reader, self.num_classes = reader, num_classes
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.reader[index]
+        if self.num_classes is not None and not 0 <= label < self.num_classes:
+            raise UserError(f"image {index} has label {label}, but there are {self.num_classes} classes")
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        image = image.convert("RGB").resize((self.width, self.height), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1), label
+
+
+def open_split(
+    dataset: str, source: str, data_dir: str | Path | None, split: str, image_size: tuple[int, int] | int
+) -> Dataset:
+    """One split of a task: items (uint8 3 x H x W, label).
+
+    Args:
+        dataset: A VTAB-1k task, `digits`, or with the folder source the name of any folder.
+        source: `tfds`, `folder` or `digits`.
+        data_dir: Where the source looks; None is tfds's own default.
+        split: `train800`, `val200`, `train800val200` or `test`.
+        image_size: (height, width), or one number for both.
+
+    Raises:
+        UserError: If the task is unknown, its files are missing or wrong, or its data cannot be prepared.
+    """
+    check(dataset, source, data_dir)
+    if source == "digits":
+        return ResizedImages(digits.Digits(split), image_size, digits.NUM_CLASSES)
+    if source == "folder":
+        return ResizedImages(folder.Folder(Path(data_dir), dataset, split), image_size, None)
+    task = TASKS[dataset]
+    return ResizedImages(tfds.Prepared(task, split, data_dir), image_size, task.num_classes)
+
+
+def num_classes(dataset: str, source: str, data_dir: str | Path | None) -> int:
+    """The task's number of classes; of a folder with a name of its own, one more than its largest label.
+
+    Raises:
+        UserError: As `open_split`.
+    """
+    check(dataset, source, data_dir)
+    if source == "digits":
+        return digits.NUM_CLASSES
+    if dataset in TASKS:
+        return TASKS[dataset].num_classes
+    return 1 + max(label for _, label in folder.Folder(Path(data_dir), dataset, "train800val200").rows)
+
+
+def decode(dataset: Dataset, description: str) -> tuple[Tensor, Tensor]:
+    """All images of a dataset as uint8 (N, 3, H, W) and their labels (N), with a progress bar."""
+    images, labels = zip(*(dataset[i] for i in tqdm(range(len(dataset)), description, leave=False)), strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def check(dataset: str, source: str, data_dir: str | Path | None) -> None:
+    """Refuse a task that the source does not have.
+
+    Raises:
+        UserError: With the names that come close.
+    """
+    if source == "digits" and dataset != "digits":
+        raise UserError(f"source digits has the dataset digits only, not {dataset!r}; pass --dataset digits")
+    if source == "folder" and data_dir is None:
+        raise UserError("source folder needs --data-dir: the folder that holds one folder for each task")
+    if source == "tfds" and dataset not in TASKS:
+        close = difflib.get_close_matches(dataset, TASKS, n=3) or list(TASKS)
+        raise UserError(
+            f"VTAB-1k has no task {dataset!r}; type one of {', '.join(close)}, "
+            "or --source folder --data-dir DIR for a folder of your own"
+        )

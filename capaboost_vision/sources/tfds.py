@@ -1,0 +1,64 @@
+"""TensorFlow Datasets, read without TensorFlow from data prepared as array_record."""
+
+from __future__ import annotations
+
+import bisect
+import textwrap
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from capaboost_core.errors import UserError
+from capaboost_vision.vtab import VtabTask
+
+
+class Prepared:
+    """A split of a task; what is not on disk yet is prepared first, where that is possible.
+
+    Raises:
+        UserError: If it cannot be prepared: it says whether TensorFlow, a manual download or the
+            network is lacking.
+    """
+
+    def __init__(self, task: VtabTask, split: str, data_dir: str | Path | None):
+        import tensorflow_datasets  # takes two seconds, which the other sources spare
+
+        self.task = task
+        builder = tensorflow_datasets.builder(task.builder, data_dir=data_dir, file_format="array_record")
+        if not builder.is_prepared():
+            _prepare(builder, task.builder)
+        try:
+            self.parts = [builder.as_data_source(split=part) for part in task.splits(split)]
+        except NotImplementedError as error:
+            raise UserError(
+                f"{builder.data_dir} holds {task.builder} in another format than array_record; "
+                "move it away, so that it is prepared again"
+            ) from error
+        self.ends = list(accumulate(len(part) for part in self.parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        part = bisect.bisect_right(self.ends, index)
+        example = self.parts[part][index - (self.ends[part - 1] if part else 0)]
+        return self.task.image(example), self.task.label(example)
+
+
+def _prepare(builder, name: str) -> None:
+    try:
+        builder.download_and_prepare()
+    except ImportError as error:
+        raise UserError(
+            f"{name} is not in {builder.data_dir}, and preparing it needs TensorFlow; "
+            "pip install 'capaboost[prepare]' and run again, or pass --data-dir or --source folder"
+        ) from error
+    except Exception as error:  # builders fail in many ways
+        message = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+        if "anual" in message:
+            raise UserError(f"{name} has to be downloaded by hand; {message}") from error
+        raise UserError(
+            f"{name} is not in {builder.data_dir}, and could not be prepared ({message}); go online, "
+            "or pass --data-dir with prepared data, or --source folder"
+        ) from error

@@ -1,0 +1,109 @@
+"""A VTAB task for the training loop: images that live on the device, loss, accuracy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+VAL_ACCURACY = "val200_accuracy"
+
+
+class Normalize:
+    """uint8 pixels to floats, on their device: (x / 255 - mean) / std for each channel.
+
+    Args:
+        kind: `model` takes the statistics of the model's pretrained cfg, `imagenet` those of ImageNet,
+            `none` leaves values from 0 to 1.
+    """
+
+    def __init__(self, kind: str, model: nn.Module, device: torch.device):
+        own = resolve_model_data_config(model)
+        mean, std = {
+            "model": (own["mean"], own["std"]),
+            "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+            "none": ((0.0,) * 3, (1.0,) * 3),
+        }[kind]
+        self.shift = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
+        self.scale = 1 / (torch.tensor(std, device=device).view(1, 3, 1, 1) * 255)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images (batch, 3, height, width) of uint8 -> float32."""
+        return (images.float() - self.shift) * self.scale
+
+
+class VtabTask:
+    """The task that `capaboost_core.train.fit` asks for.
+
+    Nothing is augmented, so the training images are decoded once and stay on the device as uint8.
+
+    Args:
+        train: uint8 images (N, 3, H, W) and their labels.
+        val: The same of val200, if an epoch is selected on it.
+        test: Read once, in a stream.
+    """
+
+    unit = "images"
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        normalize: Normalize,
+        train: tuple[Tensor, Tensor],
+        val: tuple[Tensor, Tensor] | None,
+        test: Dataset,
+        batch_size: int,
+        seed: int,
+    ):
+        self.accelerator, self.normalize, self.device = accelerator, normalize, accelerator.device
+        self.images, self.labels = (tensor.to(self.device) for tensor in train)
+        self.val = [tensor.to(self.device) for tensor in val] if val else None
+        self.test_set, self.batch_size, self.seed = test, batch_size, seed
+        self.examples = len(self.labels)
+        self.large = 256 if self.device.type != "cpu" else 64
+
+    def batches(self, epoch: int) -> Sequence[Tensor]:
+        """Indices in the order of (seed, epoch), on the device, so that an epoch copies them once."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.examples)
+        return torch.from_numpy(order).to(self.device).split(self.batch_size)
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+        return F.cross_entropy(model(self.normalize(self.images[batch])), self.labels[batch])
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy on val200 in percent, if there is one; the test set stays closed."""
+        if self.val is None:
+            return {}
+        images, labels = (tensor[self._share()].split(self.large) for tensor in self.val)
+        return {VAL_ACCURACY: self._accuracy(model, zip(images, labels, strict=True))}
+
+    def test(self, model: nn.Module) -> float:
+        """Accuracy on the test set in percent."""
+        part = Subset(self.test_set, range(len(self.test_set))[self._share()])
+        on_gpu = self.device.type != "cpu"
+        workers = min(8, os.cpu_count() or 1) if on_gpu and len(part) > 4 * self.large else 0
+        loader = DataLoader(part, self.large, num_workers=workers, pin_memory=on_gpu)
+        hidden = not self.accelerator.is_main_process
+        return self._accuracy(model, tqdm(loader, "test", unit=" batches", leave=False, disable=hidden))
+
+    def _share(self) -> slice:
+        """This process's rows of an evaluated set."""
+        return slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+
+    @torch.no_grad()
+    def _accuracy(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        right = torch.zeros(2, device=self.device)  # of how many
+        for images, labels in batches:
+            images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
+            hits = model(self.normalize(images)).argmax(dim=1) == labels
+            right += torch.stack((hits.sum(), torch.ones_like(hits).sum()))
+        hits, total = self.accelerator.reduce(right, "sum").tolist()
+        return 100 * hits / total

@@ -1,0 +1,120 @@
+"""Configuration: files inherit, flags and --set win, and nothing wrong goes by unnoticed."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from capaboost_core import CapaBoostConfig, UserError
+from capaboost_core.run_config import (
+    TrainSection,
+    build_run,
+    merge_settings,
+    parse_assignments,
+    read_config,
+    scale_warmup,
+    to_dict,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    train: TrainSection
+    adapter: CapaBoostConfig
+
+
+def build(*assignments: str) -> Run:
+    return build_run(Run, parse_assignments(list(assignments)))
+
+
+def test_files_inherit_and_later_layers_win(tmp_path):
+    (tmp_path / "_base.yaml").write_text("train: {lr: 1e-3, epochs: 100}\nadapter: {r: 8}\n")
+    (tmp_path / "mid.yaml").write_text("base: _base.yaml\ntrain: {epochs: 50}\n")
+    (tmp_path / "task.yaml").write_text("base: mid.yaml\nadapter: {r: 4, dropout: 0.1}\n")
+    layers = merge_settings(read_config(tmp_path / "task.yaml"), parse_assignments(["train.lr=3e-4"]))
+    run = build_run(Run, layers)
+    assert (run.train.lr, run.train.epochs, run.adapter.r, run.adapter.dropout) == (3e-4, 50, 4, 0.1)
+
+
+def test_values_have_their_types():
+    run = build("train.lr=1e-3", "train.weight_decay=1", "train.mixed_precision=no", "adapter.targets=[attn.proj]")
+    assert (run.train.lr, run.train.weight_decay, run.train.mixed_precision) == (1e-3, 1.0, "no")
+    assert isinstance(run.train.weight_decay, float)
+    assert run.adapter.targets == ("attn.proj",)
+    assert build("adapter.density=5e-1", "train.mixed_precision=null").adapter.density == 0.5
+    assert json.loads(json.dumps(to_dict(run)))["adapter"]["targets"] == ["attn.proj"]
+
+
+WRONG = {
+    "trian.lr=1": "unknown section 'trian'; did you mean train",
+    "train.epoch=1": r"unknown setting train\.epoch; did you mean train\.epochs",
+    "train.zzz=1": r"known: train\.epochs",
+    "adapter.rank=4": r"unknown setting adapter\.rank",
+    "train.epochs=0": r"train\.epochs is 0; type 1 or more",
+    "train.epochs=2.5": r"train\.epochs is 2\.5; type a whole number",
+    "train.epochs=true": "type a whole number",
+    "train.epochs=null": "type a whole number",
+    "train.lr=0": "a number above 0",
+    "train.lr=.nan": "a number above 0",
+    "train.lr=fast": r"train\.lr is 'fast'; type a number",
+    "train.seed=-1": "0 or more",
+    "train.batch_size=0": "1 or more",
+    "train.max_grad_norm=-1": "a number above 0",
+    "train.schedule=step": "type cosine, linear",
+    "train.mixed_precision=fp8": "type no, fp16, bf16 or null",
+    "train.warmup_epochs=100": r"below train\.epochs = 100",
+    "train.gradient_accumulation_steps=65": r"at most train\.batch_size = 64",
+    "adapter.r=0": "r is 0; type a whole number of 1 or more",
+    "adapter.density=2": "density is 2",
+    "train.lr": "not of the form section.key=value",
+    "lr=1": "not of the form section.key=value",
+    "train.lr=[1": "not YAML",
+}
+
+
+@pytest.mark.parametrize("assignment", WRONG)
+def test_wrong_settings_are_named_in_one_line(assignment):
+    with pytest.raises(UserError, match=WRONG[assignment]) as caught:
+        build(assignment)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: task.yaml", "inherits from itself"),
+        ("base: none.yaml", "none.yaml: No such file"),
+        ("train: [1", "is not YAML"),
+        ("- 1", "must map section names"),
+        ("train: 3", "'train' must map names to values"),
+    ],
+)
+def test_wrong_files_are_named_in_one_line(tmp_path, text, message):
+    (tmp_path / "task.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_config(tmp_path / "task.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setting_without_default_has_to_be_given():
+    @dataclass(frozen=True)
+    class Data:
+        dataset: str
+
+    with pytest.raises(UserError, match=r"data\.dataset is not set"):
+        build_run(replace_hints(Data), {})
+
+
+def replace_hints(section: type) -> type:
+    return dataclass(frozen=True)(type("Only", (), {"__annotations__": {"data": section}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "warmup"),
+    [(["train.epochs=20"], 2.0), (["train.epochs=20", "train.warmup_epochs=5"], 5.0), (["train.lr=1"], 10.0)],
+)
+def test_warmup_keeps_its_share_of_a_shorter_run(changes, warmup):
+    changed = parse_assignments(changes)
+    settings = {"train": {"epochs": 100, "warmup_epochs": 10}}
+    run = build_run(Run, merge_settings(settings, scale_warmup(settings, changed)))
+    assert run.train.warmup_epochs == warmup

@@ -1,0 +1,172 @@
+"""The loop: resuming changes nothing, sharing a batch changes nothing, nothing is overwritten."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from capaboost_core import UserError
+from capaboost_core.optimize import shares
+from capaboost_core.schedule import Schedule
+from tests.core.toy_run import Toy, model, run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch):
+    """Accelerate keeps its state for the life of a process."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def stopping_at(evaluation: int) -> type[Toy]:
+    class Stopping(Toy):
+        def evaluate(self, model):
+            if self.evaluations + 1 == evaluation:
+                raise InterruptedError
+            return super().evaluate(model)
+
+    return Stopping
+
+
+def test_schedule_warms_up_then_falls():
+    cosine = Schedule(lr=1.0, total_steps=20, warmup_steps=10, warmup_lr=0.5, min_lr=0.2)
+    assert [cosine(0), cosine(5), cosine(10)] == pytest.approx([0.5, 0.75, 1.0])
+    assert [cosine(15), cosine(20)] == pytest.approx([0.6, 0.2])
+    linear = Schedule(lr=1.0, total_steps=10, shape="linear")
+    assert [linear(0), linear(5), linear(10)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+@pytest.mark.parametrize(("size", "processes", "slices"), [(64, 1, 1), (5, 2, 1), (3, 2, 2), (1, 3, 1), (7, 2, 3)])
+def test_shares_cover_each_example_once(size, processes, slices):
+    batch = list(range(size))
+    parts = [part for process in range(processes) for part in shares(batch, process, processes, slices)]
+    assert len(parts) == processes * slices
+    assert [example for part, weight in parts if weight for example in part] == batch
+    assert sum(weight for _, weight in parts) == pytest.approx(1)
+    assert all(len(part) for part, _ in parts)
+
+
+def test_a_run_learns_and_leaves_a_line_for_each_epoch(tmp_path):
+    network, result = run(tmp_path)
+    told = lines(tmp_path)
+    assert [line["epoch"] for line in told] == [1, 2, 3, 4]
+    assert told[-1]["loss"] < told[0]["loss"]
+    assert told[-1]["rows_per_second"] > 0
+    assert (result.epoch, result.metrics["score"]) == (4, told[-1]["score"])
+    assert torch.equal(network[0].weight, model()[0].weight)
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_resumed_run_ends_in_the_same_weights(tmp_path, stop):
+    whole, result = run(tmp_path / "whole", network=model(dropout=0.5))
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "cut", task=stopping_at(stop), network=model(dropout=0.5))
+    with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 9, "cut of')  # killed between the line and the checkpoint
+    resumed, again = run(tmp_path / "cut", network=model(dropout=0.5), resume=True)
+    assert same(whole, resumed)
+    assert again.metrics == result.metrics
+    timeless = [
+        [{k: v for k, v in x.items() if "second" not in k} for x in lines(tmp_path / f)] for f in ("whole", "cut")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path):
+    network, result = run(tmp_path)
+    again, repeated = run(tmp_path, resume=True)
+    assert same(network, again)
+    assert repeated == result
+
+
+def test_resume_without_a_checkpoint_starts_and_says_so(tmp_path, capsys):
+    with pytest.raises(InterruptedError):
+        run(tmp_path, task=stopping_at(1))
+    run(tmp_path, resume=True)
+    assert "no checkpoint yet, starting from the beginning" in capsys.readouterr().out
+    assert len(lines(tmp_path)) == 4
+
+
+class Falling(Toy):
+    def evaluate(self, model):
+        self.evaluations += 1
+        self.seen = [*getattr(self, "seen", []), model[3].weight.clone()]
+        type(self).last = self
+        return {"score": [1.0, 3.0, 3.0, 2.0][self.evaluations - 1]}
+
+
+def test_selection_gives_the_first_best_epochs_weights(tmp_path):
+    network, result = run(tmp_path, task=Falling, select_by="score")
+    assert (result.epoch, result.metrics["score"]) == (2, 3.0)
+    assert torch.equal(network[3].weight, Falling.last.seen[1])
+    again, result = run(tmp_path, task=Falling, select_by="score", resume=True)
+    assert result.epoch == 2
+    assert same(network, again)
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path):
+    one, _ = run(tmp_path / "one")
+    several, _ = run(tmp_path / "several", gradient_accumulation_steps=4)
+    torch.testing.assert_close(several[3].weight, one[3].weight, atol=1e-5, rtol=0)
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    one, _ = run(tmp_path / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command += ["-m", "tests.core.toy_run", str(tmp_path / "two")]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    losses = [[line["loss"] for line in lines(tmp_path / folder)] for folder in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    trained = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)["parameters"]
+    torch.testing.assert_close(trained["3.weight"], one[3].weight.detach(), atol=1e-5, rtol=0)
+
+
+def test_nothing_is_overwritten_or_mixed(tmp_path):
+    run(tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(UserError, match="--resume or another --output-dir"):
+        run(tmp_path)
+    with pytest.raises(UserError, match=r"train\.lr: 0\.05 there, 0\.1 here"):
+        run(tmp_path, lr=0.1, resume=True)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    (tmp_path / "checkpoint.pt").write_bytes(before[: len(before) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        run(tmp_path, resume=True)
+    (tmp_path / "checkpoint.pt").unlink()
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="no checkpoint to go on from"):
+        run(tmp_path, resume=True)
+
+
+class Diverging(Toy):
+    def loss(self, model, batch):
+        return super().loss(model, batch) * float("inf")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"nan in epoch 1; lower train\.lr"):
+        run(tmp_path, task=Diverging)
+    assert not (tmp_path / "checkpoint.pt").exists()

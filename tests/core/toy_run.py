@@ -1,0 +1,66 @@
+"""A small run of the training loop; as a script, one process of a distributed one.
+
+python -m tests.core.toy_run FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from capaboost_core.optimize import make_accelerator
+from capaboost_core.run_config import TrainSection
+from capaboost_core.train import FitResult, fit
+
+EXAMPLES = 23  # with batches of 5, slices are uneven, and the last batch of 3 is shorter than 4 slices
+
+
+def settings(**changes) -> TrainSection:
+    values = dict(epochs=4, batch_size=5, lr=0.05, warmup_epochs=1.0, warmup_lr=0.0, min_lr=0.0, max_grad_norm=1.0)
+    return TrainSection(**values | changes)
+
+
+def model(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3))
+    layers[0].requires_grad_(False)
+    return layers
+
+
+class Toy:
+    unit = "rows"
+    examples = EXAMPLES
+
+    def __init__(self, device: torch.device, batch_size: int):
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.randn(EXAMPLES, 6, generator=generator).to(device)
+        self.y = (self.x[:, 0] > 0).long() + (self.x[:, 1] > 1).long()
+        self.batch_size, self.evaluations = batch_size, 0
+
+    def batches(self, epoch):
+        order = np.random.default_rng((0, epoch)).permutation(EXAMPLES)
+        return torch.from_numpy(order).to(self.x.device).split(self.batch_size)
+
+    def loss(self, model, batch):
+        return nn.functional.cross_entropy(model(self.x[batch]), self.y[batch])
+
+    def evaluate(self, model):
+        assert not model.training
+        self.evaluations += 1
+        return {"score": float((model(self.x).argmax(1) == self.y).float().mean())}
+
+
+def run(folder: Path, task=Toy, network: nn.Module | None = None, resume=False, select_by=None, **changes):
+    """Train in the folder; returns the model and the loop's result."""
+    chosen, network = settings(**changes), network or model()
+    accelerator = make_accelerator(chosen, folder)
+    toy = task(accelerator.device, chosen.batch_size)
+    fingerprint = {"train": {"lr": chosen.lr}}
+    result: FitResult = fit(accelerator, network, toy, chosen, folder, fingerprint, select_by, resume)
+    return network, result
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), gradient_accumulation_steps=2)
