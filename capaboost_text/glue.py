@@ -1,0 +1,82 @@
+"""The paper's two protocols on GLUE: what is trained on, selected on and tested on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from capaboost_core.errors import UserError
+from capaboost_text.glue_load import Example, check_choice, load_split
+from capaboost_text.glue_tasks import TASKS, GlueTask, find_task
+
+__all__ = ["PROTOCOLS", "TASKS", "Example", "GlueTask", "Splits", "find_task", "load_split", "splits"]
+
+PROTOCOLS = ("propetl", "adalora")
+SPLIT_SEED = 42  # the published split, whatever the seed of the run
+SELECTION_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run trains on, selects on (None: the last epoch counts) and is tested on.
+
+    `mismatched` is MNLI's second dev split, tested beside the first.
+    """
+
+    train: list[Example]
+    selection: list[Example] | None
+    test: list[Example]
+    mismatched: list[Example] | None = None
+
+
+def splits(task: str, protocol: str, data_dir: str | Path | None = None, max_train_rows: int | None = None) -> Splits:
+    """The splits of a protocol.
+
+    `propetl` (Table 2 of arXiv 2407.01320): CoLA, RTE, MRPC and STS-B permute the dev split and select on
+    its first half, testing on the second; the others select on 1,000 training rows, which training then
+    lacks, and test on dev. `adalora` (Table 3): dev is the test set, and nothing is selected.
+
+    Args:
+        task: A key of TASKS.
+        protocol: One of PROTOCOLS.
+        data_dir: A folder with the original GLUE folders; None loads from the hub.
+        max_train_rows: Train on at most so many rows, always the same ones; the other splits stay whole.
+
+    Raises:
+        UserError: If a setting is unknown, the data cannot be had, a row is malformed, or there are too
+            few rows for the protocol.
+    """
+    found = find_task(task)
+    check_choice("protocol", protocol, PROTOCOLS)
+    if max_train_rows is not None and (not isinstance(max_train_rows, int) or max_train_rows < 1):
+        raise UserError(f"max_train_rows is {max_train_rows!r}; type a whole number of 1 or more, or leave it out")
+    parts = {name: load_split(task, data_dir, name) for name in found.splits}
+    train, selection, test = parts["train"], None, parts[found.dev]
+    order = permutation(len(train))
+    if protocol == "propetl" and found.small:
+        selection, test = _halve(task, test)
+    elif protocol == "propetl":
+        _check_enough(task, "training", len(train), SELECTION_ROWS + 1)
+        selection, order = [train[i] for i in order[:SELECTION_ROWS]], order[SELECTION_ROWS:]
+    return Splits([train[i] for i in order[:max_train_rows]], selection, test, parts.get("dev_mismatched"))
+
+
+def permutation(size: int) -> list[int]:
+    """The fixed order of the rows, drawn as in the code behind Table 2, so that the halves are the same."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+
+
+def _check_enough(task: str, kind: str, count: int, needed: int) -> None:
+    if count < needed:
+        raise UserError(
+            f"{task} has {count} {kind} rows, but protocol propetl needs {needed}; "
+            "give the whole file, or set the protocol to adalora"
+        )
+
+
+def _halve(task: str, dev: list[Example]) -> tuple[list[Example], list[Example]]:
+    _check_enough(task, "dev", len(dev), 2)
+    order, half = permutation(len(dev)), len(dev) // 2
+    return [dev[i] for i in order[:half]], [dev[i] for i in order[half:]]

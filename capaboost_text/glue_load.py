@@ -1,0 +1,104 @@
+"""GLUE's labelled splits as checked examples, from the original TSV files or from the hub."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from capaboost_core.errors import UserError
+from capaboost_text.glue_tasks import GlueTask, find_task
+from capaboost_text.tsv import AGAIN, read_rows
+
+HUB = "nyu-mll/glue"
+
+
+class Example(NamedTuple):
+    """One or two texts, and the index of the class or (STS-B) the score."""
+
+    text: str
+    pair: str | None
+    label: int | float
+
+
+def load_split(task: str, data_dir: str | Path | None, split: str) -> list[Example]:
+    """Read a labelled split: `train`, `dev`, and for MNLI `dev_matched` and `dev_mismatched`.
+
+    Raises:
+        UserError: If task or split is unknown, the data cannot be had, or a row is malformed; it names
+            file and line.
+    """
+    found = find_task(task)
+    check_choice(f"split of {task}", split, tuple(found.splits))
+    return _from_hub(found, split) if data_dir is None else _from_tsv(found, Path(data_dir), split)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise a UserError that names the setting unless its value is one of the choices."""
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}; type one of: {', '.join(choices)}")
+
+
+def _from_tsv(task: GlueTask, data_dir: Path, split: str) -> list[Example]:
+    folder = data_dir / task.folder
+    path = folder / f"{split}.tsv"
+    for place in (data_dir, folder, path):
+        if not place.exists():
+            raise UserError(
+                f"{place} does not exist; put the original GLUE data in {folder}, "
+                "or leave the folder out to load it from the hub"
+            )
+    rows = read_rows(path, (*task.tsv_texts, task.tsv_label), task.tsv_columns, task.broken_rows)
+    label = _label_reader(task, task.tsv_labels)
+    return [_example(row.cells[:-1], label(f"{path}, line {row.line}", row.cells[-1])) for row in rows]
+
+
+def _from_hub(task: GlueTask, split: str) -> list[Example]:
+    *texts, labels = _hub_columns(task, split)
+    label = _label_reader(task, tuple(range(len(task.labels))))
+    place = f"{HUB} {task.name} ({split})"
+    rows = zip(zip(*texts, strict=True), labels, strict=True)
+    examples = [_example(row, label(f"{place}, row {i}", value)) for i, (row, value) in enumerate(rows)]
+    if not examples:
+        raise UserError(f"{place} holds no rows; set --data-dir to a folder with the original GLUE folders")
+    return examples
+
+
+def _hub_columns(task: GlueTask, split: str) -> list[Sequence]:
+    folder = "set --data-dir to a folder with the original GLUE folders"
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UserError(f"loading {HUB} from the hub needs datasets: pip install datasets; or {folder}") from error
+    try:
+        table = load_dataset(HUB, task.name, split=task.splits[split])
+        return [table[column] for column in (*task.texts, "label")]
+    except Exception as error:  # its network layers raise errors of many libraries
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot load {HUB} {task.name} from the hub ({reason}); {folder}") from error
+
+
+def _example(texts: Sequence[str], label: int | float) -> Example:
+    return Example(texts[0], texts[1] if len(texts) == 2 else None, label)
+
+
+def _label_reader(task: GlueTask, known: tuple) -> Callable[[str, Any], int | float]:
+    """What turns a label, found at a place, into a score or the index of a class."""
+
+    def read_class(where: str, value: Any) -> int:
+        if value not in known:
+            names = ", ".join(str(name) for name in known)
+            raise UserError(f"{where}: the label is {value!r}, but must be one of {names}; {AGAIN}")
+        return known.index(value)
+
+    def read_score(where: str, value: Any) -> float:
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not 0 <= score <= 5:
+            raise UserError(f"{where}: the score is {value!r}, but must be a number from 0 to 5; {AGAIN}")
+        return score
+
+    return read_score if task.regression else read_class

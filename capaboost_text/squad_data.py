@@ -1,0 +1,150 @@
+"""SQuAD v1.1 and v2.0 as checked questions, from the official JSON files or from the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from capaboost_core.errors import UserError
+from capaboost_text.squad_entry import Question, as_list, as_mapping, as_text, make_question
+
+
+class Source(NamedTuple):
+    """A release of SQuAD: the version in its file names, its name on the hub, whether answers may be absent."""
+
+    version: str
+    hub: str
+    has_null: bool
+
+
+DATASETS = {
+    "squad_v1": Source("v1.1", "rajpurkar/squad", False),
+    "squad_v2": Source("v2.0", "rajpurkar/squad_v2", True),
+}
+HUB_SPLITS = {"train": "train", "dev": "validation"}
+
+
+def load_squad(dataset: str, split: str, data_dir: str | Path | None = None) -> list[Question]:
+    """Read a split (`train` or `dev`) from a folder with the official JSON files, or else from the hub.
+
+    Raises:
+        UserError: If the data set or split is unknown, the data cannot be had, or an entry is malformed.
+    """
+    source = find_source(dataset)
+    if split not in HUB_SPLITS:
+        raise UserError(f"split is {split!r}; type one of: {', '.join(HUB_SPLITS)}")
+    if data_dir is not None:
+        return read_squad(find_file(dataset, split, data_dir), dataset)
+    place = f"{source.hub} ({split})"
+    entries = ((f"{place}, row {i}", row) for i, row in enumerate(_hub_rows(source.hub, HUB_SPLITS[split])))
+    return _collect(place, (make_question(where, _from_hub(where, row), source.has_null) for where, row in entries))
+
+
+def find_source(dataset: str) -> Source:
+    """The release behind a name.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    if dataset not in DATASETS:
+        raise UserError(f"dataset is {dataset!r}; type one of: {', '.join(DATASETS)}")
+    return DATASETS[dataset]
+
+
+def find_file(dataset: str, split: str, data_dir: str | Path) -> Path:
+    """The file of a split: `dev-v1.1.json` and so on, or the only one that begins so, as `train-v1.1-part.json`.
+
+    Raises:
+        UserError: If there is no such file, or several.
+    """
+    stem = f"{split}-{find_source(dataset).version}"
+    official = Path(data_dir) / f"{stem}.json"
+    if official.is_file():
+        return official
+    found = sorted(Path(data_dir).glob(f"{stem}*.json"))
+    if not found:
+        raise UserError(f"{official} does not exist; put it there, or leave the folder out to load it from the hub")
+    if len(found) > 1:
+        raise UserError(f"{data_dir} holds {', '.join(p.name for p in found)}; name the one to use {official.name}")
+    return found[0]
+
+
+def read_squad(path: str | Path, dataset: str) -> list[Question]:
+    """Read one file in the official layout.
+
+    Raises:
+        UserError: If the file cannot be read, or an entry is malformed; it names file, article, paragraph
+            and question by their indices from 0, and what is wrong.
+    """
+    source = find_source(dataset)
+    content = as_mapping(str(path), _read_json(path))
+    for name, other in DATASETS.items():
+        if name != dataset and str(content.get("version", "")).removeprefix("v") == other.version.removeprefix("v"):
+            raise UserError(
+                f"{path} is SQuAD {other.version}; set dataset to {name}, or give the {source.version} file"
+            )
+    entries = _walk(str(path), content)
+    return _collect(str(path), (make_question(where, entry, source.has_null) for where, entry in entries))
+
+
+def _read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give the path of a SQuAD JSON file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}; fetch the file again") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}; fetch the file again") from error
+
+
+def _walk(path: str, content: dict) -> Iterator[tuple[str, dict]]:
+    """Every question's entry, with its paragraph's context put in, and its place in words."""
+    for a, article in enumerate(as_list(path, content, "data")):
+        where = f"{path}, article {a}"
+        for p, paragraph in enumerate(as_list(where, as_mapping(where, article), "paragraphs")):
+            where = f"{path}, article {a}, paragraph {p}"
+            context = as_text(where, as_mapping(where, paragraph), "context")
+            for q, entry in enumerate(as_list(where, paragraph, "qas")):
+                at = f"{where}, question {q}"
+                yield at, {**as_mapping(at, entry), "context": context}
+
+
+def _collect(place: str, questions: Iterator[Question]) -> list[Question]:
+    known: dict[str, Question] = {}
+    for question in questions:
+        if question.id in known:
+            raise UserError(f"{place}: the id {question.id!r} occurs twice; give each question an id of its own")
+        known[question.id] = question
+    if not known:
+        raise UserError(f"{place} holds no questions; give a file with at least one")
+    return list(known.values())
+
+
+def _from_hub(where: str, row: Any) -> dict:
+    """The hub keeps a question's answers as two lists, and no is_impossible."""
+    answers = as_mapping(where, as_mapping(where, row).get("answers"))
+    texts, starts = as_list(where, answers, "text"), as_list(where, answers, "answer_start")
+    if len(texts) != len(starts):
+        raise UserError(f"{where}: there are {len(texts)} texts but {len(starts)} starts; each answer needs both")
+    listed = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    return {**row, "answers": listed}
+
+
+def _hub_rows(name: str, split: str) -> Any:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UserError(
+            f"loading {name} from the hub needs datasets: pip install datasets; "
+            f"or set --data-dir to a folder with the JSON files"
+        ) from error
+    try:
+        return load_dataset(name, split=split)
+    except Exception as error:  # its network layers raise errors of many libraries
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"cannot load {name} from the hub ({reason}); set --data-dir to a folder with the JSON files"
+        ) from error

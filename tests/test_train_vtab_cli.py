@@ -1,0 +1,137 @@
+"""The training command: a run on digits, killed and resumed, and its answers to wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import train_vtab
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--set", "model.drop_path_rate=0.2"]
+RUN = [*TINY, "--dataset", "digits", "--source", "digits", "--epochs", "4", "--set", "adapter.dropout=0.1"]
+FIELDS = """task method model seed protocol metric value trainable_parameters head_parameters total_parameters
+percent_trainable epochs selected_epoch metrics images_per_second wall_seconds adapter_file_bytes split_note processes
+device config versions git command"""
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "tools/train_vtab.py", *RUN, "--output-dir", str(folder), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert "result.json" in finish(start(folder))
+    return folder
+
+
+def test_result_says_what_was_done(whole):
+    result = json.loads((whole / "result.json").read_text())
+    assert set(result) == set(FIELDS.split())
+    assert (result["task"], result["method"], result["model"]) == ("digits", "capaboost-lora", "test_vit")
+    assert 0 <= result["value"] <= 100
+    share = 100 * result["trainable_parameters"] / result["total_parameters"]
+    assert result["percent_trainable"] == pytest.approx(share)
+    assert result["adapter_file_bytes"] == (whole / "adapter" / "adapter.safetensors").stat().st_size
+    assert (result["config"]["adapter"]["dropout"], result["config"]["train"]["epochs"]) == (0.1, 4)
+    assert result["images_per_second"] > 0
+
+
+def test_a_killed_run_resumes_to_identical_weights(whole, tmp_path):
+    process = start(tmp_path / "cut")
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "cut" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) < 4
+    out = finish(start(tmp_path / "cut", "--resume"))
+    assert "going on after epoch" in out
+    whole_run, resumed = (load_file(run / "adapter" / "adapter.safetensors") for run in (whole, tmp_path / "cut"))
+    assert whole_run.keys() == resumed.keys()
+    assert all(torch.equal(whole_run[name], resumed[name]) for name in whole_run)
+    values = [json.loads((folder / "result.json").read_text())["value"] for folder in (whole, tmp_path / "cut")]
+    assert values[0] == values[1]
+
+
+def answer(capsys, *arguments: str) -> str:
+    """The one line with which the command refuses, after exit code 2."""
+    assert train_vtab.main(list(arguments)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+WRONG = {
+    "a key": (["--set", "train.epoch=3"], "did you mean train.epochs?"),
+    "a value": (["--epochs", "0"], "train.epochs is 0"),
+    "a preset": (["--method", "capaboost-lra"], "unknown preset"),
+    "a model": (["--model", "vit_tny_patch16_224"], "did you mean vit_tiny_patch16_224?"),
+    "a class": (["--model", "resnet18"], "does not support ResNet"),
+    "no file": (["--set", "model.pretrained=true", "--weights", "none.pth"], "there is no such file"),
+    "classes": (["--set", "data.num_classes=4"], "data.num_classes=10"),
+    "a config": (["--config", "none.yaml"], "cannot read none.yaml"),
+    "a folder": (["--source", "folder", "--data-dir", "nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_writes_nothing(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    arguments, message = WRONG[case]
+    assert message in answer(capsys, *RUN, "--output-dir", str(tmp_path / "out"), *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weights_file_of_another_model_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    foreign = tmp_path / "foreign.pth"
+    torch.save({"conv1.weight": torch.zeros(2)}, foreign)
+    arguments = [*RUN, "--set", "model.pretrained=true", "--weights", str(foreign)]
+    assert "does not fit test_vit" in answer(capsys, *arguments, "--output-dir", str(tmp_path / "out"))
+    foreign.write_bytes(b"no weights")
+    assert "does not fit test_vit" in answer(capsys, *arguments, "--output-dir", str(tmp_path / "out"))
+
+
+def test_a_folder_with_a_run_is_kept(whole, capsys):
+    before = (whole / "result.json").read_bytes()
+    assert "pass --resume or another" in answer(capsys, *RUN, "--output-dir", str(whole))
+    message = answer(capsys, *RUN, "--output-dir", str(whole), "--resume", "--lr", "0.5")
+    assert "train.lr: 0.001 there, 0.5 here" in message
+    assert (whole / "result.json").read_bytes() == before
+
+
+def test_methods_keep_r_dropout_and_seed():
+    from capaboost_vision.vtab_run import load_run
+
+    run = load_run(train_vtab.CONFIGS / "_base.yaml", {"data": {"dataset": "x"}}, "padapter", ["adapter.r=3"])
+    assert (run.adapter.method, run.adapter.num_tied, run.adapter.density, run.adapter.r) == ("padapter", 1, 1.0, 3)
+    assert run.default_folder().parts[-1] == f"padapter-seed{run.train.seed}"
+    assert run.method == "padapter"
+
+
+def test_flags_that_argparse_knows_answer_at_once(capsys):
+    with pytest.raises(SystemExit):
+        train_vtab.main(["--help"])
+    assert "--set SECTION.KEY=VALUE" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train_vtab.main([])
+    assert "--dataset dtd" in capsys.readouterr().err
