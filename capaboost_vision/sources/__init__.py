@@ -16,6 +16,7 @@ from capaboost_core.errors import UserError
 from capaboost_vision.sources import digits, folder, tfds
 from capaboost_vision.vtab import TASKS
 
+SOURCES = ("tfds", "folder", "digits")
 SPLITS = ("train800", "val200", "train800val200", "test")
 
 
@@ -60,6 +61,8 @@ def open_split(
         UserError: If the task is unknown, its files are missing or wrong, or its data cannot be prepared.
     """
     check(dataset, source, data_dir)
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}; type one of {', '.join(SPLITS)}")
     if source == "digits":
         return ResizedImages(digits.Digits(split), image_size, digits.NUM_CLASSES)
     if source == "folder":
@@ -94,6 +97,8 @@ def check(dataset: str, source: str, data_dir: str | Path | None) -> None:
     Raises:
         UserError: With the names that come close.
     """
+    if source not in SOURCES:
+        raise UserError(f"there is no source {source!r}; type one of {', '.join(SOURCES)}")
     if source == "digits" and dataset != "digits":
         raise UserError(f"source digits has the dataset digits only, not {dataset!r}; pass --dataset digits")
     if source == "folder" and data_dir is None:

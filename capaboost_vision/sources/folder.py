@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from capaboost_core.errors import UserError
 from capaboost_vision.vtab import TASKS
@@ -27,7 +27,7 @@ class Folder:
         if not listing.is_file():
             raise UserError(f"{listing} is missing; write one line `relative/path label` for each image")
         limit = TASKS[dataset].num_classes if dataset in TASKS else None
-        lines = enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1)
+        lines = enumerate(_read(listing).splitlines(), start=1)
         self.rows = [self._row(f"{listing}, line {number}", line, limit) for number, line in lines if line.strip()]
         if not self.rows:
             raise UserError(f"{listing} lists no image; write one line `relative/path label` for each image")
@@ -49,5 +49,12 @@ class Folder:
         path, label = self.rows[index]
         try:
             return Image.open(self.root / path).convert("RGB"), label
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, SyntaxError) as error:  # PIL's for a PNG with a broken chunk
             raise UserError(f"{self.root / path} is no readable image; replace it or drop its line") from error
+
+
+def _read(listing: Path) -> str:
+    try:
+        return listing.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{listing} is no readable text; write it as UTF-8") from error

@@ -22,18 +22,14 @@ class Prepared:
     """
 
     def __init__(self, task: VtabTask, split: str, data_dir: str | Path | None):
-        import tensorflow_datasets  # takes two seconds, which the other sources spare
-
         self.task = task
-        builder = tensorflow_datasets.builder(task.builder, data_dir=data_dir, file_format="array_record")
-        if not builder.is_prepared():
-            _prepare(builder, task.builder)
+        builder = _prepared_builder(task.builder, data_dir)
         try:
             self.parts = [builder.as_data_source(split=part) for part in task.splits(split)]
         except NotImplementedError as error:
             raise UserError(
-                f"{builder.data_dir} holds {task.builder} in another format than array_record; "
-                "move it away, so that it is prepared again"
+                f"{builder.data_dir} holds {task.builder} as {builder.info.file_format.value}, which cannot be read "
+                "here; move it away, so that it is prepared again as array_record, or pass another --data-dir"
             ) from error
         self.ends = list(accumulate(len(part) for part in self.parts))
 
@@ -46,6 +42,17 @@ class Prepared:
         return self.task.image(example), self.task.label(example)
 
 
+def _prepared_builder(name: str, data_dir: str | Path | None):
+    import tensorflow_datasets  # takes two seconds, which the other sources spare
+
+    builder = tensorflow_datasets.builder(name, data_dir=data_dir)
+    if not builder.is_prepared():
+        # only now: asking for a format where data of another one is on disk raises
+        builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+        _prepare(builder, name)
+    return builder
+
+
 def _prepare(builder, name: str) -> None:
     try:
         builder.download_and_prepare()
@@ -55,8 +62,8 @@ def _prepare(builder, name: str) -> None:
             "pip install 'capaboost[prepare]' and run again, or pass --data-dir or --source folder"
         ) from error
     except Exception as error:  # builders fail in many ways
-        message = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
-        if "anual" in message:
+        message = textwrap.shorten(str(error) or type(error).__name__, 600, placeholder=" ...")
+        if message.startswith("Manual directory"):  # where to put the files, and the builder's instructions
             raise UserError(f"{name} has to be downloaded by hand; {message}") from error
         raise UserError(
             f"{name} is not in {builder.data_dir}, and could not be prepared ({message}); go online, "

@@ -1,0 +1,162 @@
+"""The folder source on real images and on broken input, the digits, and what is the same for all sources."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from capaboost_core.errors import UserError
+from capaboost_vision.sources import SPLITS, decode, num_classes, open_split
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "vtab-1k"
+REAL = {"cifar": (800, 200, 1000, 10000), "oxford_flowers102": (800, 200, 1000, 6149)}
+
+
+def real(name: str) -> Path:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no images of {name} in {DATA}")
+    return DATA / name
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_folder_sizes_and_labels(name):
+    folder = real(name)
+    for split, size in zip(SPLITS, REAL[name], strict=True):
+        dataset = open_split(name, "folder", DATA, split, 32)
+        assert len(dataset) == size == len((folder / f"{split}.txt").read_text().splitlines())
+    assert num_classes(name, "folder", DATA) == {"cifar": 100, "oxford_flowers102": 102}[name]
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(("height", "width"), [(24, 40), (32, 32)])
+def test_real_pixels_are_those_of_pil(name, height, width):
+    folder = real(name)
+    lines = (folder / "val200.txt").read_text().splitlines()
+    dataset = open_split(name, "folder", str(DATA), "val200", (height, width))
+    for index in (0, 7, 199):
+        path, label = lines[index].split(" ")
+        wanted = Image.open(folder / path).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        image, got = dataset[index]
+        assert (image.dtype, image.shape, got) == (torch.uint8, (3, height, width), int(label))
+        assert all(np.array_equal(image[c].numpy(), np.asarray(wanted)[..., c]) for c in range(3))
+
+
+def save(path: Path, grey: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 4), (grey, grey, grey)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A task `mine` of three classes, in the shared layout; one path has a blank."""
+    save(tmp_path / "mine" / "images" / "a.png", 10)
+    save(tmp_path / "mine" / "images" / "b c.png", 20)
+    for split in SPLITS:
+        (tmp_path / "mine" / f"{split}.txt").write_text("images/a.png 0\n\nimages/b c.png 2\n")
+    return tmp_path
+
+
+def test_a_folder_of_your_own(folder):
+    images, labels = decode(open_split("mine", "folder", folder, "train800", (5, 3)), "train800")
+    assert (images.dtype, images.shape) == (torch.uint8, (2, 3, 5, 3))
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [0, 2]
+    assert [set(image.flatten().tolist()) for image in images] == [{10}, {20}]
+    assert num_classes("mine", "folder", folder) == 3
+
+
+BROKEN_LISTS = {
+    "no label": ("images/a.png 0\nimages/a.png\n", "mine/test.txt, line 2: 'images/a.png' is not of the form"),
+    "a word": ("images/a.png cat\n", "mine/test.txt, line 1: 'images/a.png cat' is not of the form"),
+    "negative": ("images/a.png -1\n", "mine/test.txt, line 1: 'images/a.png -1' is not of the form"),
+    "no image": ("\nimages/a.png 0\nimages/z.png 1\n", "mine/test.txt, line 3: there is no image"),
+    "empty": ("\n", "mine/test.txt lists no image"),
+    "bytes": (b"\xff\xfe\x00", "mine/test.txt is no readable text; write it as UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_LISTS)
+def test_broken_lists_are_refused_on_opening(case, folder):
+    content, message = BROKEN_LISTS[case]
+    (folder / "mine" / "test.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert message in refusal("mine", "folder", folder, "test")
+
+
+def refusal(dataset: str, source: str, data_dir: Path | None, split: str) -> str:
+    with pytest.raises(UserError) as caught:
+        open_split(dataset, source, data_dir, split, 8)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_label_outside_the_task_s_range_is_refused_on_opening(folder):
+    (folder / "mine").rename(folder / "kitti")
+    (folder / "kitti" / "test.txt").write_text("images/a.png 3\nimages/a.png 4\n")
+    assert "kitti/test.txt, line 2: label 4 is outside 0 to 3" in refusal("kitti", "folder", folder, "test")
+
+
+WRONG = {
+    "task": (("dtdd", "tfds", None, "test"), "VTAB-1k has no task 'dtdd'; type one of dtd,"),
+    "all tasks": (("qqqq", "tfds", None, "test"), "caltech101, cifar, dtd"),
+    "source": (("dtd", "tdfs", None, "test"), "there is no source 'tdfs'; type one of tfds, folder, digits"),
+    "split": (("digits", "digits", None, "val"), "there is no split 'val'; type one of train800, val200"),
+    "digits": (("dtd", "digits", None, "test"), "pass --dataset digits"),
+    "no dir": (("mine", "folder", None, "test"), "source folder needs --data-dir"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_names(case):
+    arguments, message = WRONG[case]
+    assert message in refusal(*arguments)
+
+
+def test_missing_folders_and_lists(folder):
+    assert "has no folder yours; it holds mine" in refusal("yours", "folder", folder, "test")
+    assert "none has no folder mine; give" in refusal("mine", "folder", folder / "none", "test")
+    (folder / "mine" / "val200.txt").unlink()
+    assert "mine/val200.txt is missing" in refusal("mine", "folder", folder, "val200")
+    (folder / "mine" / "train800val200.txt").unlink()
+    with pytest.raises(UserError, match=r"train800val200\.txt is missing"):
+        num_classes("mine", "folder", folder)
+
+
+def test_an_unreadable_image_is_named(folder):
+    path = folder / "mine" / "images" / "a.png"
+    whole = path.read_bytes()
+    broken_chunk = bytearray(whole)
+    broken_chunk[whole.index(b"IDAT")] ^= 0xFF
+    for content in (b"", b"no image", whole[:-20], bytes(broken_chunk)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"images/a\.png is no readable image; replace it or drop its line"):
+            decode(open_split("mine", "folder", folder, "test", 8), "test")
+
+
+def test_digits_are_scikit_learn_s_in_disjoint_splits():
+    digits = load_digits()
+    known = {np.round(image * 255 / 16).astype(np.uint8).tobytes(): y for image, y in zip(*pair(digits), strict=True)}
+    sets = {}
+    for split, size in zip(SPLITS, (800, 200, 1000, 797), strict=True):
+        images, labels = decode(open_split("digits", "digits", None, split, 8), split)
+        assert len(images) == size
+        assert (images[:, 0] == images[:, 1]).all()
+        assert (images[:, 0] == images[:, 2]).all()
+        keys = [image[0].numpy().tobytes() for image in images]
+        assert [known[key] for key in keys] == labels.tolist()
+        assert int(images.max()) == 255
+        sets[split] = set(keys)
+    assert sets["train800val200"] == sets["train800"] | sets["val200"]
+    assert len(sets["train800"] | sets["val200"] | sets["test"]) == len(known) == 1797
+    assert num_classes("digits", "digits", None) == 10
+
+
+def pair(digits) -> tuple[np.ndarray, np.ndarray]:
+    return digits.images, digits.target
+
+
+def test_the_digits_split_stands_still():
+    labels = [open_split("digits", "digits", None, "train800", 8)[i][1] for i in range(12)]
+    assert labels == [0]  # replaced by the golden labels below
