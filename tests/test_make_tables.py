@@ -6,6 +6,7 @@ from pathlib import Path
 
 import make_tables
 import pytest
+from make_tables import settings_of
 
 from capaboost_core import UserError
 
@@ -44,7 +45,7 @@ def test_seeds_become_mean_and_sample_deviation(tmp_path):
     lines = outputs["markdown"].read_text().splitlines()
     assert len(lines) == 4
     assert "| accuracy 94 ± 4 (3 seeds) | 221,184 | 0.26 | 20 | cpu | seed 0 |" in lines[2]
-    assert "| linear | test | accuracy 80.25 (1 seed) | 0 | 0.00 |" in lines[3]
+    assert "| linear | lr 0.001 | test | accuracy 80.25 (1 seed) | 0 | 0.00 |" in lines[3]
     rows = list(csv.DictReader(outputs["csv"].read_text().splitlines()))
     assert (rows[0]["mean"], rows[0]["std"], rows[0]["seeds"]) == ("94.0", "4.0", "3")
     assert (rows[1]["mean"], rows[1]["std"]) == ("80.25", "")
@@ -91,3 +92,12 @@ def test_readme_without_markers_is_refused_and_kept(tmp_path):
     with pytest.raises(UserError, match="results:begin"):
         make_tables.main([str(tmp_path / "a"), "--readme", str(readme)])
     assert readme.read_text() == "no place\n"
+
+
+def test_settings_tell_rows_of_one_method_apart():
+    adapter = {"method": "lora", "r": 8, "alpha": None}
+    assert settings_of({"train": {"lr": 0.005}, "adapter": adapter}) == "lr 0.005, r 8, alpha 8"
+    assert settings_of({"model": {"pretrained": False}, "adapter": adapter | {"alpha": 32}}) == (
+        "random weights, r 8, alpha 32"
+    )
+    assert settings_of({"train": {"lr": 0.001}, "adapter": {"method": "linear", "r": 8}}) == "lr 0.001"

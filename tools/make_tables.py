@@ -29,7 +29,20 @@ TEXTS = ("task", "model", "method", "protocol", "metric", "device")
 NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs")
 PLACES = ("seed", "output_dir", "resume", "data_dir")  # settings in which two runs of one row may differ
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-TITLES = ("task", "model", "method", "protocol", "value", "trainable", "% trainable", "epochs", "device", "split")
+TITLES = ("task", "model", "method", "settings", "protocol", "value", "trainable", "% trainable", "epochs")
+TITLES += ("device", "split")
+    "task",
+    "model",
+    "method",
+    "settings",
+    "protocol",
+    "value",
+    "trainable",
+    "% trainable",
+    "epochs",
+    "device",
+    "split",
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class Row:
     task: str
     model: str
     method: str
+    settings: str
     protocol: str
     metric: str
     mean: float
@@ -56,7 +70,8 @@ class Row:
         spread = "" if self.std is None else f" ± {self.std:.2g}"
         value = f"{self.metric} {self.mean:.4g}{spread} ({runs})"
         counts = (f"{self.trainable_parameters:,}", f"{self.percent_trainable:.2f}", f"{self.epochs:g}")
-        return (self.task, self.model, self.method, self.protocol, value, *counts, self.device, self.split_note)
+        what = (self.task, self.model, self.method, self.settings, self.protocol)
+        return (*what, value, *counts, self.device, self.split_note)
 
 
 def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
@@ -123,8 +138,20 @@ def _row(runs: list[dict[str, Any]]) -> Row:
     values = [float(run["value"]) for run in runs]
     first = {name: runs[0].get(name) for name in (field.name for field in fields(Row))}
     std = statistics.stdev(values) if len(values) > 1 else None
+    first["settings"] = settings_of(runs[0].get("config", {}))
     note = first["split_note"] or ""
     return Row(**first | {"mean": statistics.fmean(values), "std": std, "seeds": len(runs), "split_note": note})
+
+
+def settings_of(config: dict[str, Any]) -> str:
+    """What tells rows of one method apart: the start, the learning rate, and the adapter's size and scale."""
+    model, train, adapter = (config.get(section, {}) for section in ("model", "train", "adapter"))
+    parts = [] if model.get("pretrained", True) else ["random weights"]
+    parts += [f"lr {train['lr']:g}"] if "lr" in train else []
+    if adapter.get("method") not in (None, "linear", "full"):
+        alpha = adapter.get("alpha") or adapter["r"]
+        parts += [f"r {adapter['r']}", f"alpha {alpha:g}"]
+    return ", ".join(parts)
 
 
 def to_markdown(rows: list[Row]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import textwrap
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 
@@ -54,17 +55,19 @@ def _prepared_builder(name: str, data_dir: str | Path | None):
 
 
 def _prepare(builder, name: str) -> None:
-    try:
-        builder.download_and_prepare()
-    except ImportError as error:
+    if find_spec("tensorflow") is None:  # builders notice only after the download, or minutes of retries
         raise UserError(
             f"{name} is not in {builder.data_dir}, and preparing it needs TensorFlow; "
             "pip install 'capaboost[prepare]' and run again, or pass --data-dir or --source folder"
-        ) from error
+        )
+    try:
+        builder.download_and_prepare()
     except Exception as error:  # builders fail in many ways
         message = textwrap.shorten(str(error) or type(error).__name__, 600, placeholder=" ...")
         if message.startswith("Manual directory"):  # where to put the files, and the builder's instructions
             raise UserError(f"{name} has to be downloaded by hand; {message}") from error
+        if isinstance(error, ImportError):
+            raise UserError(f"preparing {name} needs a package ({message}); install it and run again") from error
         raise UserError(
             f"{name} is not in {builder.data_dir}, and could not be prepared ({message}); go online, "
             "or pass --data-dir with prepared data, or --source folder"
