@@ -29,20 +29,8 @@ TEXTS = ("task", "model", "method", "protocol", "metric", "device")
 NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs")
 PLACES = ("seed", "output_dir", "resume", "data_dir")  # settings in which two runs of one row may differ
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-TITLES = ("task", "model", "method", "settings", "protocol", "value", "trainable", "% trainable", "epochs")
-TITLES += ("device", "split")
-    "task",
-    "model",
-    "method",
-    "settings",
-    "protocol",
-    "value",
-    "trainable",
-    "% trainable",
-    "epochs",
-    "device",
-    "split",
-)
+TITLES = ("task", "model", "method", "settings", "protocol", "value")
+TITLES += ("trainable", "% trainable", "epochs", "device", "split")
 
 
 @dataclass(frozen=True)
