@@ -20,10 +20,10 @@ from capaboost_core.results import Result, adapter_bytes, counts_of, device_name
 from capaboost_core.run_config import to_dict
 from capaboost_core.state import save_adapter
 from capaboost_core.train import FitResult, fit
+from capaboost_vision.image_task import VAL_ACCURACY, ImageTask, Normalize
 from capaboost_vision.pretrained import check_model, create_model
 from capaboost_vision.sources import decode, num_classes, open_split
 from capaboost_vision.vtab_run import DataSection, VtabRun
-from capaboost_vision.vtab_task import VAL_ACCURACY, Normalize, VtabTask
 
 SPLIT_NOTES = {
     "tfds": "official VTAB-1k rows",
@@ -66,7 +66,7 @@ def run_experiment(run: VtabRun, folder: Path, resume: bool) -> dict[str, Any]:
     return result.to_dict() if result else {}
 
 
-def make_task(run: VtabRun, model: nn.Module, classes: int, accelerator: Accelerator) -> VtabTask:
+def make_task(run: VtabRun, model: nn.Module, classes: int, accelerator: Accelerator) -> ImageTask:
     """Open and decode the protocol's splits.
 
     Raises:
@@ -78,7 +78,7 @@ def make_task(run: VtabRun, model: nn.Module, classes: int, accelerator: Acceler
     train = _decode(run.data, training, size, classes)
     val = _decode(run.data, "val200", size, classes) if run.data.protocol == "select" else None
     normalize = Normalize(run.data.normalize, model, accelerator.device)
-    return VtabTask(accelerator, normalize, train, val, test, run.train.batch_size, run.train.seed)
+    return ImageTask(accelerator, normalize, train, val, test, run.train.batch_size, run.train.seed)
 
 
 def make_result(
@@ -97,7 +97,7 @@ def make_result(
         epochs=run.train.epochs,
         selected_epoch=fitted.epoch,
         metrics=fitted.metrics,
-        unit=VtabTask.unit,
+        unit=ImageTask.unit,
         examples_per_second=fitted.examples_per_second,
         wall_seconds=fitted.wall_seconds,
         adapter_file_bytes=adapter_bytes(folder / "adapter"),

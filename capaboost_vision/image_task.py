@@ -1,4 +1,4 @@
-"""A VTAB task for the training loop: images that live on the device, loss, accuracy."""
+"""Image classification for the training loop: images that live on the device, loss, accuracy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Normalize:
         return (images.float() - self.shift) * self.scale
 
 
-class VtabTask:
+class ImageTask:
     """The task that `capaboost_core.train.fit` asks for.
 
     Nothing is augmented, so the training images are decoded once and stay on the device as uint8.
