@@ -10,8 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.data import resolve_model_data_config
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
 from capaboost_core.checkpoint import check_folder
 from capaboost_core.errors import UserError
@@ -22,7 +21,7 @@ from capaboost_core.state import save_adapter
 from capaboost_core.train import FitResult, fit
 from capaboost_vision.image_task import VAL_ACCURACY, ImageTask, Normalize
 from capaboost_vision.pretrained import check_model, create_model
-from capaboost_vision.sources import decode, num_classes, open_split
+from capaboost_vision.sources import ResizedImages, decode, num_classes, open_split
 from capaboost_vision.vtab_run import DataSection, VtabRun
 
 SPLIT_NOTES = {
@@ -30,6 +29,7 @@ SPLIT_NOTES = {
     "folder": "rows that the folder holds",
     "digits": "scikit-learn digits, 800/200/797 rows",
 }
+PROTOCOL_SPLITS = {"test": ("train800val200", "test"), "select": ("train800", "val200", "test")}
 
 
 def run_experiment(run: VtabRun, folder: Path, resume: bool) -> dict[str, Any]:
@@ -50,8 +50,9 @@ def run_experiment(run: VtabRun, folder: Path, resume: bool) -> dict[str, Any]:
     run = _with_precision(run, accelerator.mixed_precision)
     set_seed(run.train.seed)
     classes = run.data.num_classes or num_classes(run.data.dataset, run.data.source, run.data.dir)
+    check_data(run.data, classes)
     model = create_model(run.model, classes, run.adapter)
-    task = make_task(run, model, classes, accelerator)
+    task = make_task(run, model, accelerator)
     selected = VAL_ACCURACY if run.data.protocol == "select" else None
     fitted = fit(accelerator, model, task, run.train, folder, to_dict(run), selected, resume)
     begun = time.monotonic()
@@ -66,19 +67,31 @@ def run_experiment(run: VtabRun, folder: Path, resume: bool) -> dict[str, Any]:
     return result.to_dict() if result else {}
 
 
-def make_task(run: VtabRun, model: nn.Module, classes: int, accelerator: Accelerator) -> ImageTask:
-    """Open and decode the protocol's splits.
+def check_data(data: DataSection, classes: int) -> None:
+    """Open every split of the protocol, before a model is made or loaded.
 
     Raises:
-        UserError: If a split is missing, or has a label that the model has no class for.
+        UserError: If a split is missing or wrong, or has a label that the model has no class for.
     """
+    for split in PROTOCOL_SPLITS[data.protocol]:
+        largest = max(_open(data, split, (1, 1)).labels or [0])
+        if largest >= classes:
+            raise UserError(
+                f"{data.dataset} {split} has label {largest}, but there are {classes} classes; "
+                f"pass --set data.num_classes={largest + 1} or more"
+            )
+
+
+def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> ImageTask:
+    """Decode the splits to train and select on, and open the one to test on."""
     size = resolve_model_data_config(model)["input_size"][-2:]
-    training = "train800val200" if run.data.protocol == "test" else "train800"
-    test = _open(run.data, "test", size)
-    train = _decode(run.data, training, size, classes)
-    val = _decode(run.data, "val200", size, classes) if run.data.protocol == "select" else None
+    training, *selection, test = (
+        (split, _open(run.data, split, size)) for split in PROTOCOL_SPLITS[run.data.protocol]
+    )
+    train = decode(training[1], training[0])
+    val = decode(selection[0][1], selection[0][0]) if selection else None
     normalize = Normalize(run.data.normalize, model, accelerator.device)
-    return ImageTask(accelerator, normalize, train, val, test, run.train.batch_size, run.train.seed)
+    return ImageTask(accelerator, normalize, train, val, test[1], run.train.batch_size, run.train.seed)
 
 
 def make_result(
@@ -113,15 +126,5 @@ def _with_precision(run: VtabRun, precision: str) -> VtabRun:
     return dataclasses.replace(run, train=dataclasses.replace(run.train, mixed_precision=precision))
 
 
-def _open(data: DataSection, split: str, size: tuple[int, int]) -> Dataset:
+def _open(data: DataSection, split: str, size: tuple[int, int]) -> ResizedImages:
     return open_split(data.dataset, data.source, data.dir, split, size)
-
-
-def _decode(data: DataSection, split: str, size: tuple[int, int], classes: int) -> tuple[Tensor, Tensor]:
-    images, labels = decode(_open(data, split, size), split)
-    if int(labels.max()) >= classes:
-        raise UserError(
-            f"{data.dataset} {split} has label {int(labels.max())}, but there are {classes} classes; "
-            f"pass --set data.num_classes={int(labels.max()) + 1} or more"
-        )
-    return images, labels

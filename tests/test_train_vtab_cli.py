@@ -115,7 +115,8 @@ def test_a_folder_with_a_run_is_kept(whole, capsys):
     before = (whole / "result.json").read_bytes()
     assert "pass --resume or another" in answer(capsys, *RUN, "--output-dir", str(whole))
     message = answer(capsys, *RUN, "--output-dir", str(whole), "--resume", "--lr", "0.5")
-    assert "train.lr: 0.001 there, 0.5 here" in message
+    rate = json.loads(before)["config"]["train"]["lr"]
+    assert f"train.lr: {rate} there, 0.5 here" in message
     assert (whole / "result.json").read_bytes() == before
 
 

@@ -36,6 +36,11 @@ class ResizedImages(Dataset):
     def __len__(self) -> int:
         return len(self.reader)
 
+    @property
+    def labels(self) -> list[int] | None:
+        """All labels, where the reader knows them without reading the images."""
+        return getattr(self.reader, "labels", None)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.reader[index]
         if self.num_classes is not None and not 0 <= label < self.num_classes:
@@ -47,7 +52,7 @@ class ResizedImages(Dataset):
 
 def open_split(
     dataset: str, source: str, data_dir: str | Path | None, split: str, image_size: tuple[int, int] | int
-) -> Dataset:
+) -> ResizedImages:
     """One split of a task: items (uint8 3 x H x W, label).
 
     Args:
@@ -82,7 +87,7 @@ def num_classes(dataset: str, source: str, data_dir: str | Path | None) -> int:
         return digits.NUM_CLASSES
     if dataset in TASKS:
         return TASKS[dataset].num_classes
-    return 1 + max(label for _, label in folder.Folder(Path(data_dir), dataset, "train800val200").rows)
+    return 1 + max(folder.Folder(Path(data_dir), dataset, "train800val200").labels)
 
 
 def decode(dataset: Dataset, description: str) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,10 @@ class Digits:
         bunch = load_digits()
         rows = np.random.default_rng(0).permutation(len(bunch.target))[slice(*BOUNDS[split])]
         grey = np.round(bunch.images[rows] * (255 / 16)).astype(np.uint8)
-        self.images, self.labels = np.repeat(grey[..., None], 3, axis=-1), bunch.target[rows]
+        self.images, self.labels = np.repeat(grey[..., None], 3, axis=-1), bunch.target[rows].tolist()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.images[index], int(self.labels[index])
+        return self.images[index], self.labels[index]

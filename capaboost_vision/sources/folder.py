@@ -42,6 +42,10 @@ class Folder:
             raise UserError(f"{place}: there is no image {self.root / path}")
         return path, int(label)
 
+    @property
+    def labels(self) -> list[int]:
+        return [label for _, label in self.rows]
+
     def __len__(self) -> int:
         return len(self.rows)
 
