@@ -8,26 +8,32 @@ from torch import nn
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.tied import TiedWeight
 
+# What nn.Module keeps of a module in containers of its own.
+CONTENT = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
+HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+
 
 class Adapted(nn.Module):
-    """Mixin of layers that adopt a base layer's weight and bias, so that its state-dict keys stay as they are.
+    """Mixin of layers that adopt a base layer's parameters and children, so that its state-dict keys stay.
 
     It stands before the base's class: `class CapaLinear(Adapted, nn.Linear)`.
     """
 
     def adopt(self, base: nn.Module, path: str) -> None:
-        """Take over attributes and parameters of the base; called in place of its class's constructor."""
+        """Take over all that the base holds; called in place of its class's constructor."""
         nn.Module.__init__(self)
         for name, value in vars(base).items():
-            if name not in vars(self):
+            if name in CONTENT + HOOKS:
+                vars(self)[name].update(value)
+            elif name not in vars(self):
                 setattr(self, name, value)
-        self.weight, self.bias = base.weight, base.bias
+        self.adopted = frozenset(name for name, _ in base.named_parameters())
         self.path, self.enabled = path, True
         self.training = base.training
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters of the addition, without the adopted weight and bias."""
-        return {name: p for name, p in self.named_parameters() if name not in ("weight", "bias")}
+        """The trainable parameters of the addition, without those adopted from the base."""
+        return {name: p for name, p in self.named_parameters() if name not in self.adopted}
 
     def tied_weights(self) -> dict[str, TiedWeight]:
         return {name: module for name, module in self.named_modules() if isinstance(module, TiedWeight)}

@@ -11,7 +11,7 @@ import yaml
 
 from capaboost_core.errors import UserError
 
-METHODS = ("lora", "padapter", "hadapter", "linear", "full")
+METHODS = ("lora", "padapter", "hadapter", "prefix", "linear", "full")
 MASKS = ("random", "nm", "same", "dropout")
 INITS = ("lora", "official")
 MAX_TIED = 8  # the masks of an entry are the bits of one byte
@@ -43,9 +43,10 @@ class CapaBoostConfig:
     round(density * numel) ones. `num_tied=1, density=1.0` is the plain method.
 
     Attributes:
-        method: `lora`, `padapter` (after the feed-forward part), `hadapter` (after attention too), and
-            the baselines `linear` (head only) and `full` (every weight).
-        r: Inner dimension of one module: LoRA's rank, an adapter's bottleneck width.
+        method: `lora`, `padapter` (after the feed-forward part), `hadapter` (after attention too), `prefix`
+            (keys and values in front of the attention's own), and the baselines `linear` (head only) and
+            `full` (every weight).
+        r: Inner dimension of one module: LoRA's rank, an adapter's bottleneck width, a prefix's length.
         num_tied: d, the number of parallel modules that share the weight (1 to 8).
         density: Share of entries that each mask keeps, in (0, 1].
         mask: `random`: one mask per copy; `same`: all copies share the first mask; `nm`: n of each m
@@ -53,10 +54,11 @@ class CapaBoostConfig:
         n: Kept entries of each group, with `mask="nm"`; density is then n / m.
         m: Group length, with `mask="nm"`.
         seed: Seed of the masks; independent of the run's own seed.
-        alpha: The increment is scaled by alpha / r; None means alpha = r, a scale of 1.
-        dropout: Probability of dropping an entry of the module's input in training.
+        alpha: The increment is scaled by alpha / r; None means alpha = r, a scale of 1. Not with `prefix`.
+        dropout: Probability of dropping an entry of the module's input in training. Not with `prefix`.
         init: `lora`: Kaiming-uniform A over its fan-in, B = 0; `official`: the authors' code, that is
-            A ~ U(-1/sqrt(r), 1/sqrt(r)) for LoRA, N(0, 0.02) on both factors for adapters.
+            A ~ U(-1/sqrt(r), 1/sqrt(r)) for LoRA, N(0, 0.02) on both factors for adapters. A prefix
+            starts from N(0, 0.02) with either.
         targets: `attention-qv`, `all-linear`, or full suffixes of module paths such as `attn.proj`.
 
     Raises:
@@ -87,8 +89,15 @@ class CapaBoostConfig:
         _check_number("dropout", self.dropout, "from 0 to below 1, such as 0.1", lambda v: 0 <= v < 1)
         if self.alpha is not None:
             _check_number("alpha", self.alpha, "above 0, or leave it out for alpha = r", lambda v: v > 0)
+        self._check_prefix()
         self._check_groups()
         self._check_targets()
+
+    def _check_prefix(self) -> None:
+        if self.method == "prefix" and self.alpha is not None:
+            raise UserError("alpha scales an increment, and method prefix has none; drop alpha")
+        if self.method == "prefix" and self.dropout:
+            raise UserError("dropout acts on a module's input, and method prefix has none; set dropout: 0")
 
     def _check_groups(self) -> None:
         if self.mask != "nm":
@@ -167,6 +176,8 @@ PRESETS = {
     "padapter": CapaBoostConfig("padapter", **PLAIN),
     "capaboost-hadapter": CapaBoostConfig("hadapter"),
     "hadapter": CapaBoostConfig("hadapter", **PLAIN),
+    "capaboost-prefix": CapaBoostConfig("prefix"),
+    "prefix": CapaBoostConfig("prefix", **PLAIN),
     "linear": CapaBoostConfig("linear", **PLAIN),
     "full": CapaBoostConfig("full", **PLAIN),
 }

@@ -15,9 +15,10 @@ from capaboost_core.errors import UserError
 from capaboost_core.lora import CapaLinear
 from capaboost_core.masks import checksum
 from capaboost_core.plan import Plan, in_prefix, plan_suffixes
+from capaboost_core.prefix import ATTENTIONS
 
 ADAPTERS = {nn.Linear: AdapterLinear, nn.LayerNorm: AdapterNorm}
-LAYERS = {"lora": {nn.Linear: CapaLinear}, "padapter": ADAPTERS, "hadapter": ADAPTERS}
+LAYERS = {"lora": {nn.Linear: CapaLinear}, "padapter": ADAPTERS, "hadapter": ADAPTERS, "prefix": ATTENTIONS}
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ def inject(model: nn.Module, config: CapaBoostConfig | dict | str, plan: Plan | 
     """Adapt a model in place: swap the planned layers, freeze all but the additions and the head.
 
     Args:
-        model: Any model; at initialisation its output stays as it is.
+        model: Any model; at initialisation its output stays as it is, but for `prefix`.
         config: A configuration, a dict of its settings, or the name of a preset.
         plan: What to adapt; without one, `config.targets` has to list module suffixes.
 
     Raises:
-        UserError: If nothing is to be adapted, a target is no plain linear layer, or the model has been
-            adapted before. The model is then as it was.
+        UserError: If nothing is to be adapted, a target is no layer of the method's kind, or the model has
+            been adapted before. The model is then as it was.
     """
     config = resolve_config(config)
     plan = plan or _plan_explicit(model, config)
@@ -65,16 +66,17 @@ def build(model: nn.Module, config: CapaBoostConfig, plan: Plan) -> dict[str, Ad
     if hasattr(model, "capaboost"):
         raise UserError("the model is adapted already; start from a fresh base model")
     layers = LAYERS.get(config.method, {})
-    if layers and not plan.targets:
+    if config.method in LAYERS and not plan.targets:
         raise UserError(f"method {config.method} found nothing to adapt in {type(model).__name__}; give targets")
     if config.method == "linear" and not _head_parameters(model, plan):
         raise UserError(f"method linear trains the head only, but {type(model).__name__} has none; set num_classes")
     modules = dict(model.named_modules())
-    chosen = plan.targets if layers else ()
+    chosen = plan.targets if config.method in LAYERS else ()
     for target in chosen:
-        if type(modules.get(target.path)) not in layers:
-            found, wanted = type(modules.get(target.path)).__name__, " or ".join(f"nn.{t.__name__}" for t in layers)
-            raise UserError(f"target {target.path} is a {found}, not an {wanted}; choose other targets")
+        found = type(modules.get(target.path))
+        if found not in layers:
+            wanted = _wanted(config.method)
+            raise UserError(f"target {target.path} is a {found.__name__}, not an {wanted}; choose other targets")
     return {t.path: layers[type(modules[t.path])](modules[t.path], config, t) for t in chosen}
 
 
@@ -137,7 +139,7 @@ def merge(model: nn.Module) -> nn.Module:
     The changed rows of the frozen weights are kept beside them until `unmerge`.
 
     Raises:
-        UserError: If the method is an adapter, whose nonlinearity no weight can hold.
+        UserError: If the method is an adapter or a prefix, whose nonlinearity no weight can hold.
     """
     layers = _mergeable_layers(model)
     for layer in layers:
@@ -179,7 +181,17 @@ def base_name(model: nn.Module) -> str:
     return name or type(model).__name__
 
 
+def _wanted(method: str) -> str:
+    if method == "prefix":
+        return "attention of capaboost_vision or capaboost_text (import the one that you need)"
+    return " or ".join(f"nn.{layer.__name__}" for layer in LAYERS[method])
+
+
 def _plan_explicit(model: nn.Module, config: CapaBoostConfig) -> Plan:
+    if config.method == "prefix":
+        raise UserError(
+            "method prefix depends on the architecture; use capaboost_vision.inject or capaboost_text.inject"
+        )
     if config.method in LAYERS and config.targets in ("attention-qv", "all-linear"):
         raise UserError(
             f"targets: {config.targets} depends on the architecture; use capaboost_vision.inject for timm models, "
@@ -195,7 +207,7 @@ def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
 
 def _mergeable_layers(model: nn.Module) -> list[CapaLinear]:
     method = injection_of(model).config.method
-    if method in ("padapter", "hadapter"):
+    if method in ("padapter", "hadapter", "prefix"):
         raise UserError(f"{method} has a nonlinearity and cannot be merged into a weight; run it as it is")
     return adapted_layers(model)
 

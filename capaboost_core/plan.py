@@ -13,7 +13,7 @@ from capaboost_core.errors import UserError
 
 @dataclass(frozen=True)
 class Target:
-    """One layer to adapt: an `nn.Linear`, or the `nn.LayerNorm` of a residual sum for an adapter.
+    """One layer to adapt: an `nn.Linear`, the `nn.LayerNorm` of a residual sum for an adapter, or an attention.
 
     Attributes:
         path: Its module path in the base model.
@@ -30,7 +30,7 @@ class Plan:
     """Everything that injection has to know of an architecture.
 
     Attributes:
-        targets: The linear layers to adapt.
+        targets: The layers to adapt.
         head: Path prefixes of the modules and parameters that are trained and saved with the adapter.
         switches: (module path, attribute) flags to set, without which the architecture would read a
             target's weight past its forward (timm's BEiT, EVA and SwinV2).

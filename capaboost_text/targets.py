@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+import capaboost_text.prefix  # noqa: F401  registers the attentions that take a prefix
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
 from capaboost_core.plan import Plan, Target, plan_suffixes
@@ -24,6 +25,7 @@ class Layout:
         o: Output projection of the attention.
         f1: First feed-forward layer.
         f2: Second feed-forward layer.
+        attention: The self-attention; None where it takes no prefix.
         norm: Norm of the residual sum after the feed-forward part; None in layers that norm before it.
         fused: Whether q, k and v are thirds of one layer's output.
     """
@@ -34,6 +36,7 @@ class Layout:
     o: str
     f1: str
     f2: str
+    attention: str | None
     norm: str | None
     fused: bool = False
 
@@ -45,6 +48,7 @@ BERT = Layout(
     o="attention.output.dense",
     f1="intermediate.dense",
     f2="output.dense",
+    attention="attention.self",
     norm="output.LayerNorm",
 )
 FAMILIES = {
@@ -53,7 +57,11 @@ FAMILIES = {
     "xlm-roberta": BERT,
     "electra": BERT,
     "deberta-v2": replace(
-        BERT, q="attention.self.query_proj", k="attention.self.key_proj", v="attention.self.value_proj"
+        BERT,
+        q="attention.self.query_proj",
+        k="attention.self.key_proj",
+        v="attention.self.value_proj",
+        attention=None,
     ),
     "distilbert": Layout(
         q="attention.q_lin",
@@ -62,10 +70,19 @@ FAMILIES = {
         o="attention.out_lin",
         f1="ffn.lin1",
         f2="ffn.lin2",
+        attention="attention",
         norm="output_layer_norm",
     ),
     "modernbert": Layout(
-        q="attn.Wqkv", k="attn.Wqkv", v="attn.Wqkv", o="attn.Wo", f1="mlp.Wi", f2="mlp.Wo", norm=None, fused=True
+        q="attn.Wqkv",
+        k="attn.Wqkv",
+        v="attn.Wqkv",
+        o="attn.Wo",
+        f1="mlp.Wi",
+        f2="mlp.Wo",
+        attention="attn",
+        norm=None,
+        fused=True,
     ),
 }
 LAYER = re.compile(r"\.(layer|layers)\.\d+$")
@@ -76,10 +93,12 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
 
     LoRA goes to q and v (`attention-qv`, the default) or to q, k, v, o, f1 and f2 (`all-linear`). PAdapter
     follows the feed-forward part, inside the norm of the residual sum where there is one; HAdapter follows
-    o and f2. The head is all that stands outside the pretrained base model, DeBERTa's pooler included.
+    o and f2; a prefix goes to the self-attention. The head is all that stands outside the pretrained base
+    model, DeBERTa's pooler included.
 
     Raises:
-        UserError: If the architecture is not in the table and the targets are not explicit.
+        UserError: If the architecture is not in the table and the targets are not explicit, or its attention
+            takes no prefix.
     """
     head = tuple(name for name, _ in model.named_children() if name != model.base_model_prefix)
     if config.method in ("linear", "full"):
@@ -93,6 +112,11 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
             f"no target table for {model.config.model_type}; give targets as a list of module suffixes, "
             f"or choose one of: {', '.join(FAMILIES)}"
         )
+    if config.method == "prefix" and layout.attention is None:
+        raise UserError(
+            f"method prefix needs transformers' attention interface, which {model.config.model_type} does not use; "
+            "choose lora, padapter or hadapter"
+        )
     layers = [(path, module) for path, module in model.named_modules() if LAYER.search(path)]
     return Plan(tuple(target for path, layer in layers for target in _targets(path, layer, layout, config)), head)
 
@@ -102,6 +126,8 @@ def _targets(path: str, layer: nn.Module, layout: Layout, config: CapaBoostConfi
         yield Target(f"{path}.{layout.norm or layout.f2}")
     elif config.method == "hadapter":
         yield from (Target(f"{path}.{part}") for part in (layout.o, layout.f2))
+    elif config.method == "prefix":
+        yield Target(f"{path}.{layout.attention}")
     else:
         yield from _attention(path, layer, layout, "qv" if config.targets == "attention-qv" else "qkv")
         if config.targets == "all-linear":

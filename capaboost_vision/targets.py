@@ -15,6 +15,7 @@ from torch import nn
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
 from capaboost_core.plan import Plan, Target, plan_suffixes
+from capaboost_vision.prefix import check_attention
 
 # ViT covers DeiT, DINOv2, CLIP and SigLIP; Eva covers EVA02, DINOv3 and the rotary ViTs.
 SUPPORTED = (VisionTransformer, Beit, Eva, SwinTransformer, SwinTransformerV2)
@@ -26,10 +27,12 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
 
     LoRA goes to q and v (`attention-qv`, the default) or to q, k, v, o, f1 and f2 (`all-linear`), each
     of q, k, v with an increment of its own also where timm fuses them. PAdapter follows the last layer
-    of each feed-forward part, HAdapter that and each attention's output projection.
+    of each feed-forward part, HAdapter that and each attention's output projection. A prefix goes to each
+    attention.
 
     Raises:
-        UserError: If the model's class is not supported, or an explicit target matches nothing.
+        UserError: If the model's class is not supported, its attention takes no prefix, or an explicit
+            target matches nothing.
     """
     check_supported(model)
     head = _head(model)
@@ -68,6 +71,10 @@ def _block_targets(path: str, block: nn.Module, config: CapaBoostConfig) -> Iter
         if config.targets == "all-linear":
             yield Target(f"{path}.attn.proj")
             yield from (Target(f"{path}.mlp.{name}") for name, _ in _linears(block.mlp))
+        return
+    if config.method == "prefix":
+        check_attention(f"{path}.attn", block.attn)
+        yield Target(f"{path}.attn")
         return
     if config.method == "hadapter":
         yield Target(f"{path}.attn.proj")

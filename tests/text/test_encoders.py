@@ -122,6 +122,7 @@ PLAIN = {"num_tied": 1, "density": 1.0}
 BUDGETS = [
     (ROBERTA, {"method": "lora", "r": 32, **PLAIN}, 0.95),
     (ROBERTA, {"method": "lora", "r": 32}, 0.71),
+    (ROBERTA, {"method": "prefix", "r": 64, **PLAIN}, 0.95),
     (ROBERTA, {"method": "padapter", "r": 64, **PLAIN}, 0.96),  # with biases; the paper's 0.95 leaves them out
     (ROBERTA, {"method": "padapter", "r": 64}, 0.72),  # likewise 0.71
     (DEBERTA, {"method": "lora", "r": 8, "targets": "all-linear", **PLAIN}, 0.72),

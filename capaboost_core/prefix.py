@@ -1,0 +1,61 @@
+"""CapaBoost-Prefix: tied keys and values in front of those of a frozen attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from capaboost_core.adapted import Adapted, empty_beside
+from capaboost_core.config import CapaBoostConfig
+from capaboost_core.tied import TiedWeight
+
+# Attention class -> its class with a prefix, made as cls(base, config, target). The integrations fill it on import.
+ATTENTIONS: dict[type[nn.Module], type[Adapted]] = {}
+
+
+class Prefix(nn.Module):
+    """Keys [P_k * mk_1; ..; P_k * mk_d; x W_k] and values [P_v * mv_1; ..; P_v * mv_d; x W_v] (Eq. 5).
+
+    P_k and P_v of shape (r, width) are trained; their d masked copies are d*r vectors, which every token
+    attends to (Li & Liang, 2021, without their MLP). A masked entry is a zero within its vector (Eq. 3):
+    the vector keeps its place in the softmax. There is no scaling, nothing to merge, and no start as the
+    base model: the softmax counts the prefix from the first step.
+
+    Both start from N(0, 0.02), the scale of BERT's and ViT's own embeddings. With near-zero keys the d*r
+    scores are near 0, and with near-zero values the prefix then just takes its share of the attention;
+    wider values would be noise that a frozen model has never seen.
+
+    Worked example: r = 64, d = 2, 12 heads of size 64, keys of 128 tokens in a batch of 32, that is
+    (32, 12, 128, 64): P_k is (64, 768), its copies (128, 768), by head (12, 128, 64), and the keys
+    become (32, 12, 256, 64); a mask (32, 1, 128, 128) becomes (32, 1, 128, 256).
+
+    Args:
+        config: The adapter's configuration; r is the length of one copy.
+        path: Module path that keys the masks.
+        width: Number of key heads times head size; heads are consecutive slices of it.
+        beside: A frozen weight, which gives device and precision.
+    """
+
+    def __init__(self, config: CapaBoostConfig, path: str, width: int, beside: Tensor):
+        super().__init__()
+        keys, values = (nn.init.normal_(empty_beside(beside, config.r, width), std=0.02) for _ in range(2))
+        self.keys = TiedWeight(config, path, "keys", keys)
+        self.values = TiedWeight(config, path, "values", values)
+        self.length = config.num_tied * config.r
+
+    def prepend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (batch, heads, tokens, size) -> (batch, heads, d*r + tokens, size)."""
+        return _before(self.keys, key), _before(self.values, value)
+
+    def extend(self, mask: Tensor | None) -> Tensor | None:
+        """Let a mask (..., tokens) show the prefix: 0 where it is added to scores, else True or 1."""
+        if mask is None:
+            return None
+        return F.pad(mask, (self.length, 0), value=0.0 if mask.is_floating_point() else 1)
+
+
+def _before(weight: TiedWeight, tokens: Tensor) -> Tensor:
+    batch, heads, _, size = tokens.shape
+    by_head = weight.copies().reshape(-1, heads, size).transpose(0, 1)
+    return torch.cat([by_head.to(tokens.dtype).expand(batch, -1, -1, -1), tokens], dim=2)

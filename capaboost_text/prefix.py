@@ -1,0 +1,112 @@
+"""Transformers' self-attentions with a trainable prefix, through the library's attention interface."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert import modeling_bert as bert
+from transformers.models.distilbert import modeling_distilbert as distilbert
+from transformers.models.electra import modeling_electra as electra
+from transformers.models.modernbert import modeling_modernbert as modernbert
+from transformers.models.roberta import modeling_roberta as roberta
+from transformers.models.xlm_roberta import modeling_xlm_roberta as xlm_roberta
+
+from capaboost_core.adapted import Adapted
+from capaboost_core.config import CapaBoostConfig
+from capaboost_core.errors import UserError
+from capaboost_core.plan import Target
+from capaboost_core.prefix import ATTENTIONS, Prefix
+
+NAME = "capaboost_prefix"
+
+
+class PrefixAttention(Adapted):
+    """A self-attention whose tokens also attend to a `Prefix`, padding and local windows notwithstanding.
+
+    An attention asks its configuration which implementation to call. Here it holds a copy that names
+    `prefixed_attention`, which goes on to the implementation that the model's own configuration names:
+    that one stays as it is, so masks, `set_attn_implementation` and `save_pretrained` work as ever.
+    ModernBERT turns the keys of tokens by their position; a prefix has no position and is not turned.
+
+    Args:
+        base: The frozen attention to adopt.
+        config: The adapter's configuration.
+        target: Path of the attention.
+
+    Raises:
+        UserError: If the attention is causal or its implementation cannot show it a prefix.
+    """
+
+    def __init__(self, base: nn.Module, config: CapaBoostConfig, target: Target):
+        if base.is_causal:
+            raise UserError(f"method prefix is for encoders, but {target.path} is causal; set is_decoder to False")
+        self.adopt(base, target.path)
+        self.model_config, self.config = base.config, copy.copy(base.config)
+        self.config._attn_implementation = NAME
+        heads = self.config.num_attention_heads
+        width = self.config.hidden_size // heads * heads
+        self.prefix = Prefix(config, target.path, width, next(base.parameters()))
+        self.check_implementation()
+        self.prefix.train(base.training)
+
+    def check_implementation(self) -> None:
+        """Refuse block masks, and a local window that the implementation draws itself, over the prefix too."""
+        name = self.model_config._attn_implementation or "eager"
+        local = getattr(self, "sliding_window", None) is not None
+        if "flex" in name or ("flash" in name and local):
+            raise UserError(f'{name} cannot show {self.path} a prefix; load the model with attn_implementation="sdpa"')
+
+
+class BertAttention(PrefixAttention, bert.BertSelfAttention):
+    eager = staticmethod(bert.eager_attention_forward)
+
+
+class RobertaAttention(PrefixAttention, roberta.RobertaSelfAttention):
+    eager = staticmethod(roberta.eager_attention_forward)
+
+
+class XLMRobertaAttention(PrefixAttention, xlm_roberta.XLMRobertaSelfAttention):
+    eager = staticmethod(xlm_roberta.eager_attention_forward)
+
+
+class ElectraAttention(PrefixAttention, electra.ElectraSelfAttention):
+    eager = staticmethod(electra.eager_attention_forward)
+
+
+class DistilBertAttention(PrefixAttention, distilbert.DistilBertSelfAttention):
+    eager = staticmethod(distilbert.eager_attention_forward)
+
+
+class ModernBertAttention(PrefixAttention, modernbert.ModernBertAttention):
+    eager = staticmethod(modernbert.eager_attention_forward)
+
+
+class _AsBase:
+    """The attention with the model's own configuration: flash attention finds its kernel there."""
+
+    def __init__(self, attention: PrefixAttention):
+        self.attention, self.config = attention, attention.model_config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.attention, name)
+
+
+def prefixed_attention(
+    module: PrefixAttention, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Put the prefix before keys and values (batch, heads, tokens, size), then attend as the model does."""
+    implementation = module.model_config._attn_implementation
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, module.eager)
+    if module.enabled:
+        module.check_implementation()
+        key, value = module.prefix.prepend(key, value)
+        attention_mask = module.prefix.extend(attention_mask)
+    return attend(_AsBase(module), query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(NAME, prefixed_attention)
+ATTENTIONS.update({cls.__bases__[1]: cls for cls in PrefixAttention.__subclasses__()})
