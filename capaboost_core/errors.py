@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """A mistake that its maker can mend: the message is one line and says what to type instead."""
+
+
+class DivergedError(UserError):
+    """The loss of a run is no longer finite."""

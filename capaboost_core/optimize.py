@@ -16,8 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.run_config import TrainSection
-from capaboost_core.schedule import Schedule
+from capaboost_core.train_section import TrainSection
 
 
 def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
@@ -70,14 +69,7 @@ class Stepper:
         steps: int,
     ):
         self.accelerator, self.parameters, self.settings = accelerator, parameters, settings
-        self.schedule = Schedule(
-            settings.lr,
-            settings.epochs * steps,
-            round(settings.warmup_epochs * steps),
-            settings.warmup_lr,
-            settings.min_lr,
-            settings.schedule,
-        )
+        self.schedule = settings.schedule_of(settings.epochs * steps)
         optimizer = _adamw(parameters, settings, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 

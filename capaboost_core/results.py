@@ -55,6 +55,12 @@ def method_name(config: CapaBoostConfig) -> str:
     return f"capaboost-{config.method}"
 
 
+def run_folder(kind: str, task: str, model: str, adapter: CapaBoostConfig, seed: int) -> Path:
+    """Where a run lives unless told otherwise: runs/<kind>/<task>/<model>/<method>-seed<seed>."""
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in model)
+    return Path("runs") / kind / task / plain / f"{method_name(adapter)}-seed{seed}"
+
+
 def adapter_bytes(folder: Path) -> int:
     """Size of the trained weights' file, head included."""
     return (folder / WEIGHTS).stat().st_size
@@ -98,7 +104,9 @@ class Result:
     """What a run measured, and how.
 
     Attributes:
-        value: The metric on the test split; `metrics` holds the selected epoch's other figures.
+        value: The metric on the test split, of which `test_metrics` holds all figures; `metrics` has
+            those of the last or the selected epoch.
+        selected_by: The one of `metrics` that selected the epoch, if any.
         percent_trainable: 100 * trainable / total, the head in neither.
         wall_seconds: Summed over interruptions.
         split_note: Which rows the splits are.
@@ -118,7 +126,9 @@ class Result:
     percent_trainable: float
     epochs: int
     selected_epoch: int
+    selected_by: str | None
     metrics: dict[str, float]
+    test_metrics: dict[str, float]
     unit: str
     examples_per_second: float
     wall_seconds: float
@@ -138,9 +148,9 @@ class Result:
         return values
 
 
-def write_result(folder: Path, result: Result) -> Path:
+def write_result(folder: Path, result: dict[str, Any]) -> Path:
     """Write `result.json`, whole or not at all."""
-    text = json.dumps(result.to_dict(), indent=2) + "\n"
+    text = json.dumps(result, indent=2) + "\n"
     write_atomically(folder / RESULT, lambda file: file.write(text.encode()))
     return folder / RESULT
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -112,7 +112,7 @@ def _build(model: nn.Module, injection: Injection) -> dict[str, Adapted]:
 
 
 def _check_model(model: nn.Module, injection: Injection, folder: Path) -> None:
-    if base_name(model) != injection.base_model:
+    if PurePath(base_name(model)).name != PurePath(injection.base_model).name:  # a copy in another folder will do
         raise UserError(
             f"{folder} was trained on {injection.base_model}, but the model is {base_name(model)}; load that one"
         )

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,32 +18,12 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from capaboost_core.checkpoint import METRICS, State, check_folder, load_checkpoint, save_checkpoint
-from capaboost_core.errors import UserError
+from capaboost_core.errors import DivergedError
 from capaboost_core.inject import trainable_parameters
 from capaboost_core.optimize import Stepper
 from capaboost_core.progress import MetricsFile, Progress
-from capaboost_core.run_config import TrainSection
-
-
-class Task(Protocol):
-    """What the loop asks of a task.
-
-    Attributes:
-        unit: What an example is called, such as `images`.
-        examples: Training examples of an epoch.
-    """
-
-    unit: str
-    examples: int
-
-    def batches(self, epoch: int) -> Sequence[Any]:
-        """Global batches of examples in an order that depends on (seed, epoch) only; each can be sliced."""
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Mean loss of (a slice of) a batch."""
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics after an epoch, equal in every process; may be empty."""
+from capaboost_core.task import Task
+from capaboost_core.train_section import TrainSection
 
 
 @dataclass(frozen=True)
@@ -137,7 +116,7 @@ class _Run:
         loss = self._train(epoch)
         trained = time.monotonic() - begun
         if not math.isfinite(loss):
-            raise UserError(
+            raise DivergedError(
                 f"the loss is {loss} in epoch {epoch + 1}; lower train.lr, or set train.max_grad_norm or "
                 "another train.mixed_precision"
             )

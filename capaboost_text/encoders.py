@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     AutoModelForMultipleChoice,
@@ -12,10 +16,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.utils import logging
 
 from capaboost_core.config import CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
 from capaboost_core.inject import inject as inject_plan
+from capaboost_core.plan import in_prefix
 from capaboost_text.targets import plan
 
 HEADS = {
@@ -34,11 +40,13 @@ def from_pretrained(
 ) -> nn.Module:
     """A pretrained encoder with a fresh head, adapted; the additions and the head are trainable.
 
+    A pooler that the checkpoint lacks, and that is therefore random, counts to the head.
+
     Args:
         name_or_path: A folder that `save_pretrained` wrote, or a name on the hub.
         task: `sequence-classification`, `token-classification`, `question-answering` or `multiple-choice`.
         capaboost: A configuration, a dict of its settings, or a preset name.
-        **kwargs: Passed to transformers' `from_pretrained`, such as `num_labels`.
+        **kwargs: Passed to transformers' `from_pretrained`, such as `num_labels`; the default `dtype` is float32.
 
     Raises:
         UserError: If the task or the architecture is not supported, or the weights cannot be had.
@@ -47,7 +55,10 @@ def from_pretrained(
         raise UserError(f"task is {task!r}; type one of: {', '.join(HEADS)}")
     config = resolve_config(capaboost)
     try:
-        model = HEADS[task].from_pretrained(name_or_path, **kwargs)
+        with _quiet():
+            model, report = HEADS[task].from_pretrained(
+                name_or_path, **{"dtype": torch.float32} | kwargs, output_loading_info=True
+            )
     except RuntimeError as error:
         raise UserError(
             f"the head of {name_or_path} has other sizes than {kwargs}; pass ignore_mismatched_sizes=True"
@@ -57,7 +68,7 @@ def from_pretrained(
             f"cannot load {name_or_path}: {str(error).strip().splitlines()[0]}; give a folder with config.json and "
             "model.safetensors, or a hub name with a network"
         ) from error
-    return inject(model, config)
+    return _inject(model, config, _missing_pooler(model, sorted(report["missing_keys"]), name_or_path))
 
 
 def inject(model: nn.Module, config: CapaBoostConfig | dict[str, Any] | str) -> nn.Module:
@@ -66,5 +77,35 @@ def inject(model: nn.Module, config: CapaBoostConfig | dict[str, Any] | str) -> 
     Raises:
         UserError: If the configuration or the architecture is not supported.
     """
-    config = resolve_config(config)
-    return inject_plan(model, config, plan(model, config))
+    return _inject(model, resolve_config(config), ())
+
+
+def _inject(model: nn.Module, config: CapaBoostConfig, head: tuple[str, ...]) -> nn.Module:
+    planned = plan(model, config)
+    return inject_plan(model, config, replace(planned, head=planned.head + head))
+
+
+def _missing_pooler(model: nn.Module, missing: list[str], name: str | Path) -> tuple[str, ...]:
+    """Path of the pooler if the checkpoint lacks it; a lack of anything else is refused."""
+    pooler = f"{model.base_model_prefix}.pooler"
+    lost = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and not in_prefix(key, pooler)]
+    if lost:
+        raise UserError(
+            f"{name} lacks {len(lost)} weights of the encoder, such as {lost[0]}; give a checkpoint of a "
+            f"{model.config.model_type} model"
+        )
+    return (pooler,) if any(in_prefix(key, pooler) for key in missing) else ()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar and its table of what the head lacks."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from capaboost_core.errors import UserError
 from capaboost_text.glue_load import Example, check_choice, load_split
 from capaboost_text.glue_tasks import TASKS, GlueTask, find_task
+from capaboost_text.permutation import halve, permutation
 
 __all__ = ["PROTOCOLS", "TASKS", "Example", "GlueTask", "Splits", "find_task", "load_split", "splits"]
 
 PROTOCOLS = ("propetl", "adalora")
-SPLIT_SEED = 42  # the published split, whatever the seed of the run
 SELECTION_ROWS = 1000
 
 
@@ -56,16 +54,12 @@ def splits(task: str, protocol: str, data_dir: str | Path | None = None, max_tra
     train, selection, test = parts["train"], None, parts[found.dev]
     order = permutation(len(train))
     if protocol == "propetl" and found.small:
-        selection, test = _halve(task, test)
+        _check_enough(task, "dev", len(test), 2)
+        selection, test = halve(test)
     elif protocol == "propetl":
         _check_enough(task, "training", len(train), SELECTION_ROWS + 1)
         selection, order = [train[i] for i in order[:SELECTION_ROWS]], order[SELECTION_ROWS:]
     return Splits([train[i] for i in order[:max_train_rows]], selection, test, parts.get("dev_mismatched"))
-
-
-def permutation(size: int) -> list[int]:
-    """The fixed order of the rows, drawn as in the code behind Table 2, so that the halves are the same."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
 
 
 def _check_enough(task: str, kind: str, count: int, needed: int) -> None:
@@ -74,9 +68,3 @@ def _check_enough(task: str, kind: str, count: int, needed: int) -> None:
             f"{task} has {count} {kind} rows, but protocol propetl needs {needed}; "
             "give the whole file, or set the protocol to adalora"
         )
-
-
-def _halve(task: str, dev: list[Example]) -> tuple[list[Example], list[Example]]:
-    _check_enough(task, "dev", len(dev), 2)
-    order, half = permutation(len(dev)), len(dev) // 2
-    return [dev[i] for i in order[:half]], [dev[i] for i in order[half:]]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-VAL_ACCURACY = "val200_accuracy"
+ACCURACY, VAL_ACCURACY = "accuracy", "val200_accuracy"
 
 
 class Normalize:
@@ -41,7 +41,7 @@ class Normalize:
 
 
 class ImageTask:
-    """The task that `capaboost_core.train.fit` asks for.
+    """A `capaboost_core.task.Task`.
 
     Nothing is augmented, so the training images are decoded once and stay on the device as uint8.
 
@@ -85,14 +85,15 @@ class ImageTask:
         images, labels = (tensor[self._share()].split(self.large) for tensor in self.val)
         return {VAL_ACCURACY: self._accuracy(model, zip(images, labels, strict=True))}
 
-    def test(self, model: nn.Module) -> float:
+    def test(self, model: nn.Module) -> dict[str, float]:
         """Accuracy on the test set in percent."""
         part = Subset(self.test_set, range(len(self.test_set))[self._share()])
         on_gpu = self.device.type != "cpu"
         workers = min(8, os.cpu_count() or 1) if on_gpu and len(part) > 4 * self.large else 0
         loader = DataLoader(part, self.large, num_workers=workers, pin_memory=on_gpu)
         hidden = not self.accelerator.is_main_process
-        return self._accuracy(model, tqdm(loader, "test", unit=" batches", leave=False, disable=hidden))
+        bar = tqdm(loader, "test", unit=" batches", leave=False, disable=hidden)
+        return {ACCURACY: self._accuracy(model, bar)}
 
     def _share(self) -> slice:
         """This process's rows of an evaluated set."""

@@ -6,18 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from capaboost_core.config import CapaBoostConfig, resolve_config
-from capaboost_core.results import method_name
-from capaboost_core.run_config import (
-    Raw,
-    TrainSection,
-    build_run,
-    merge_settings,
-    parse_assignments,
-    read_config,
-    require,
-    scale_warmup,
-)
+from capaboost_core.config import CapaBoostConfig
+from capaboost_core.results import run_folder
+from capaboost_core.train_section import TrainSection, require
 
 
 @dataclass(frozen=True)
@@ -77,43 +68,19 @@ class DataSection:
 class VtabRun:
     """All settings of a run."""
 
+    selecting = "select"
+
     model: ModelSection
     data: DataSection
     train: TrainSection
     adapter: CapaBoostConfig
 
-    @property
-    def method(self) -> str:
-        return method_name(self.adapter)
-
     def default_folder(self) -> Path:
         """Where the run lives unless told otherwise."""
-        model = "".join(c if c.isalnum() or c in "._-" else "_" for c in self.model.name)
-        return Path("runs/vtab") / self.data.dataset / model / f"{self.method}-seed{self.train.seed}"
+        return run_folder("vtab", self.data.dataset, self.model.name, self.adapter, self.train.seed)
 
 
 def config_file(folder: Path, dataset: str) -> Path:
     """The dataset's own file, or the base file where it has none."""
     own = folder / f"{dataset}.yaml"
     return own if own.is_file() and not dataset.startswith("_") else folder / "_base.yaml"
-
-
-def load_run(path: Path, flags: Raw, method: str | None, assignments: list[str]) -> VtabRun:
-    """The file's settings, under the flags', under the preset `method`'s, under those of `--set`.
-
-    Raises:
-        UserError: If anything is unknown, of a wrong type or out of range.
-    """
-    settings = read_config(path)
-    changes = merge_settings(flags, preset_settings(method) if method else {}, parse_assignments(assignments))
-    return build_run(VtabRun, merge_settings(settings, scale_warmup(settings, changes)))
-
-
-def preset_settings(method: str) -> Raw:
-    """What a preset says on the method; r, dropout and seed stay as the config has them.
-
-    Raises:
-        UserError: If there is no such preset.
-    """
-    preset = resolve_config(method)
-    return {"adapter": {name: getattr(preset, name) for name in ("method", "num_tied", "density")}}

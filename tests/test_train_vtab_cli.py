@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--set", "model.drop_path_rate=0.2"]
 RUN = [*TINY, "--dataset", "digits", "--source", "digits", "--epochs", "4", "--set", "adapter.dropout=0.1"]
 FIELDS = """task method model seed protocol metric value trainable_parameters head_parameters total_parameters
-percent_trainable epochs selected_epoch metrics images_per_second wall_seconds adapter_file_bytes split_note processes
-device config versions git command"""
+percent_trainable epochs selected_epoch selected_by metrics test_metrics images_per_second wall_seconds
+adapter_file_bytes split_note processes device config versions git command"""
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen:
@@ -120,13 +120,14 @@ def test_a_folder_with_a_run_is_kept(whole, capsys):
     assert (whole / "result.json").read_bytes() == before
 
 
-def test_methods_keep_r_dropout_and_seed():
-    from capaboost_vision.vtab_run import load_run
+def test_methods_keep_r_and_name_the_folder():
+    from capaboost_core.run_config import load_run
+    from capaboost_vision.vtab_run import VtabRun
 
-    run = load_run(train_vtab.CONFIGS / "_base.yaml", {"data": {"dataset": "x"}}, "padapter", ["adapter.r=3"])
+    base = ROOT / "configs" / "vtab" / "_base.yaml"
+    run = load_run(VtabRun, base, {"data": {"dataset": "x"}}, "padapter", ["adapter.r=3"])
     assert (run.adapter.method, run.adapter.num_tied, run.adapter.density, run.adapter.r) == ("padapter", 1, 1.0, 3)
     assert run.default_folder().parts[-1] == f"padapter-seed{run.train.seed}"
-    assert run.method == "padapter"
 
 
 def test_flags_that_argparse_knows_answer_at_once(capsys):

@@ -36,7 +36,9 @@ def result(**changes) -> Result:
         percent_trainable=1.234,
         epochs=2,
         selected_epoch=2,
+        selected_by=None,
         metrics={"loss": 0.5},
+        test_metrics={"accuracy": 91.25},
         unit="images",
         examples_per_second=50.0,
         wall_seconds=3.5,
@@ -50,7 +52,7 @@ def result(**changes) -> Result:
 
 
 def test_a_written_result_reads_back_with_versions_and_git_state(tmp_path):
-    path = write_result(tmp_path / "run", result())
+    path = write_result(tmp_path / "run", result().to_dict())
     read = read_result(path)
     assert read["images_per_second"] == 50.0
     assert "unit" not in read
@@ -61,9 +63,9 @@ def test_a_written_result_reads_back_with_versions_and_git_state(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = write_result(tmp_path, result())
+    path = write_result(tmp_path, result().to_dict())
     with pytest.raises(TypeError):
-        write_result(tmp_path, result(config={"train": object()}))
+        write_result(tmp_path, result(config={"train": object()}).to_dict())
     assert read_result(path)["value"] == 91.25
 
 

@@ -6,15 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 from capaboost_core import CapaBoostConfig, UserError
-from capaboost_core.run_config import (
-    TrainSection,
-    build_run,
-    merge_settings,
-    parse_assignments,
-    read_config,
-    scale_warmup,
-    to_dict,
-)
+from capaboost_core.run_config import build_run, load_run, to_dict
+from capaboost_core.run_file import merge_settings, parse_assignments, read_config
+from capaboost_core.train_section import TrainSection
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,8 @@ WRONG = {
     "train.max_grad_norm=-1": "a number above 0",
     "train.schedule=step": "type cosine, linear",
     "train.mixed_precision=fp8": "type no, fp16, bf16 or null",
-    "train.warmup_epochs=100": r"below train\.epochs = 100",
+    "train.warmup_ratio=1": r"train\.warmup_ratio is 1\.0; type a number from 0 to below 1",
+    "train.warmup_steps=-1": r"train\.warmup_steps is -1; type 0 or more",
     "train.gradient_accumulation_steps=65": r"at most train\.batch_size = 64",
     "adapter.r=0": "r is 0; type a whole number of 1 or more",
     "adapter.density=2": "density is 2",
@@ -109,12 +104,14 @@ def replace_hints(section: type) -> type:
     return dataclass(frozen=True)(type("Only", (), {"__annotations__": {"data": section}}))
 
 
-@pytest.mark.parametrize(
-    ("changes", "warmup"),
-    [(["train.epochs=20"], 2.0), (["train.epochs=20", "train.warmup_epochs=5"], 5.0), (["train.lr=1"], 10.0)],
-)
-def test_warmup_keeps_its_share_of_a_shorter_run(changes, warmup):
-    changed = parse_assignments(changes)
-    settings = {"train": {"epochs": 100, "warmup_epochs": 10}}
-    run = build_run(Run, merge_settings(settings, scale_warmup(settings, changed)))
-    assert run.train.warmup_epochs == warmup
+def test_flags_win_over_the_file_the_preset_over_flags_and_assignments_over_all(tmp_path):
+    (tmp_path / "run.yaml").write_text("train: {lr: 1e-3, epochs: 9}\nadapter: {r: 4, num_tied: 3, dropout: 0.1}\n")
+    flags = {"train": {"lr": 2e-3}}
+    run = load_run(Run, tmp_path / "run.yaml", flags, "padapter", ["adapter.num_tied=5"])
+    assert (run.train.lr, run.train.epochs) == (2e-3, 9)
+    assert (run.adapter.method, run.adapter.num_tied, run.adapter.density) == ("padapter", 5, 1.0)
+    assert (run.adapter.r, run.adapter.dropout) == (4, 0.1)
+    prefix = load_run(Run, tmp_path / "run.yaml", {}, "capaboost-prefix", []).adapter
+    assert (prefix.method, prefix.r, prefix.dropout) == ("prefix", 4, 0.0)
+    with pytest.raises(UserError, match="unknown preset"):
+        load_run(Run, tmp_path / "run.yaml", {}, "lra", [])

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from capaboost_core.optimize import make_accelerator
-from capaboost_core.run_config import TrainSection
 from capaboost_core.train import FitResult, fit
+from capaboost_core.train_section import TrainSection
 
 EXAMPLES = 23  # with batches of 5, slices are uneven, and the last batch of 3 is shorter than 4 slices
 
 
 def settings(**changes) -> TrainSection:
-    values = dict(epochs=4, batch_size=5, lr=0.05, warmup_epochs=1.0, warmup_lr=0.0, min_lr=0.0, max_grad_norm=1.0)
+    values = dict(epochs=4, batch_size=5, lr=0.05, warmup_ratio=0.25, warmup_lr=0.0, min_lr=0.0, max_grad_norm=1.0)
     return TrainSection(**values | changes)
 
 

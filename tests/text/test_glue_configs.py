@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from capaboost_core.config import CapaBoostConfig
-from capaboost_core.run_config import read_config
+from capaboost_core.run_config import build_run
+from capaboost_core.run_file import read_config
 from capaboost_text.glue import PROTOCOLS, TASKS
+from capaboost_text.glue_run import GlueRun
 
 FOLDER = Path(__file__).parents[2] / "configs" / "glue"
 # The row order of the paper's Tables 9, 10, 12, 13: learning rate, epochs. Batch 128, 2 tied layers and density 0.5
@@ -98,7 +99,7 @@ def test_settings(model, method, task):
         "max_grad_norm": 1.0,
         "mixed_precision": "fp16",
     }
-    adapter = CapaBoostConfig.from_dict(run["adapter"])
+    adapter = build_run(GlueRun, run).adapter
     assert (adapter.method, adapter.r, adapter.num_tied) == (method, WIDTH[model, method], 2)
     assert (adapter.density, adapter.mask, adapter.dropout, adapter.init) == (0.5, "random", 0.0, "official")
     assert adapter.alpha == (alpha if method == "lora" else None)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from capaboost_core.config import CapaBoostConfig
-from capaboost_core.run_config import read_config
+from capaboost_core.run_config import build_run
+from capaboost_core.run_file import read_config
+from capaboost_text.squad_run import SquadRun
 
 FOLDER = Path(__file__).parents[2] / "configs" / "squad"
 WIDTHS = (64, 32, 16, 8)  # Table 14, CapaBoost-PAdapter
@@ -25,7 +26,7 @@ def test_numbers(version, width):
     run = read_config(path)
     assert run["model"] == {"name": "microsoft/deberta-v3-base"}
     assert run["data"] == {"dataset": f"squad_{version}", "dir": None, "max_length": 384, "stride": 128}
-    adapter = CapaBoostConfig.from_dict(run["adapter"])
+    adapter = build_run(SquadRun, run).adapter
     assert (adapter.method, adapter.r, adapter.num_tied, adapter.density) == ("padapter", width, 2, 0.5)
     assert (adapter.scaling, adapter.init) == (1.0, "official")
     expected = {"epochs": 15, "batch_size": 64, "lr": 5e-4, "weight_decay": 0.01, "warmup_steps": 1000}

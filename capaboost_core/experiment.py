@@ -1,0 +1,146 @@
+"""A run from its configuration to its `result.json`, whatever the task."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from capaboost_core.checkpoint import check_folder
+from capaboost_core.config import CapaBoostConfig
+from capaboost_core.optimize import make_accelerator
+from capaboost_core.results import Result, adapter_bytes, counts_of, device_name, method_name, write_result
+from capaboost_core.run_config import to_dict
+from capaboost_core.state import save_adapter
+from capaboost_core.task import Task
+from capaboost_core.train import FitResult, fit
+from capaboost_core.train_section import TrainSection
+
+
+class ModelSection(Protocol):
+    """The frozen model; an integration adds what else it has to know."""
+
+    name: str
+
+
+class DataSection(Protocol):
+    """The data; an integration adds what else it has to know."""
+
+    protocol: str
+
+
+class Run(Protocol):
+    """All settings of a run: a frozen dataclass of sections.
+
+    Attributes:
+        selecting: The protocol that selects an epoch, on rows that are not tested on.
+    """
+
+    model: ModelSection
+    data: DataSection
+    train: TrainSection
+    adapter: CapaBoostConfig
+    selecting: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an integration makes of a run's settings.
+
+    Attributes:
+        model: Adapted, with a head for the task.
+        name: What the task is called in the result.
+        metric: The one of the task's test metrics that counts.
+        select_by: The metric of `task.evaluate` that selects the epoch, where the protocol selects one.
+        split_note: Which rows the splits are.
+    """
+
+    model: nn.Module
+    task: Task
+    name: str
+    metric: str
+    select_by: str
+    split_note: str
+
+
+Prepare = Callable[[Run, Accelerator], Prepared]
+
+
+def run_experiment(run: Run, folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
+    """Train, test once, and leave the adapter and the result in the folder.
+
+    Everything that can be wrong with the input is found before the first file is written.
+
+    Args:
+        run: All settings.
+        folder: Where the run lives.
+        resume: Go on from the folder's checkpoint.
+        prepare: Makes the model and the task; writes nothing.
+
+    Returns:
+        The result, as `result.json` has it; empty in all processes but the first.
+
+    Raises:
+        UserError: If the configuration, the data, the weights or the folder do not permit the run, or
+            its loss is no longer finite.
+    """
+    check_folder(folder, resume)
+    accelerator = make_accelerator(run.train, folder)
+    # The precision that the launcher chose, where the config leaves it open.
+    train = dataclasses.replace(run.train, mixed_precision=accelerator.mixed_precision)
+    run = dataclasses.replace(run, train=train)
+    set_seed(run.train.seed)
+    made = prepare(run, accelerator)
+    selected = made.select_by if run.data.protocol == run.selecting else None
+    fitted = fit(accelerator, made.model, made.task, run.train, folder, to_dict(run), selected, resume)
+    begun = time.monotonic()
+    tested = made.task.test(made.model)
+    fitted = dataclasses.replace(fitted, wall_seconds=fitted.wall_seconds + time.monotonic() - begun)
+    if not accelerator.is_main_process:
+        return {}
+    save_adapter(made.model, folder / "adapter")
+    result = make_result(run, made, selected, fitted, tested, folder, accelerator)
+    write_result(folder, result.to_dict())
+    return result.to_dict()
+
+
+def make_result(
+    run: Run,
+    made: Prepared,
+    selected: str | None,
+    fitted: FitResult,
+    tested: dict[str, float],
+    folder: Path,
+    accelerator: Accelerator,
+) -> Result:
+    """Gather what the result file says."""
+    return Result(
+        task=made.name,
+        method=method_name(run.adapter),
+        model=run.model.name,
+        seed=run.train.seed,
+        protocol=run.data.protocol,
+        metric=made.metric,
+        value=tested[made.metric],
+        **counts_of(made.model),
+        epochs=run.train.epochs,
+        selected_epoch=fitted.epoch,
+        selected_by=selected,
+        metrics=fitted.metrics,
+        test_metrics=tested,
+        unit=made.task.unit,
+        examples_per_second=fitted.examples_per_second,
+        wall_seconds=fitted.wall_seconds,
+        adapter_file_bytes=adapter_bytes(folder / "adapter"),
+        split_note=made.split_note,
+        processes=accelerator.num_processes,
+        device=device_name(accelerator.device),
+        config=to_dict(run),
+    )

@@ -1,0 +1,86 @@
+"""GLUE for the training loop: loss, and the task's metrics on its splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from capaboost_text.encoder_task import EncoderTask
+from capaboost_text.glue import GlueTask, Splits
+from capaboost_text.glue_load import Example
+from capaboost_text.encode import Encoded, encode
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split as tokens and labels."""
+
+    rows: list[Encoded]
+    labels: np.ndarray
+
+
+class Classification(EncoderTask):
+    """Texts or pairs to classes, or to a score (STS-B).
+
+    Args:
+        accelerator: Gives the device and the processes.
+        glue: Metrics, and whether it is a regression.
+        tokenizer: The model's.
+        splits: What a protocol trains, selects and tests on.
+        max_length: Tokens of the longest row.
+        batch_size: Of one optimizer step, over all processes.
+        seed: Of the order of the rows.
+    """
+
+    unit = "sentences"
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        glue: GlueTask,
+        tokenizer: Any,
+        splits: Splits,
+        max_length: int,
+        batch_size: int,
+        seed: int,
+    ):
+        def part(examples: Sequence[Example]) -> Part:
+            rows = encode(examples, tokenizer, max_length, accelerator.is_main_process)
+            labels = np.array([example.label for example in examples])
+            return Part(rows, labels.astype(np.float32 if glue.regression else np.int64))
+
+        train = part(splits.train)
+        super().__init__(accelerator, tokenizer, train.rows, batch_size, seed)
+        self.glue, self.labels = glue, torch.from_numpy(train.labels).to(self.device)
+        self.selection = part(splits.selection) if splits.selection else None
+        self.tests = {"": part(splits.test)}
+        if splits.mismatched:
+            self.tests["mismatched_"] = part(splits.mismatched)
+
+    def loss(self, model: nn.Module, batch: np.ndarray) -> Tensor:
+        """Cross-entropy, or the squared error of a regression."""
+        logits = model(**self.inputs([self.rows[i] for i in batch])).logits.float()
+        labels = self.labels[torch.from_numpy(batch).to(self.device)]
+        return F.mse_loss(logits.squeeze(-1), labels) if self.glue.regression else F.cross_entropy(logits, labels)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The task's metrics on the selection rows, if there are any."""
+        return self._score(model, self.selection, "selection_") if self.selection else {}
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """The task's metrics on the test rows, for MNLI of both dev splits."""
+        scores = [self._score(model, part, prefix) for prefix, part in self.tests.items()]
+        return {name: value for score in scores for name, value in score.items()}
+
+    def _score(self, model: nn.Module, part: Part, prefix: str) -> dict[str, float]:
+        width = max(1, len(self.glue.labels))
+        logits = self.logits(model, part.rows, width, prefix.rstrip("_") or "test")
+        predictions = logits[:, 0] if self.glue.regression else logits.argmax(axis=1)
+        return {f"{prefix}{name}": value for name, value in self.glue.score(predictions, part.labels).items()}

@@ -1,0 +1,73 @@
+"""What the tasks on encoders share: batches of like length, padding, logits of a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from capaboost_text.length_batches import token_batches, train_batches
+from capaboost_text.padding import Tokens, pad
+
+TOKENS_CPU, TOKENS_GPU = 4096, 65536  # of one batch in evaluation
+
+
+class EncoderTask:
+    """The part of a `capaboost_core.task.Task` that does not depend on the head.
+
+    Args:
+        accelerator: Gives the device and the processes.
+        tokenizer: The model's.
+        rows: The training rows.
+        batch_size: Of one optimizer step, over all processes.
+        seed: Of the order of the rows.
+    """
+
+    unit = "rows"
+
+    def __init__(self, accelerator: Accelerator, tokenizer: Any, rows: Sequence[Tokens], batch_size: int, seed: int):
+        self.accelerator, self.tokenizer, self.device = accelerator, tokenizer, accelerator.device
+        self.rows, self.lengths = rows, _lengths(rows)
+        self.batch_size, self.seed, self.examples = batch_size, seed, len(rows)
+        self.on_gpu = self.device.type == "cuda"
+        self.multiple = 8 if self.on_gpu else 1  # tensor cores want multiples of eight
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Row indices in batches of like length."""
+        return train_batches(self.lengths, self.batch_size, self.seed, epoch)
+
+    def inputs(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
+        """The rows as the model's padded inputs on its device."""
+        return self.to_device(pad(rows, self.tokenizer, self.multiple))
+
+    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies that the host does not wait for."""
+        if self.on_gpu:
+            batch = {name: values.pin_memory() for name, values in batch.items()}
+        return {name: values.to(self.device, non_blocking=self.on_gpu) for name, values in batch.items()}
+
+    def in_batches(self, rows: Sequence[Tokens], title: str) -> Any:
+        """This process's part of a split's row indices, in batches by number of tokens, under a bar."""
+        mine = np.arange(len(rows))[self.accelerator.process_index :: self.accelerator.num_processes]
+        tokens = TOKENS_GPU if self.on_gpu else TOKENS_CPU
+        batches = list(token_batches(_lengths(rows), mine, tokens))
+        hidden = not self.accelerator.is_main_process
+        return tqdm(batches, title, unit=" batches", leave=False, disable=hidden, mininterval=1)
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module, rows: Sequence[Tokens], width: int, title: str) -> np.ndarray:
+        """Classification logits (rows, width) of a whole split, in every process."""
+        found = torch.zeros(len(rows), width, device=self.device)
+        for batch in self.in_batches(rows, title):
+            index = torch.from_numpy(batch).to(self.device)
+            found[index] = model(**self.inputs([rows[i] for i in batch])).logits.float()
+        return self.accelerator.reduce(found, "sum").cpu().numpy()
+
+
+def _lengths(rows: Sequence[Tokens]) -> np.ndarray:
+    return np.array([len(row) for row in rows])

@@ -1,0 +1,46 @@
+"""A SQuAD run: what its settings make of model and data."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+
+from capaboost_core.experiment import Prepared
+from capaboost_text.encoders import from_pretrained
+from capaboost_text.permutation import halve, take
+from capaboost_text.question_answering import Part, QuestionAnswering
+from capaboost_text.squad_data import load_squad
+from capaboost_text.squad_run import SquadRun
+from capaboost_text.squad_windows import make_windows
+from capaboost_text.encode import load_tokenizer
+
+SPLIT_NOTES = {"select": "half of dev selects the epoch, tested on the other half", "test": "tested on dev"}
+
+
+def prepare(run: SquadRun, accelerator: Accelerator) -> Prepared:
+    """Model and task of a run; nothing is written.
+
+    Raises:
+        UserError: If the model or the data cannot be had or do not fit each other.
+    """
+    data = run.data
+    train = take(load_squad(data.dataset, "train", data.dir), data.max_train_rows)
+    dev = take(load_squad(data.dataset, "dev", data.dir), data.max_dev_rows)
+    selected, tested = halve(dev) if data.protocol == run.selecting else ([], dev)
+    tokenizer = load_tokenizer(run.model.name, data.max_length)
+    windows = make_windows(train, tokenizer, data.max_length, data.stride, offsets=False)
+    selection, test = (
+        Part(part, make_windows(part, tokenizer, data.max_length, data.stride)) for part in (selected, tested)
+    )
+    model = from_pretrained(run.model.name, "question-answering", run.adapter)
+    task = QuestionAnswering(
+        accelerator,
+        data.dataset,
+        tokenizer,
+        windows,
+        selection if selected else None,
+        test,
+        run.train.batch_size,
+        run.train.seed,
+    )
+    note = f"{len(train):,} training and {len(dev):,} dev questions; {SPLIT_NOTES[data.protocol]}"
+    return Prepared(model, task, data.dataset, metric="f1", select_by="selection_f1", split_note=note)

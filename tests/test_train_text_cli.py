@@ -1,0 +1,155 @@
+"""The GLUE and SQuAD commands on tiny encoders and files: whole runs, killed ones, wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import train_glue
+import train_squad
+from safetensors.torch import load_file
+
+from tests.text.squad_case import TEXT
+from tests.text.tiny_encoder import save_encoder
+
+ROOT = Path(__file__).parents[1]
+COMMON = ["--epochs", "3", "--batch-size", "8", "--mixed-precision", "no", "--set", "adapter.r=2"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """An encoder, CoLA and SQuAD v1.1, all tiny, in a folder."""
+    folder = tmp_path_factory.mktemp("text")
+    save_encoder(folder / "encoder")
+    (folder / "CoLA").mkdir()
+    words = TEXT.split()
+    for split, count in (("train", 60), ("dev", 20)):
+        rows = [f"gj04\t{i % 2}\t\t{' '.join(words[i % 11 : i % 11 + 3 + i % 5])}" for i in range(count)]
+        (folder / "CoLA" / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    answer = {"text": "Duke William", "answer_start": TEXT.index("Duke William")}
+    for split, count in (("train", 12), ("dev", 6)):
+        asked = [{"id": f"{split}{i}", "question": "Who? " * (1 + i % 3), "answers": [answer]} for i in range(count)]
+        content = {"version": "1.1", "data": [{"paragraphs": [{"context": TEXT, "qas": asked}]}]}
+        (folder / f"{split}-v1.1.json").write_text(json.dumps(content))
+    return folder
+
+
+def arguments(place: Path, kind: str) -> list[str]:
+    task = ["--task", "cola"] if kind == "glue" else ["--dataset", "squad_v1", "--set", "data.max_length=64"]
+    more = ["--set", "data.max_length=32"] if kind == "glue" else ["--set", "data.stride=8", "--protocol", "select"]
+    more += [] if kind == "glue" else ["--set", "train.warmup_steps=2"]
+    return [*task, "--model", str(place / "encoder"), "--data-dir", str(place), *COMMON, *more]
+
+
+def start(place: Path, kind: str, output: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, f"tools/train_{kind}.py", *arguments(place, kind), "--output-dir", str(output), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.mark.parametrize(("kind", "metric", "unit"), [("glue", "matthews", "sentences"), ("squad", "f1", "windows")])
+def test_a_killed_run_resumes_to_identical_weights(place, tmp_path, kind, metric, unit):
+    assert "result.json" in finish(start(place, kind, tmp_path / "whole"))
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert (result["metric"], result["selected_by"]) == (metric, f"selection_{metric}")
+    assert result["value"] == result["test_metrics"][metric]
+    assert result[f"{unit}_per_second"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert result["metrics"][f"selection_{metric}"] == max(line[f"selection_{metric}"] for line in lines)
+    process = start(place, kind, tmp_path / "cut")
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "cut" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    finish(start(place, kind, tmp_path / "cut", "--resume"))
+    whole, resumed = (load_file(tmp_path / run / "adapter" / "adapter.safetensors") for run in ("whole", "cut"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert json.loads((tmp_path / "cut" / "result.json").read_text())["value"] == result["value"]
+
+
+COMMANDS = {"glue": train_glue, "squad": train_squad}
+WRONG = {
+    "a task": ("glue", ["--task", "colla"], "did you mean cola?"),
+    "a data set": ("squad", ["--dataset", "squad"], "type one of: squad_v1, squad_v2"),
+    "a method": ("glue", ["--method", "capaboost-lra"], "unknown preset"),
+    "a key": ("squad", ["--set", "data.strid=3"], "did you mean data.stride?"),
+    "a length": ("glue", ["--set", "data.max_length=65"], "reads 64 tokens; set 64 or less"),
+    "a stride": ("squad", ["--set", "data.stride=64"], "windows overlap by less than their length"),
+    "a model": ("glue", ["--model", "nowhere/at/all"], "cannot load the tokenizer of nowhere/at/all"),
+    "no data": ("glue", ["--data-dir", "nowhere"], "nowhere does not exist"),
+    "no questions": ("squad", ["--data-dir", "nowhere"], "train-v1.1.json does not exist"),
+    "a warm-up": ("squad", ["--set", "train.warmup_steps=1000"], "below the run's"),
+    "a grid": ("glue", ["--lr-grid", "high"], "type numbers above 0 with commas between"),
+    "a grid without selection": ("glue", ["--lr-grid", "--protocol", "adalora"], "pass --protocol propetl"),
+    "rows": ("squad", ["--set", "data.max_dev_rows=1"], "type a whole number of 2 or more"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_writes_nothing(case, place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    kind, changes, message = WRONG[case]
+    command = [*arguments(place, kind), "--output-dir", str(tmp_path / "out"), *changes]
+    assert COMMANDS[kind].main(command) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_malformed_row_is_named_with_file_and_line(place, tmp_path, capsys):
+    (tmp_path / "CoLA").mkdir()
+    (tmp_path / "CoLA" / "train.tsv").write_text("gj04\t1\t\tgood\ngj04\t7\t\tbad\n")
+    (tmp_path / "CoLA" / "dev.tsv").write_text("gj04\t1\t\tgood\n")
+    command = [*arguments(place, "glue"), "--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "out")]
+    assert train_glue.main(command) == 2
+    assert "train.tsv, line 2: the label is '7', but must be one of 0, 1" in capsys.readouterr().err
+
+
+def test_an_encoder_with_missing_weights_is_refused(place, tmp_path, capsys):
+    foreign = save_encoder(tmp_path / "foreign")
+    states = load_file(foreign / "model.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({k: v for k, v in states.items() if "layer.1" not in k}, foreign / "model.safetensors", {"format": "pt"})
+    command = [*arguments(place, "glue"), "--model", str(foreign), "--output-dir", str(tmp_path / "out")]
+    assert train_glue.main(command) == 2
+    assert "lacks 16 weights of the encoder, such as bert.encoder.layer.1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_default_settings_are_the_papers():
+    from capaboost_text.glue_run import config_file
+
+    folder = Path("configs")
+    assert config_file(folder, "rte", None, None) == folder / "roberta-base" / "rte-lora.yaml"
+    deberta = config_file(folder, "rte", "microsoft/deberta-v3-base", "capaboost-hadapter")
+    assert deberta == folder / "deberta-v3-base" / "rte-padapter.yaml"
+    assert config_file(folder, "rte", "bert-base", "prefix").name == "rte-padapter.yaml"
+
+
+@pytest.mark.parametrize("command", COMMANDS.values())
+def test_flags_that_argparse_knows_answer_at_once(command, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "--lr-grid" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main([])
+    assert "such as --" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""Fine-tune a transformers encoder on SQuAD v1.1 or v2.0.
+
+Examples:
+  accelerate launch tools/train_squad.py --dataset squad_v1
+  python tools/train_squad.py --dataset squad_v2 --config configs/squad/v2_padapter_16.yaml
+  python tools/train_squad.py --dataset squad_v1 --method lora --set adapter.r=8 --seed 43
+  python tools/train_squad.py --dataset squad_v1 --data-dir squad --model path/to/encoder --mixed-precision no
+  python tools/train_squad.py --dataset squad_v2 --protocol select --lr-grid 3e-4,1e-3
+
+Settings come from configs/squad/v1_padapter_64.yaml or v2_padapter_64.yaml, the largest budget of the paper, or
+from --config. Flags replace them, and --set replaces anything. The sections are model, data, train and adapter.
+A run leaves metrics.jsonl, TensorBoard logs, checkpoint.pt, adapter/ and result.json in its output folder; a run
+that was stopped goes on exactly with the same command and --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, make_parser
+
+GRID = "1e-4,3e-4,5e-4,8e-4,1e-3"  # the paper's, section D.3.2
+
+
+def squad_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--dataset", metavar="NAME", help="squad_v1 or squad_v2")
+    add("--data-dir", metavar="DIR", help="folder with the official JSON files (default: load from the hub)")
+    add("--protocol", choices=("test", "select"), help="test: dev is the test set, the last epoch counts; select: "
+        "half of dev selects the epoch and the threshold of v2.0, the other half is the test set")  # fmt: skip
+    add("--model", metavar="NAME", help="a hub name, or a folder that save_pretrained wrote "
+        "(default: microsoft/deberta-v3-base)")  # fmt: skip
+    add_run_flags(parser, GRID, "runs/squad/<dataset>/<model>/<method>-seed<seed>")
+    return parser
+
+
+def train(options: argparse.Namespace) -> None:
+    """Load the configuration, run it, show the result."""
+    from capaboost_core.run_config import load_run
+    from capaboost_text.squad_run import SquadRun, config_file
+
+    flags = flag_settings(options, FLAGS | {"dataset": "data.dataset"})
+    path = options.config or config_file(CONFIGS / "squad", options.dataset)
+    run = load_run(SquadRun, path, flags, options.method, options.set)
+    from capaboost_text.squad_experiment import prepare
+
+    carry_out(run, options, prepare)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = squad_parser()
+    options = parser.parse_args(arguments)
+    if not (options.dataset or options.config):
+        parser.error("give --dataset NAME, such as --dataset squad_v1, or --config FILE")
+    return answer(lambda: train(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
