@@ -1,0 +1,247 @@
+"""The benchmarks measure what they say: fair repeats, true peaks, peers that compute what they stand for."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import inference, make_tables, masks, peers, sparse, step, whole_run
+from benchmarks.command import run_command
+from benchmarks.looped import LoopedLinear
+from benchmarks.memory import peak_bytes
+from benchmarks.models import WORKLOADS, logits_of, loss_of
+from benchmarks.sizes import sizes_of
+from benchmarks.timing import Pair, Repeats, Stopwatch, compare, interleave, spread
+from capaboost_core import UserError
+
+CPU = torch.device("cpu")
+MODELS = ("tiny-vit", "tiny-roberta")
+needs_peft = pytest.mark.skipif(not peers.find_spec("peft"), reason="the extra [bench] is not installed")
+
+
+def recorded(names, seed, **plan):
+    calls = []
+    values = interleave(
+        {name: lambda name=name: calls.append(name) or float(len(calls)) for name in names},
+        Repeats(**{"repeats": 3, "warmups": 1, "minutes": 1} | plan, seed=seed),
+    )
+    return calls, values
+
+
+def test_every_repeat_runs_each_peer_once_in_a_seeded_random_order():
+    names = ["a", "b", "c", "d"]
+    calls, values = recorded(names, seed=0)
+    rounds = [calls[start : start + 4] for start in range(0, len(calls), 4)]
+    assert len(rounds) == 4
+    assert all(sorted(one) == names for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1
+    assert recorded(names, seed=0)[0] == calls
+    assert recorded(names, seed=1)[0] != calls
+    assert min(v for one in values.values() for v in one) == 5  # the four warm-ups are not among them
+    assert all(len(one) == 3 for one in values.values())
+
+
+def test_time_limit_leaves_one_whole_repeat():
+    _, values = recorded(["a", "b"], seed=0, minutes=0)
+    assert [len(one) for one in values.values()] == [1, 1]
+
+
+def test_ratios_are_taken_repeat_by_repeat():
+    peers = {"a": {"values": [1.0, 20.0, 300.0], "size": 3}, "b": {"values": [2.0, 20.0, 100.0], "size": 4}}
+    found = compare(Pair("a", "b", high=0.99), peers)
+    assert (found["quartile_1"], found["median"], found["quartile_3"]) == (0.75, 1.0, 2.0)
+    assert found["met"] is False
+    assert compare(Pair("a", "b", low=0.5, high=1.0), peers)["met"] is True
+    assert compare(Pair("a", "b", high=0.5), peers, bounded=False)["met"] is None
+    assert compare(Pair("a", "b", high=0.76, figure="size"), peers)["median"] == 0.75
+    assert spread([5.0]) == {"median": 5.0, "quartile_1": 5.0, "quartile_3": 5.0}
+
+
+def test_stopwatch_fills_a_block_of_time_with_calls():
+    calls = []
+    watch = Stopwatch(lambda: calls.append(0), CPU)
+    watch()
+    assert len(calls) == 1
+    watch()
+    assert len(calls) > 100
+
+
+def test_peak_is_the_most_that_was_held_at_once():
+    held = torch.ones(1000)
+
+    def work():
+        first = torch.empty(1000)  # 4,000 bytes
+        second = torch.empty(3000)  # with 12,000 more
+        del first, second
+        return held.add(1) + torch.empty(1000)
+
+    assert peak_bytes(work, CPU) == 16_000
+    assert peak_bytes(lambda: held.add_(1), CPU) < 100  # a scalar or so
+
+
+def test_looped_reference_is_equation_4():
+    torch.manual_seed(0)
+    base = nn.Linear(6, 9)
+    layer = LoopedLinear(base, ((0, 3), (6, 9)), rank=2, num_tied=3, density=0.5)
+    for parameter in (*layer.A, *layer.B):
+        nn.init.normal_(parameter)
+    weight = base.weight.detach().clone()
+    for index, (start, stop) in enumerate(layer.slices):
+        for a_mask, b_mask in zip(getattr(layer, f"mask_A_{index}"), getattr(layer, f"mask_B_{index}"), strict=True):
+            weight[start:stop] += (layer.B[index] * b_mask) @ (layer.A[index] * a_mask)
+    x = torch.randn(2, 5, 6)
+    torch.testing.assert_close(layer(x), x @ weight.T + base.bias)
+
+
+def build(name, model):
+    torch.manual_seed(0)
+    workload = WORKLOADS[model]
+    base = workload.create().eval()
+    return base, peers.build_peer(name, base, workload, rank=8), workload.inputs(2)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_floor_is_the_frozen_model_with_gradients_as_far_back_as_an_adapter_needs(model):
+    base, floor, inputs = build("floor", model)
+    biases = peers.adapter_parameters(floor)
+    assert all("bias" in name and ".0." in name for name in biases)
+    with torch.no_grad():
+        for name, bias in biases.items():
+            bias.copy_(base.get_parameter(name))
+    floor.model.eval()
+    torch.testing.assert_close(logits_of(floor.model, inputs), logits_of(base, inputs))
+    loss_of(floor.model, inputs, torch.tensor([0, 1])).backward()
+    assert all(bias.grad.abs().sum() > 0 for bias in biases.values())
+    frozen = [p for n, p in floor.model.named_parameters() if n not in biases and not n.startswith(floor.head)]
+    assert frozen
+    assert not any(p.requires_grad for p in frozen)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", ["capaboost-d2", "looped-d2", pytest.param("peft", marks=needs_peft)])
+def test_peers_are_alive_and_leave_the_base_alone(name, model):
+    base, peer, inputs = build(name, model)
+    with torch.no_grad():
+        before = logits_of(base, inputs)
+        assert (logits_of(peer.model.eval(), inputs) - before).abs().max() > 1e-5
+    optimizer = torch.optim.AdamW([p for p in peer.model.parameters() if p.requires_grad], fused=True)
+    loss_of(peer.model.train(), inputs, torch.tensor([0, 1])).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in peers.adapter_parameters(peer).values())
+    optimizer.step()
+    with torch.no_grad():
+        assert torch.equal(logits_of(base, inputs), before)
+    addresses = {parameter.data_ptr() for parameter in base.parameters()}
+    assert len(addresses & {parameter.data_ptr() for parameter in peer.model.parameters()}) > len(addresses) / 2
+
+
+@pytest.mark.parametrize("name", ["capaboost-d2-merged", pytest.param("peft-merged", marks=needs_peft)])
+def test_merged_peers_change_weights_of_their_own(name):
+    base, peer, inputs = build(name, "tiny-vit")
+    again, _, _ = build("base", "tiny-vit")
+    with torch.no_grad():
+        assert torch.equal(logits_of(base, inputs), logits_of(again, inputs))
+        assert not torch.equal(logits_of(peer.model.eval(), inputs), logits_of(base, inputs))
+
+
+@needs_peft
+@pytest.mark.parametrize("model", MODELS)
+def test_sizes_leave_the_head_out_and_plain_lora_has_pefts(model):
+    sizes = {}
+    for name in ("capaboost-d1", "capaboost-d2", "peft", "peft-2r", "floor"):
+        _, peer, inputs = build(name, model)
+        optimizer = torch.optim.AdamW([p for p in peer.model.parameters() if p.requires_grad])
+        loss_of(peer.model, inputs, torch.tensor([0, 1])).backward()
+        optimizer.step()
+        sizes[name] = sizes_of(peer, optimizer)
+    counts = {name: found.get("trainable_parameters") for name, found in sizes.items()}
+    assert counts["peft"] == counts["capaboost-d1"] == 2 * 2 * 2 * 8 * 32  # blocks, q and v, A and B
+    assert counts["peft-2r"] == 2 * counts["peft"]
+    assert counts["capaboost-d2"] <= 0.76 * counts["peft"]
+    assert counts["floor"] is None
+    for found in (sizes["capaboost-d2"], sizes["peft"]):
+        values = 4 * found["trainable_parameters"]
+        assert 2 * values <= found["optimizer_bytes"] < 2 * values + 100
+        assert values < found["file_bytes"] < values + 1500
+
+
+def test_sparse_factors_keep_two_of_each_four_along_the_sum():
+    for factor in sparse.factors(rank=8, num_tied=2, width=16):
+        assert (factor.view(factor.shape[0], -1, 4).count_nonzero(-1) == 2).all()
+        assert (factor.view(factor.shape[0], -1, 4) != 0).sum() == factor.numel() / 2
+
+
+QUICK = ["--quick", "--device", "cpu", "--threads", "1"]
+COMMANDS = {
+    "step": (step.main, ["--model", "roberta-base", "--peers", "floor", "capaboost-d2", "looped-d2"]),
+    "inference": (inference.main, ["--peers", "base", "capaboost-d2", "capaboost-d2-merged"]),
+    "masks": (masks.main, []),
+    "whole_run": (whole_run.main, []),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_leaves_a_complete_result(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    main, arguments = COMMANDS[name]
+    assert run_command(main, [*QUICK, *arguments, "--results", str(tmp_path)]) == 0
+    (result,) = make_tables.read_results(tmp_path)
+    assert result["benchmark"] == name
+    assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert result["settings"]["seed"] == 0
+    assert {"commit", "dirty"} == result["git"].keys()
+    for peer in result["peers"].values():
+        assert len(peer["values"]) == result["settings"]["repeats"] == 2
+        assert min(peer["values"]) > 0
+    assert len(result["ratios"]) >= {"step": 2, "inference": 2, "masks": 0, "whole_run": 3}[name]
+
+
+WRONG = {
+    "unknown peer": (step.main, ["--peers", "lora"], "no peer 'lora'"),
+    "no repeats": (step.main, ["--repeats", "0"], "--repeats is 0"),
+    "no rank": (inference.main, ["--rank", "0"], "--rank is 0"),
+    "no sparse cores": (sparse.main, ["--device", "cpu"], "compute capability 8.0"),
+    "unknown model": (whole_run.main, ["--model", "vit"], "no model 'vit'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line(case, capsys):
+    main, arguments, message = WRONG[case]
+    assert run_command(main, [*arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_without_peft_one_line_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
+    assert run_command(step.main, ["--peers", "capaboost-d2", "peft"]) == 2
+    error = capsys.readouterr().err
+    assert "[bench]" in error
+    assert "--peers capaboost-d2" in error
+    peers.check_peers(["capaboost-d2", "looped-d2", "floor"])
+
+
+def test_tables_fill_their_regions_again_and_again(tmp_path):
+    masks.main([*QUICK, "--results", str(tmp_path)])
+    page = tmp_path / "page.md"
+    page.write_text((Path(__file__).parents[1] / "docs" / "performance.md").read_text())
+    for _ in range(2):
+        make_tables.main(["--results", str(tmp_path), "--page", str(page)])
+    text = page.read_text()
+    assert text.count("| tiny, d = 2 |") == 1
+    assert text.count("Not measured yet.") == len(make_tables.BENCHMARKS) - 1
+
+
+def test_tables_refuse_a_page_without_regions_and_a_foreign_file(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("nothing\n")
+    with pytest.raises(UserError, match="no place for step"):
+        make_tables.main(["--results", str(tmp_path), "--page", str(page)])
+    (tmp_path / "a.json").write_text(json.dumps({"benchmark": "step"}))
+    with pytest.raises(UserError, match="lacks settings"):
+        make_tables.main(["--results", str(tmp_path), "--page", str(page)])
+    assert page.read_text() == "nothing\n"
