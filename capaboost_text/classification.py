@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from capaboost_text.encode import Encoded, encode
 from capaboost_text.encoder_task import EncoderTask
 from capaboost_text.glue import GlueTask, Splits
 from capaboost_text.glue_load import Example
-from capaboost_text.encode import Encoded, encode
 
 
 @dataclass(frozen=True)
