@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, dropout_of, empty_beside
 from capaboost_core.config import CapaBoostConfig
+from capaboost_core.fused import incremented_linear
 from capaboost_core.plan import Target
 from capaboost_core.tied import TiedWeight
 
@@ -32,7 +33,7 @@ class CapaLinear(Adapted, nn.Linear):
 
     def __init__(self, base: nn.Linear, config: CapaBoostConfig, target: Target):
         self.adopt(base, target.path)
-        self.scaling, self.dropout = config.scaling, dropout_of(config)
+        self.scaling, self.dropout, self.drops = config.scaling, dropout_of(config), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
         self.lora_A, self.lora_B = nn.ModuleList(), nn.ModuleList()
         for index, (start, stop) in enumerate(self.slices):
@@ -51,19 +52,16 @@ class CapaLinear(Adapted, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        out = F.linear(x, self.weight, self.bias)
         if self.merged or not self.enabled:
-            return out
+            return F.linear(x, self.weight, self.bias)
         factors = [self.factors(index) for index in range(len(self.slices))]
-        hidden = F.linear(self.dropout(x), torch.cat([a for a, _ in factors]).to(x.dtype))
-        for (start, stop), (_, b), part in zip(self.slices, factors, hidden.chunk(len(factors), dim=-1), strict=True):
-            out[..., start:stop] += F.linear(part, b.to(part.dtype))
-        return out
+        dropped = self.dropout(x) if self.drops and self.training else None
+        return incremented_linear(x, self.weight, self.bias, self.slices, factors, dropped)
 
     def factors(self, index: int) -> tuple[Tensor, Tensor]:
         """Concatenated factors of one slice: A (d*r, in) and alpha/r * B (out, d*r)."""
         a = self.lora_A[index].copies().flatten(0, 1)
-        b = self.lora_B[index].copies().transpose(0, 1).flatten(1)
+        b = self.lora_B[index].copies(dim=1).flatten(1)
         return a, b * self.scaling
 
     @torch.no_grad()

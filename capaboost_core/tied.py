@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.masks import mask_bits
@@ -37,16 +38,13 @@ class TiedWeight(nn.Module):
         self.register_buffer("bits", torch.from_numpy(masks).to(initial.device), persistent=False)
         self.packed = nn.Parameter(initial.flatten()[kept])
 
-    def copies(self) -> Tensor:
-        """The d masked views of the weight, stacked: (d, out, in)."""
-        if self.unmasked:
-            dense = self.packed.view(self.bits.shape).expand(self.num_tied, *self.bits.shape)
-            return self._redrawn(dense) if self.dropped else dense
-        # An entry that is not kept reads a neighbour and is then masked: no branch, no dynamic shape.
-        position = (self.bits != 0).flatten().cumsum(0).sub_(1).clamp_(min=0)
-        dense = self.packed.gather(0, position).view(self.bits.shape)
-        shifts = torch.arange(self.num_tied, device=dense.device).view(-1, 1, 1)
-        return dense * ((self.bits >> shifts) & 1).to(dense.dtype)
+    def copies(self, dim: int = 0) -> Tensor:
+        """The d masked views of the weight, stacked before dimension `dim`: (d, out, in) or (out, d, in)."""
+        if not self.unmasked:
+            return _Spread.apply(self.packed, self.bits, self.num_tied, dim)
+        dense = self.packed.view(self.bits.shape).unsqueeze(dim)
+        dense = dense.expand(*(self.num_tied if i == dim else -1 for i in range(3)))
+        return self._redrawn(dense) if self.dropped else dense
 
     def _redrawn(self, dense: Tensor) -> Tensor:
         """Fresh masks at each training step (the paper's dropout ablation); their mean in evaluation."""
@@ -57,3 +55,35 @@ class TiedWeight(nn.Module):
     def extra_repr(self) -> str:
         shape = tuple(self.bits.shape)
         return f"shape={shape}, num_tied={self.num_tied}, kept={self.packed.numel()}/{self.bits.numel()}"
+
+
+class _Spread(torch.autograd.Function):
+    """From the packed entries to the stacked masked views; the gradient sums over the views.
+
+    For the backward pass it holds nothing but the bits, which the module holds anyway.
+    """
+
+    @staticmethod
+    def forward(ctx, packed, bits, num_tied, dim):
+        ctx.save_for_backward(bits)
+        ctx.num_tied, ctx.dim, ctx.kept = num_tied, dim, packed.numel()
+        dense = packed.gather(0, _positions(bits)).view(bits.shape)
+        return dense.unsqueeze(dim) * _masks(bits, num_tied, dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (bits,) = ctx.saved_tensors
+        dense = (grad * _masks(bits, ctx.num_tied, ctx.dim)).sum(ctx.dim).flatten()
+        return dense.new_zeros(ctx.kept).scatter_add_(0, _positions(bits), dense), None, None, None
+
+
+def _positions(bits: Tensor) -> Tensor:
+    """Where each entry lies in `packed`. One that is not kept reads a neighbour, to be masked: no branch, no sync."""
+    return (bits != 0).flatten().cumsum(0).sub_(1).clamp_(min=0)
+
+
+def _masks(bits: Tensor, num_tied: int, dim: int) -> Tensor:
+    """The d boolean masks, stacked before dimension `dim`."""
+    copies = 1 << torch.arange(num_tied, dtype=torch.uint8, device=bits.device)
+    return (bits.unsqueeze(dim) & copies.view([-1 if i == dim else 1 for i in range(3)])) != 0
