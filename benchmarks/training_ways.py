@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 import capaboost_vision  # noqa: F401  registers the argument `capaboost`
 from capaboost_core import trainable_parameters
-from capaboost_core.optimize import make_accelerator
-from capaboost_core.train import fit
-from capaboost_core.train_section import TrainSection
+from capaboost_core.training.optimize import make_accelerator
+from capaboost_core.training.train import fit
+from capaboost_core.training.train_section import TrainSection
 from capaboost_vision.image_task import ImageTask, Normalize
 
 

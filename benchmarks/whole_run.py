@@ -1,6 +1,6 @@
 """Images a second of a whole training run, beside the bare training step and beside the ordinary way.
 
-  whole run      capaboost_core.train.fit on capaboost_vision's task: images on the device, progress bar,
+  whole run      capaboost_core.training.train.fit on capaboost_vision's task: images on the device, progress bar,
                  metrics, a checkpoint after each epoch; timed from its first step to its last checkpoint
   training part  the same run without what comes after the last step of an epoch
   bare step      forward, backward and AdamW over and over on one batch that is there already
@@ -27,7 +27,7 @@ from benchmarks.command import Measured, finish, make_parser, prepare, repeats_o
 from benchmarks.timing import Pair, interleave
 from benchmarks.training_ways import Run, WholeRun, bare_step, ordinary_way
 from capaboost_core import UserError
-from capaboost_core.train_section import TrainSection
+from capaboost_core.training.train_section import TrainSection
 from capaboost_vision.sources import decode, open_split
 
 EMBEDDED = "capaboost_vit_micro_patch8_64"

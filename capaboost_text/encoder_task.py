@@ -18,7 +18,7 @@ TOKENS_CPU, TOKENS_GPU = 4096, 65536  # of one batch in evaluation
 
 
 class EncoderTask:
-    """The part of a `capaboost_core.task.Task` that does not depend on the head.
+    """The part of a `capaboost_core.training.task.Task` that does not depend on the head.
 
     Args:
         accelerator: Gives the device and the processes.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from capaboost_core.config import CapaBoostConfig
-from capaboost_core.results import run_folder
-from capaboost_core.train_section import TrainSection, require
+from capaboost_core.training.results import run_folder
+from capaboost_core.training.train_section import TrainSection, require
 from capaboost_text.glue_tasks import find_task
 
 DEBERTA = "deberta-v3-base"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 
-from capaboost_core.experiment import Prepared
+from capaboost_core.training.experiment import Prepared
 from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import from_pretrained
 from capaboost_text.permutation import halve, take

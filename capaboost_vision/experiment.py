@@ -7,7 +7,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.experiment import Prepared
+from capaboost_core.training.experiment import Prepared
 from capaboost_vision.image_task import ACCURACY, VAL_ACCURACY, ImageTask, Normalize
 from capaboost_vision.pretrained import check_model, create_model
 from capaboost_vision.sources import ResizedImages, decode, num_classes, open_split

@@ -41,7 +41,7 @@ class Normalize:
 
 
 class ImageTask:
-    """A `capaboost_core.task.Task`.
+    """A `capaboost_core.training.task.Task`.
 
     Nothing is augmented, so the training images are decoded once and stay on the device as uint8.
 

@@ -121,7 +121,7 @@ def test_a_folder_with_a_run_is_kept(whole, capsys):
 
 
 def test_methods_keep_r_and_name_the_folder():
-    from capaboost_core.run_config import load_run
+    from capaboost_core.training.run_config import load_run
     from capaboost_vision.vtab_run import VtabRun
 
     base = ROOT / "configs" / "vtab" / "_base.yaml"

@@ -73,9 +73,9 @@ def carry_out(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
     """Run the settings, or the grid of learning rates, and show the result."""
     from accelerate import PartialState
 
-    from capaboost_core.experiment import run_experiment
-    from capaboost_core.lr_grid import parse_rates, run_grid
-    from capaboost_core.results import print_table
+    from capaboost_core.training.experiment import run_experiment
+    from capaboost_core.training.lr_grid import parse_rates, run_grid
+    from capaboost_core.training.results import print_table
 
     folder = options.output_dir or run.default_folder()
     if options.lr_grid:

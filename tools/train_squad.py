@@ -38,7 +38,7 @@ def squad_parser() -> argparse.ArgumentParser:
 
 def train(options: argparse.Namespace) -> None:
     """Load the configuration, run it, show the result."""
-    from capaboost_core.run_config import load_run
+    from capaboost_core.training.run_config import load_run
     from capaboost_text.squad_run import SquadRun, config_file
 
     flags = flag_settings(options, FLAGS | {"dataset": "data.dataset"})

@@ -40,7 +40,7 @@ def vtab_parser() -> argparse.ArgumentParser:
 
 def train(options: argparse.Namespace) -> None:
     """Load the configuration, run it, show the result."""
-    from capaboost_core.run_config import load_run
+    from capaboost_core.training.run_config import load_run
     from capaboost_vision.vtab_run import VtabRun, config_file
 
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}

@@ -7,10 +7,10 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from capaboost_core import CapaBoostConfig, UserError, inject
-from capaboost_core.experiment import Prepared, run_experiment
-from capaboost_core.lr_grid import parse_rates, run_grid
 from capaboost_core.plan import Plan, Target
-from capaboost_core.train_section import TrainSection
+from capaboost_core.training.experiment import Prepared, run_experiment
+from capaboost_core.training.lr_grid import parse_rates, run_grid
+from capaboost_core.training.train_section import TrainSection
 from tests.core.toy_run import Toy, model, settings
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, UserError, inject, save_adapter
-from capaboost_core.results import (
+from capaboost_core.training.results import (
     Result,
     adapter_bytes,
     counts_of,
@@ -103,7 +103,7 @@ def test_counts_leave_the_head_out(tmp_path):
 def test_outside_git_and_without_a_library_there_is_null(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert git_state() == {"commit": None, "dirty": None}
-    monkeypatch.setattr("capaboost_core.results.LIBRARIES", ("no-such-library",))
+    monkeypatch.setattr("capaboost_core.training.results.LIBRARIES", ("no-such-library",))
     assert library_versions()["no-such-library"] is None
 
 

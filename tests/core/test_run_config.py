@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 from capaboost_core import CapaBoostConfig, UserError
-from capaboost_core.run_config import build_run, load_run, to_dict
-from capaboost_core.run_file import merge_settings, parse_assignments, read_config
-from capaboost_core.train_section import TrainSection
+from capaboost_core.training.run_config import build_run, load_run, to_dict
+from capaboost_core.training.run_file import merge_settings, parse_assignments, read_config
+from capaboost_core.training.train_section import TrainSection
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from capaboost_core import UserError
-from capaboost_core.optimize import shares
-from capaboost_core.schedule import Schedule
+from capaboost_core.training.optimize import shares
+from capaboost_core.training.schedule import Schedule
 from tests.core.toy_run import Toy, model, run
 
 ROOT = Path(__file__).parents[2]

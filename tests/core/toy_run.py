@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from capaboost_core.optimize import make_accelerator
-from capaboost_core.train import FitResult, fit
-from capaboost_core.train_section import TrainSection
+from capaboost_core.training.optimize import make_accelerator
+from capaboost_core.training.train import FitResult, fit
+from capaboost_core.training.train_section import TrainSection
 
 EXAMPLES = 23  # with batches of 5, slices are uneven, and the last batch of 3 is shorter than 4 slices
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from capaboost_core.run_config import build_run
-from capaboost_core.run_file import read_config
+from capaboost_core.training.run_config import build_run
+from capaboost_core.training.run_file import read_config
 from capaboost_text.squad_run import SquadRun
 
 FOLDER = Path(__file__).parents[2] / "configs" / "squad"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from capaboost_core.errors import UserError
-from capaboost_core.schedule import Schedule
+from capaboost_core.training.schedule import Schedule
 
 
 @dataclass(frozen=True)

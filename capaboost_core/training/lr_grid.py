@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from capaboost_core.checkpoint import RESULT, check_folder
 from capaboost_core.errors import DivergedError, UserError
-from capaboost_core.experiment import Prepare, Run, run_experiment
-from capaboost_core.results import write_result
+from capaboost_core.training.checkpoint import RESULT, check_folder
+from capaboost_core.training.experiment import Prepare, Run, run_experiment
+from capaboost_core.training.results import write_result
 
 
 def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from capaboost_core.config import resolve_config
 from capaboost_core.errors import UserError
-from capaboost_core.run_file import Raw, merge_settings, parse_assignments, read_config
+from capaboost_core.training.run_file import Raw, merge_settings, parse_assignments, read_config
 
 Run = TypeVar("Run")
 

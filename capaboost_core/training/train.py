@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from capaboost_core.checkpoint import METRICS, State, check_folder, load_checkpoint, save_checkpoint
 from capaboost_core.errors import DivergedError
 from capaboost_core.inject import trainable_parameters
-from capaboost_core.optimize import Stepper
-from capaboost_core.progress import MetricsFile, Progress
-from capaboost_core.task import Task
-from capaboost_core.train_section import TrainSection
+from capaboost_core.training.checkpoint import METRICS, State, check_folder, load_checkpoint, save_checkpoint
+from capaboost_core.training.optimize import Stepper
+from capaboost_core.training.progress import MetricsFile, Progress
+from capaboost_core.training.task import Task
+from capaboost_core.training.train_section import TrainSection
 
 
 @dataclass(frozen=True)

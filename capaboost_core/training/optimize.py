@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.train_section import TrainSection
+from capaboost_core.training.train_section import TrainSection
 
 
 def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:

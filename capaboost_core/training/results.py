@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from capaboost_core.checkpoint import RESULT
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
 from capaboost_core.inject import parameter_counts
 from capaboost_core.state import WEIGHTS
+from capaboost_core.training.checkpoint import RESULT
 
 LIBRARIES = ("torch", "timm", "transformers", "accelerate", "safetensors", "numpy")
 COLUMNS = {

@@ -13,15 +13,15 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from capaboost_core.checkpoint import check_folder
 from capaboost_core.config import CapaBoostConfig
-from capaboost_core.optimize import make_accelerator
-from capaboost_core.results import Result, adapter_bytes, counts_of, device_name, method_name, write_result
-from capaboost_core.run_config import to_dict
 from capaboost_core.state import save_adapter
-from capaboost_core.task import Task
-from capaboost_core.train import FitResult, fit
-from capaboost_core.train_section import TrainSection
+from capaboost_core.training.checkpoint import check_folder
+from capaboost_core.training.optimize import make_accelerator
+from capaboost_core.training.results import Result, adapter_bytes, counts_of, device_name, method_name, write_result
+from capaboost_core.training.run_config import to_dict
+from capaboost_core.training.task import Task
+from capaboost_core.training.train import FitResult, fit
+from capaboost_core.training.train_section import TrainSection
 
 
 class ModelSection(Protocol):

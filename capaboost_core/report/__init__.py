@@ -1,0 +1,1 @@
+"""What the reports count: parameters, FLOPs, memory and rank, beside the figures of the paper."""

@@ -1,0 +1,130 @@
+"""What one adapted model costs: parameters, multiply-adds, adapter file, optimizer state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capaboost_core.config import PLAIN, CapaBoostConfig, resolve_config
+from capaboost_core.errors import UserError
+from capaboost_core.inject import parameter_counts, trainable_parameters
+from capaboost_core.report.flops import FlopCounts, count_flops
+from capaboost_core.state import FORMAT
+
+BACKWARD = ("backward", "tied_backward")  # operators of a step's backward pass
+TYING = ("num_tied", "density", "mask", "n", "m")
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base model that is built afresh for each method, how it is adapted, and what it is fed."""
+
+    build: Callable[[], nn.Module]
+    inject: Callable[[nn.Module, CapaBoostConfig], nn.Module]
+    inputs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Products:
+    """Multiply-adds: `effective` of the entries that masks keep, `executed` as the dense products run."""
+
+    effective: int
+    executed: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """One adapted model in numbers.
+
+    Attributes:
+        trainable: Trained entries without the head's.
+        head: The head's entries.
+        total: Entries of the base model, the head not counted.
+        forward: Multiply-adds of a forward pass of the whole model.
+        step: Those of a forward and a backward pass.
+        unsupported: Operators of a step that are not counted, with their occurrences.
+        file_bytes: Size of `adapter.safetensors`, the head included.
+        optimizer_bytes: AdamW's state for all that is trained, the head included.
+    """
+
+    trainable: int
+    head: int
+    total: int
+    forward: Products
+    step: Products
+    unsupported: dict[str, int]
+    file_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def percent(self) -> float:
+        """Trained share of the model in percent, the head in neither."""
+        return 100 * self.trainable / self.total
+
+
+def account(subject: Subject, config: CapaBoostConfig) -> Account:
+    """Adapt a fresh model and count.
+
+    Raises:
+        UserError: If the model cannot be adapted so.
+    """
+    model = subject.inject(subject.build(), config)
+    counts, trained = parameter_counts(model), trainable_parameters(model)
+    step = count_flops(model, subject.inputs, backward=True)
+    return Account(
+        trainable=counts.trainable,
+        head=counts.head,
+        total=counts.total,
+        forward=_forward_of(step),
+        step=Products(step.effective, step.executed),
+        unsupported=step.unsupported,
+        file_bytes=adapter_file_bytes(trained),
+        optimizer_bytes=optimizer_bytes(trained),
+    )
+
+
+def _forward_of(step: FlopCounts) -> Products:
+    by_operator = (step.effective_by_operator, step.executed_by_operator)
+    return Products(*(sum(n for name, n in counts.items() if name not in BACKWARD) for counts in by_operator))
+
+
+def settings_of(preset: str, changes: dict[str, Any]) -> CapaBoostConfig:
+    """A preset with changed settings; what ties or masks weights leaves a plain method plain.
+
+    Raises:
+        UserError: If the preset or a setting is unknown, or a value is out of range.
+    """
+    config = resolve_config(preset)
+    if "method" in changes:
+        raise UserError("adapter.method is not a setting here; choose methods with --methods")
+    checked = CapaBoostConfig.from_dict(changes)
+    plain = {name: getattr(config, name) for name in PLAIN} == PLAIN
+    kept = [name for name in changes if not (plain and name in TYING)]
+    return resolve_config(config, **{name: getattr(checked, name) for name in kept})
+
+
+def optimizer_bytes(parameters: dict[str, nn.Parameter]) -> int:
+    """Bytes of AdamW's state after a step: two moments an entry, and a step count of 4 bytes a tensor."""
+    return sum(2 * p.numel() * p.element_size() + 4 for p in parameters.values())
+
+
+def adapter_file_bytes(parameters: dict[str, nn.Parameter]) -> int:
+    """Bytes of the file that `save_adapter` writes, from the format alone: no weights are needed.
+
+    A safetensors file is 8 bytes of length, a JSON header filled up to a multiple of 8, and the data,
+    ordered by falling size of the entries and then by name.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "mask_checksum": "0" * 64}}
+    offset = 0
+    for name, p in sorted(parameters.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        size = p.numel() * p.element_size()
+        header[name] = {"dtype": DTYPES[p.dtype], "shape": list(p.shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + offset

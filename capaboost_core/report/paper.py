@@ -1,0 +1,133 @@
+"""The paper's own tables (arXiv 2407.01320) as data, and what is counted here beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from capaboost_core.config import PRESETS, CapaBoostConfig
+from capaboost_core.errors import UserError
+from capaboost_core.inject import ParameterCounts, parameter_counts
+from capaboost_core.report.account_table import Sheet
+from capaboost_core.report.accounting import Subject, settings_of
+from capaboost_core.report.flops import count_flops
+
+TOLERANCE = 0.01  # percentage points, factors or millions: one unit of the last printed digit
+FORMATS = {"percent_trainable": "{:.3f} %", "flops": "{:.3f}x", "parameters_relative": "{:.3f}x",
+    "parameters_millions": "{:.3f} M"}  # fmt: skip
+FLOPS = "effective multiply-adds of a forward pass beyond the base model's, over those of the table's LoRA; 128 tokens"
+COLUMNS = ("source", "method", "settings", "quantity", "paper", "here", "difference", "why")
+
+
+class PaperCounter:
+    """Counts what the tables ask of a model and an adaptation, each only once.
+
+    Args:
+        subject_of: Gives a base model by its name.
+    """
+
+    def __init__(self, subject_of: Callable[[str], Subject]):
+        self.subject, self.counts, self.added = cache(subject_of), cache(self._counts), cache(self._added)
+        self.base = cache(self._base)
+
+    def _counts(self, model: str, config: CapaBoostConfig) -> ParameterCounts:
+        subject = self.subject(model)
+        return parameter_counts(subject.inject(subject.build(), config))
+
+    def _base(self, model: str) -> int:
+        return count_flops(self.subject(model).build(), self.subject(model).inputs).effective
+
+    def _added(self, model: str, config: CapaBoostConfig) -> int:
+        """Effective multiply-adds of a forward pass beyond the base model's."""
+        subject = self.subject(model)
+        return count_flops(subject.inject(subject.build(), config), subject.inputs).effective - self.base(model)
+
+    def quantity(self, name: str, model: str, ours: CapaBoostConfig, reference: CapaBoostConfig | None) -> float:
+        """A column's value for one adaptation, relative to another where the column is so."""
+        if name == "flops":
+            return self.added(model, ours) / self.added(model, reference)
+        counts = self.counts(model, ours)
+        if name == "parameters_relative":
+            return counts.trainable / self.counts(model, reference).trainable
+        return counts.percent if name == "percent_trainable" else counts.trainable / 1e6
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One printed number and the one that is counted here; `why` explains a difference over `TOLERANCE`."""
+
+    source: str
+    model: str
+    method: str
+    preset: str
+    settings: dict[str, Any]
+    quantity: str
+    paper: float
+    here: float
+    why: str | None
+
+    @property
+    def differs(self) -> bool:
+        return round(abs(self.here - self.paper), 9) > TOLERANCE
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as a reader sees it, in the order of COLUMNS."""
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        number = FORMATS[self.quantity].format
+        printed = f"{self.paper:g}{number(0)[5:]}"
+        texts = (self.quantity.replace("_", " "), printed, number(self.here), f"{self.here - self.paper:+.3f}")
+        return (_short(self.source), self.method, settings, *texts, self.why or "")
+
+
+def read_tables(folder: Path) -> list[dict[str, Any]]:
+    """The tables, in the order of their numbers.
+
+    Raises:
+        UserError: If the folder holds none.
+    """
+    paths = sorted(folder.glob("table-*.json"))
+    if not paths:
+        raise UserError(f"{folder} holds no table-*.json; run this from a checkout of the project")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def compare(tables: list[dict[str, Any]], counter: PaperCounter) -> Iterator[Comparison]:
+    """Every printed quantity of every row that can be built here, beside what is counted for it."""
+    for table in tables:
+        reference = _config(table["reference"]) if "reference" in table else None
+        for row in table["rows"]:
+            for quantity in FORMATS:
+                if row.get("build", {}).get("preset") in PRESETS and row.get(quantity) is not None:
+                    yield _comparison(table, row, quantity, counter, reference)
+
+
+def notes(tables: list[dict[str, Any]]) -> dict[str, str]:
+    """What a reader has to know of the tables' builds, by table."""
+    return {_short(table["source"]): " ".join(table["notes"]) for table in tables if "notes" in table}
+
+
+def sheets(comparisons: list[Comparison]) -> list[Sheet]:
+    """One sheet a model."""
+    models = dict.fromkeys(comparison.model for comparison in comparisons)
+    return [Sheet(m, COLUMNS, tuple(c.cells() for c in comparisons if c.model == m)) for m in models]
+
+
+def _config(build: dict[str, Any]) -> CapaBoostConfig:
+    return settings_of(build["preset"], {name: value for name, value in build.items() if name != "preset"})
+
+
+def _comparison(
+    table: dict[str, Any], row: dict[str, Any], quantity: str, counter: PaperCounter, reference: CapaBoostConfig | None
+) -> Comparison:
+    build = dict(row["build"])
+    here = counter.quantity(quantity, table["model"], _config(build), reference)
+    preset, why = build.pop("preset"), row.get("why", {}).get(quantity)
+    return Comparison(table["source"], table["model"], row["name"], preset, build, quantity, row[quantity], here, why)
+
+
+def _short(source: str) -> str:
+    return source.rpartition(", ")[2]

@@ -1,0 +1,1 @@
+"""From a run file to result.json: settings, the one loop, checkpoints, results."""

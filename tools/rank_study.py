@@ -1,0 +1,96 @@
+"""Train one adapter on the embedded digits for each r and d, in folders of their own, each just once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import train_vtab
+
+from capaboost_core import UserError, resolve_config
+from capaboost_core.training.checkpoint import RESULT
+from capaboost_core.training.results import read_result
+from capaboost_core.training.run_file import merge_settings, parse_assignments
+
+
+def run_record(folder: Path) -> dict[str, Any]:
+    """What a report keeps of a finished run."""
+    result = read_result(folder / RESULT)
+    return {name: result[name] for name in ("task", "metric", "value", "device", "config")}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the runs have in common.
+
+    Attributes:
+        folder: Holds the run of r and d in r<r>-d<d>.
+        assignments: Any settings of the runs, as section.key=value.
+    """
+
+    folder: Path
+    epochs: int
+    seed: int
+    assignments: Sequence[str] = ()
+
+    def train_missing(self, pairs: Sequence[tuple[int, int]]) -> list[Path]:
+        """Train what is not finished of the pairs (r, d), going on where a run was stopped.
+
+        Returns:
+            The folder of each run.
+
+        Raises:
+            UserError: If a setting is wrong, or a finished run has other ones; nothing is trained then.
+        """
+        missing = [pair for pair in pairs if not self._finished(*pair)]
+        begun = time.monotonic()
+        for done, (r, num_tied) in enumerate(missing):
+            minutes = (time.monotonic() - begun) / max(done, 1) * (len(missing) - done) / 60
+            left = f", about {minutes:.0f} min left" if done else ""
+            print(f"run {done + 1} of {len(missing)}: r = {r}, d = {num_tied}{left}", file=sys.stderr)
+            self._train(r, num_tied)
+        return [self._folder(*pair) for pair in pairs]
+
+    def _folder(self, r: int, num_tied: int) -> Path:
+        return self.folder / f"r{r}-d{num_tied}"
+
+    def _preset(self, num_tied: int) -> str:
+        return "lora" if num_tied == 1 else "capaboost-lora"
+
+    def _train(self, r: int, num_tied: int) -> None:
+        arguments = ["--dataset", "digits", "--method", self._preset(num_tied), "--resume"]
+        arguments += ["--epochs", str(self.epochs), "--seed", str(self.seed)]
+        arguments += ["--output-dir", str(self._folder(r, num_tied))]
+        for assignment in (f"adapter.r={r}", f"adapter.num_tied={num_tied}", *self.assignments):
+            arguments += ["--set", assignment]
+        with contextlib.redirect_stdout(io.StringIO()):  # the table of one run
+            train_vtab.train(train_vtab.vtab_parser().parse_args(arguments))
+
+    def _finished(self, r: int, num_tied: int) -> bool:
+        """Whether the run is there; it must have been made with these settings."""
+        path = self._folder(r, num_tied) / RESULT
+        if not path.exists():
+            return False
+        config = read_result(path)["config"]
+        for section, settings in self._settings(r, num_tied).items():
+            for key, value in settings.items():
+                there = config.get(section, {}).get(key)
+                if there != value:
+                    raise UserError(
+                        f"{path.parent} was run with {section}.{key} {there}, not {value}; choose another --output-dir"
+                    )
+        return True
+
+    def _settings(self, r: int, num_tied: int) -> dict[str, dict[str, Any]]:
+        density = resolve_config(self._preset(num_tied)).density
+        asked = {
+            "train": {"epochs": self.epochs, "seed": self.seed},
+            "adapter": {"r": r, "num_tied": num_tied, "density": density},
+        }
+        return merge_settings(asked, parse_assignments(list(self.assignments)))

@@ -1,0 +1,166 @@
+"""Report what each method costs: trained parameters, multiply-adds, adapter file, optimizer state, memory.
+
+Examples:
+  python tools/report_flops.py --model vit_base_patch16_224 --methods lora,capaboost-lora --set adapter.r=8
+  python tools/report_flops.py --model roberta-base --set adapter.r=32
+  python tools/report_flops.py --model microsoft/deberta-v3-base --set adapter.targets=all-linear
+  python tools/report_flops.py --model vit_small_patch16_224 --batch-size 8 --memory --output results/flops/small
+  python tools/report_flops.py --paper
+
+No weights, data or network are needed. All is relative to plain LoRA with the same settings. --paper shows the
+numbers of the paper's tables beside those counted here, and the reason for each difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from command_line import make_parser
+
+if TYPE_CHECKING:
+    from subjects import Sizes
+
+    from capaboost_core.config import CapaBoostConfig
+    from capaboost_core.report.account_table import Sheet
+
+PAPER = Path(__file__).resolve().parents[1] / "results" / "paper"
+
+
+def flops_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    add, whole = parser.add_argument, dict(type=_at_least_one, metavar="N")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="NAME", help="a timm name, roberta-base, microsoft/deberta-v3-base, or a "
+        "folder with a transformers config.json")  # fmt: skip
+    what.add_argument("--paper", action="store_true", help="the paper's tables beside what is counted here")
+    add("--methods", default="all", metavar="PRESETS", help="such as lora,capaboost-lora (default: all)")
+    add("--set", action="append", default=[], metavar="adapter.KEY=VALUE", help="a setting of all methods; what ties "
+        "or masks weights leaves the plain methods plain")  # fmt: skip
+    add("--batch-size", default=1, **whole, help="default: 1")
+    add("--sequence-length", **whole, help="tokens of a text (default: 128)")
+    add("--image-size", **whole, help="pixels a side (default: the model's own)")
+    add("--classes", default=2, **whole, help="of the head (default: 2)")
+    add("--memory", action="store_true", help="measure the peak memory of a training step, which takes some seconds "
+        "a method")  # fmt: skip
+    add("--device", choices=("cpu", "cuda"), help="where memory is measured (default: cuda where there is one)")
+    add("--output", type=Path, metavar="STEM", help="write STEM.json, STEM.csv and STEM.md")
+    return parser
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def report_methods(options: argparse.Namespace) -> None:
+    """Count the methods on one model."""
+    from subjects import Sizes, describe, make_subject
+
+    from capaboost_core.report.account_report import choose_methods, make_report
+
+    methods, changes = choose_methods(options.methods), adapter_settings(options.set)
+    sizes = Sizes(options.batch_size, options.sequence_length, options.image_size, options.classes)
+    subject = make_subject(options.model, sizes)
+    peak, how = memory_probe(options, sizes) if options.memory else (None, "not measured; pass --memory")
+    report = make_report(subject, methods, changes, options.methods != "all", peak)
+    record = {"model": options.model, "inputs": describe(subject), "settings": changes, **asdict(report)}
+    facts = {"model": f"{options.model}, {describe(subject)}", **report.facts(), "peak memory": how}
+    finish(options, record, facts, report.sheets())
+
+
+def memory_probe(options: argparse.Namespace, sizes: Sizes) -> tuple[Callable[[CapaBoostConfig], int], str]:
+    """What measures the peak memory of a method, and how it does, in words.
+
+    Raises:
+        UserError: If the device is not there.
+    """
+    import torch
+    from subjects import make_subject
+
+    from capaboost_core.errors import UserError
+    from capaboost_core.report.peak_memory import MEASURED, step_peak_bytes
+    from capaboost_core.training.results import device_name
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU; type --device cpu")
+    subject = make_subject(options.model, sizes, device)
+    how = f"{MEASURED[device]}; float32, {device_name(torch.device(device))}"
+    return lambda config: step_peak_bytes(subject.inject(subject.build(), config), subject.inputs), how
+
+
+def adapter_settings(assignments: list[str]) -> dict[str, Any]:
+    """`["adapter.r=8"]` -> `{"r": 8}`.
+
+    Raises:
+        UserError: If a text is not of this form, or of another section.
+    """
+    from capaboost_core.errors import UserError
+    from capaboost_core.training.run_file import parse_assignments
+
+    sections = parse_assignments(assignments)
+    for section in sections:
+        if section != "adapter":
+            raise UserError(f"--set {section}: only the section adapter counts here; type for example adapter.r=16")
+    return sections.get("adapter", {})
+
+
+def report_paper(options: argparse.Namespace) -> None:
+    """The paper's numbers beside those counted here."""
+    from subjects import Sizes, make_subject
+    from tqdm import tqdm
+
+    from capaboost_core.report.paper import FLOPS, PaperCounter, compare, notes, read_tables, sheets
+
+    tables = read_tables(PAPER)
+    rows = compare(tables, PaperCounter(lambda model: make_subject(model, Sizes())))
+    comparisons = list(tqdm(rows, desc="numbers", leave=False, disable=None))
+    differing = sum(comparison.differs for comparison in comparisons)
+    facts = {"numbers": f"{len(comparisons)}, of which {differing} differ from the printed ones by more than 0.01"}
+    record = {"rows": [asdict(comparison) for comparison in comparisons]}
+    finish(options, record, {**facts, "flops": FLOPS, **notes(tables)}, sheets(comparisons))
+
+
+def finish(options: argparse.Namespace, record: dict[str, Any], facts: dict[str, str], tables: list[Sheet]) -> None:
+    """Show the report, and write it where that is asked for."""
+    from capaboost_core.report.account_table import show, write_files
+    from capaboost_core.training.results import git_state, library_versions
+
+    show(facts, tables)
+    if options.output:
+        origin = {"command": shlex.join(sys.argv), "versions": library_versions(), "git": git_state()}
+        texts = {"command": origin["command"], "versions": _words(origin["versions"]), "git": _words(origin["git"])}
+        paths = write_files(options.output, {**record, "facts": facts, **origin}, facts | texts, tables)
+        print(f"written: {', '.join(map(str, paths))}")
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = flops_parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # fvcore's import
+    from capaboost_core import UserError
+
+    try:
+        report_paper(options) if options.paper else report_methods(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Base models by name, from timm or from a transformers configuration, with inputs to count on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import timm
+import torch
+from torch import nn
+
+import capaboost_text
+import capaboost_vision
+from capaboost_core import UserError
+from capaboost_core.report.accounting import Subject
+from capaboost_text import architectures
+
+TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is fed and what the head has; None takes 128 tokens, or the image size of the model."""
+
+    batch_size: int = 1
+    sequence_length: int | None = None
+    image_size: int | None = None
+    classes: int = 2
+
+
+def make_subject(name: str, sizes: Sizes, device: str = "meta") -> Subject:
+    """A base model with random weights, or with none on the meta device.
+
+    Raises:
+        UserError: If the name is unknown, or the model cannot have these sizes.
+    """
+    if architectures.is_known(name):
+        return _text(name, sizes, device)
+    if timm.is_model(name):
+        return _image(name, sizes, device)
+    close = difflib.get_close_matches(name, [*architectures.SHIPPED, *timm.list_models()], n=1)
+    known = f"type a timm name, {', '.join(architectures.SHIPPED)}, or a folder with config.json"
+    raise UserError(f"unknown model {name!r}; {f'did you mean {close[0]}?' if close else known}")
+
+
+def describe(subject: Subject) -> str:
+    """Batch and size of the inputs in words."""
+    ((name, value),) = subject.inputs.items()
+    size = f"image {' x '.join(map(str, value.shape[1:]))}" if name == "x" else f"sequence length {value.shape[1]}"
+    return f"batch {value.shape[0]}, {size}"
+
+
+def _text(name: str, sizes: Sizes, device: str) -> Subject:
+    if sizes.image_size:
+        raise UserError(f"--image-size is for timm models; for {name} type --sequence-length")
+    length = sizes.sequence_length or TOKENS
+    build = _on(device, lambda: architectures.build(name, num_labels=sizes.classes))
+    config = _on("meta", build)().config
+    # RoBERTa's positions start behind that of its padding.
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    limit = getattr(config, "max_position_embeddings", length) - offset
+    if length > limit:
+        raise UserError(f"--sequence-length is {length}; {name} takes up to {limit}")
+    shape = (sizes.batch_size, length)
+    if device == "meta":  # tokens without values would be asked whether they are padding
+        return Subject(
+            build, capaboost_text.inject, {"inputs_embeds": torch.zeros(*shape, config.hidden_size, device=device)}
+        )
+    return Subject(build, capaboost_text.inject, {"input_ids": torch.full(shape, 2, device=device)})
+
+
+def _image(name: str, sizes: Sizes, device: str) -> Subject:
+    if sizes.sequence_length:
+        raise UserError(f"--sequence-length is for text models; for {name} type --image-size")
+    size = {"img_size": sizes.image_size} if sizes.image_size else {}
+    build = _on(device, lambda: timm.create_model(name, num_classes=sizes.classes, **size))
+    try:
+        model = _on("meta", build)()
+        shape = timm.data.resolve_model_data_config(model)["input_size"]
+        shape = (shape[0], sizes.image_size, sizes.image_size) if sizes.image_size else shape
+        model(torch.zeros(1, *shape, device="meta"))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "it does not fit"
+        mend = f"--image-size {sizes.image_size} for" if size else "cannot build"
+        raise UserError(f"{mend} {name}: {reason}; {'leave it out' if size else 'choose another model'}") from error
+    return Subject(build, capaboost_vision.inject, {"x": torch.zeros(sizes.batch_size, *shape, device=device)})
+
+
+def _on(device: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    def built() -> nn.Module:
+        with torch.device(device):
+            return build()
+
+    return built
