@@ -154,6 +154,22 @@ def unmerge(model: nn.Module) -> nn.Module:
     return model
 
 
+@contextmanager
+def merged(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the context what can be merged is: evaluation at the speed of the base model.
+
+    Layers that cannot be merged, or are merged already, stay as they are.
+    """
+    layers = [layer for layer in adapted_layers(model) if isinstance(layer, CapaLinear) and not layer.merged]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.unmerge()
+
+
 def mask_checksum(layers: list[Adapted]) -> str:
     """SHA-256 over the masks of the layers, keyed by module path and weight."""
     return checksum(

@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from capaboost_core.config import CapaBoostConfig
+from capaboost_core.inject import merged
 from capaboost_core.state import save_adapter
 from capaboost_core.training.checkpoint import check_folder
 from capaboost_core.training.optimize import make_accelerator
@@ -101,7 +102,8 @@ def run_experiment(run: Run, folder: Path, resume: bool, prepare: Prepare) -> di
     selected = made.select_by if run.data.protocol == run.selecting else None
     fitted = fit(accelerator, made.model, made.task, run.train, folder, to_dict(run), selected, resume)
     begun = time.monotonic()
-    tested = made.task.test(made.model)
+    with merged(made.model):
+        tested = made.task.test(made.model)
     fitted = dataclasses.replace(fitted, wall_seconds=fitted.wall_seconds + time.monotonic() - begun)
     if not accelerator.is_main_process:
         return {}

@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from capaboost_core.errors import DivergedError
-from capaboost_core.inject import trainable_parameters
+from capaboost_core.inject import merged, trainable_parameters
 from capaboost_core.training.checkpoint import METRICS, State, check_folder, load_checkpoint, save_checkpoint
 from capaboost_core.training.optimize import Stepper
 from capaboost_core.training.progress import MetricsFile, Progress
@@ -121,7 +121,7 @@ class _Run:
                 "another train.mixed_precision"
             )
         self.bare.eval()
-        with torch.no_grad():
+        with torch.no_grad(), merged(self.bare):
             evaluated = self.task.evaluate(self.bare)
         self.train_seconds += trained
         speed = {f"{self.task.unit}_per_second": self.task.examples / trained}

@@ -14,6 +14,7 @@ from capaboost_core import (
     disable,
     inject,
     merge,
+    merged,
     parameter_counts,
     trainable_parameters,
     unmerge,
@@ -101,6 +102,24 @@ def test_merge_is_exact_and_unmerge_restores_every_bit():
     unmerge(unmerge(model))
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     assert torch.equal(model(X), out)
+
+
+def test_merged_holds_within_its_context_only():
+    model = randomise(adapted(alpha=8)).eval()
+    out, weights = model(X), {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ZeroDivisionError), merged(model):
+        assert model.first.merged
+        torch.testing.assert_close(model(X), out, rtol=1e-5, atol=1e-5)
+        raise ZeroDivisionError
+    assert not model.first.merged
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    with merged(merge(model)):
+        pass
+    assert model.first.merged  # as it was before
+    adapter = randomise(adapted("padapter")).eval()
+    out = adapter(X)
+    with merged(adapter):
+        assert torch.equal(adapter(X), out)
 
 
 def test_an_adapter_says_that_it_cannot_be_merged():
