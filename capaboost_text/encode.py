@@ -37,7 +37,7 @@ def load_tokenizer(name_or_path: str | Path, max_length: int) -> Any:
     """The model's fast tokenizer.
 
     Raises:
-        UserError: If it cannot be had, or the model reads fewer than `max_length` tokens.
+        UserError: If it cannot be had or has no vocabulary, or the model reads fewer than `max_length` tokens.
     """
     try:
         config = AutoConfig.from_pretrained(name_or_path)
@@ -47,6 +47,12 @@ def load_tokenizer(name_or_path: str | Path, max_length: int) -> Any:
             f"cannot load the tokenizer of {name_or_path}: {str(error).strip().splitlines()[0]}; give a folder with "
             "config.json and tokenizer.json, or a hub name with a network"
         ) from error
+    words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    if not any(any(map(str.isalnum, word)) for word in words):  # what transformers makes of a folder without its files
+        raise UserError(
+            f"the tokenizer of {name_or_path} has no vocabulary; add tokenizer.json or what else the model's "
+            "tokenizer was saved as"
+        )
     most = min(tokenizer.model_max_length, readable_tokens(config))
     if max_length > most:
         raise UserError(f"data.max_length is {max_length}, but {name_or_path} reads {most} tokens; set {most} or less")
