@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 from capaboost_core.errors import UserError
 from capaboost_text.glue_tasks import GlueTask, find_task
+from capaboost_text.hub import load_from_hub
 from capaboost_text.tsv import AGAIN, read_rows
 
 HUB = "nyu-mll/glue"
+OTHERWISE = "set --data-dir to a folder with the original GLUE folders"
 
 
 class Example(NamedTuple):
@@ -61,22 +63,16 @@ def _from_hub(task: GlueTask, split: str) -> list[Example]:
     rows = zip(zip(*texts, strict=True), labels, strict=True)
     examples = [_example(row, label(f"{place}, row {i}", value)) for i, (row, value) in enumerate(rows)]
     if not examples:
-        raise UserError(f"{place} holds no rows; set --data-dir to a folder with the original GLUE folders")
+        raise UserError(f"{place} holds no rows; {OTHERWISE}")
     return examples
 
 
 def _hub_columns(task: GlueTask, split: str) -> list[Sequence]:
-    folder = "set --data-dir to a folder with the original GLUE folders"
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise UserError(f"loading {HUB} from the hub needs datasets: pip install datasets; or {folder}") from error
-    try:
-        table = load_dataset(HUB, task.name, split=task.splits[split])
-        return [table[column] for column in (*task.texts, "label")]
-    except Exception as error:  # its network layers raise errors of many libraries
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot load {HUB} {task.name} from the hub ({reason}); {folder}") from error
+    table = load_from_hub(HUB, task.name, split=task.splits[split], otherwise=OTHERWISE)
+    columns = (*task.texts, "label")
+    if missing := set(columns) - set(table.column_names):
+        raise UserError(f"{HUB} {task.name} has no column {', '.join(sorted(missing))}; {OTHERWISE}")
+    return [table[column] for column in columns]
 
 
 def _example(texts: Sequence[str], label: int | float) -> Example:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from capaboost_core.errors import UserError
+from capaboost_text.hub import load_from_hub
 from capaboost_text.squad_entry import Question, as_list, as_mapping, as_text, make_question
 
 
@@ -23,6 +24,7 @@ DATASETS = {
     "squad_v1": Source("v1.1", "rajpurkar/squad", False),
     "squad_v2": Source("v2.0", "rajpurkar/squad_v2", True),
 }
+OTHERWISE = "set --data-dir to a folder with the JSON files"
 HUB_SPLITS = {"train": "train", "dev": "validation"}
 
 
@@ -38,7 +40,8 @@ def load_squad(dataset: str, split: str, data_dir: str | Path | None = None) -> 
     if data_dir is not None:
         return read_squad(find_file(dataset, split, data_dir), dataset)
     place = f"{source.hub} ({split})"
-    entries = ((f"{place}, row {i}", row) for i, row in enumerate(_hub_rows(source.hub, HUB_SPLITS[split])))
+    rows = load_from_hub(source.hub, split=HUB_SPLITS[split], otherwise=OTHERWISE)
+    entries = ((f"{place}, row {i}", row) for i, row in enumerate(rows))
     return _collect(place, (make_question(where, _from_hub(where, row), source.has_null) for where, row in entries))
 
 
@@ -131,20 +134,3 @@ def _from_hub(where: str, row: Any) -> dict:
         raise UserError(f"{where}: there are {len(texts)} texts but {len(starts)} starts; each answer needs both")
     listed = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     return {**row, "answers": listed}
-
-
-def _hub_rows(name: str, split: str) -> Any:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise UserError(
-            f"loading {name} from the hub needs datasets: pip install datasets; "
-            f"or set --data-dir to a folder with the JSON files"
-        ) from error
-    try:
-        return load_dataset(name, split=split)
-    except Exception as error:  # its network layers raise errors of many libraries
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"cannot load {name} from the hub ({reason}); set --data-dir to a folder with the JSON files"
-        ) from error
