@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 EPOCHS ?= 20
+MODELS ?= vit-small vit-base roberta-base
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ DIGITS := $(LAUNCH) tools/train_vtab.py --dataset digits --model capaboost_vit_m
 	--epochs $(EPOCHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint tables clean
+.PHONY: help install demo test lint tables plots bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,20 @@ lint: install ## ruff: rules and format
 tables: install ## write the tables of results/ into results/ and the README
 	$(BIN)/python tools/make_tables.py results --markdown results/tables.md --csv results/tables.csv \
 		--readme README.md
+
+plots: install ## draw the plots of results/ from their JSON files
+	$(BIN)/python tools/make_plots.py results
+
+bench: install ## measure speed and memory beside peers (about an hour on an idle machine), fill docs/performance.md
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
+	set -e; for model in $(MODELS); do for compile in '' --compile; do \
+		$(BIN)/python -m benchmarks.step --model $$model $$compile; \
+		$(BIN)/python -m benchmarks.inference --model $$model $$compile; \
+	done; done
+	$(BIN)/python -m benchmarks.masks
+	$(BIN)/python -m benchmarks.whole_run
+	-$(BIN)/python -m benchmarks.sparse # refuses where there are no sparse tensor cores
+	$(BIN)/python benchmarks/make_tables.py
 
 clean: ## remove the demo's runs, caches and build output; .venv and other runs stay
 	rm -rf runs/demo build dist capaboost.egg-info .pytest_cache .ruff_cache

@@ -46,9 +46,9 @@ class Bottleneck(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""
         down = self.down.copies().flatten(0, 1).to(h.dtype)
-        up = self.up.copies(dim=1).flatten(1).to(h.dtype)
+        up, up_bias = self.scaling * self.up.copies(dim=1).flatten(1), self.scaling * self.up_bias
         hidden = F.relu(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
-        return self.scaling * F.linear(hidden, up, self.up_bias.to(h.dtype))
+        return F.linear(hidden, up.to(h.dtype), up_bias.to(h.dtype))
 
 
 class AdapterLinear(Adapted, nn.Linear):

@@ -22,15 +22,15 @@ def incremented_linear(
 
     Per call there is one large product, one with all A stacked, and one small product for each slice that
     adds to the output in place; the gradient of x is one sum, made in place as well. For the backward pass
-    autograd holds x, the hidden x A^T, the factors, and the weight itself, in its own precision: no copy.
-    It has first derivatives only.
+    autograd holds x (or what is given for it as `dropped`), the hidden x A^T, the factors, and the weight
+    itself, in its own precision: no copy. It has first derivatives only.
 
     Args:
         x: (..., in).
         weight: (out, in), frozen or not.
         bias: (out), or None.
         slices: (start, stop) ranges of the output.
-        factors: A (rank, in) and B (stop - start, rank) of each slice.
+        factors: A (rank, in) and B (stop - start, rank) of each slice; the rank is the same for all.
         dropped: What the increments see in place of x, if that is not x.
     """
     dtype = _precision(x)
@@ -56,7 +56,7 @@ class _IncrementedLinear(torch.autograd.Function):
         out_rows, hidden = out.view(-1, out.shape[-1]), a @ seen.T
         for (start, stop), b, part in zip(slices, bs, hidden.chunk(len(bs)), strict=True):
             out_rows[:, start:stop].addmm_(part.T, b.T)
-        ctx.save_for_backward(rows, seen, weight, hidden, a, *bs)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, seen, weight, hidden, a, *bs)
         ctx.slices, ctx.shape, ctx.undropped = slices, x.shape, dropped is None
         return out  # and not a view made here, which a model could not change in place
 
@@ -70,7 +70,8 @@ class _IncrementedLinear(torch.autograd.Function):
         grad_hidden = torch.cat([b.T @ part.T for part, b in zip(parts, bs, strict=True)])
         grad_x = grad_dropped = None
         if needs_x and ctx.undropped:
-            grad_x = (grad_hidden.T @ a).addmm_(grad, weight.to(grad.dtype)).view(ctx.shape)
+            grad_x = (grad_hidden.T @ a).to(grad.dtype)  # a backward pass within autocast has lowered it
+            grad_x = grad_x.addmm_(grad, weight.to(grad.dtype)).view(ctx.shape)
         elif needs_x:
             grad_x = (grad @ weight.to(grad.dtype)).view(ctx.shape)
         if needs_dropped:

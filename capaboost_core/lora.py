@@ -69,7 +69,8 @@ class CapaLinear(Adapted, nn.Linear):
         """The (out, in) increment of each slice in single precision or better, as evaluation sees it."""
         training = self.training
         self.eval()
-        increments = [b @ a for a, b in map(self.factors, range(len(self.slices)))]
+        with torch.autocast(self.weight.device.type, enabled=False):
+            increments = [b @ a for a, b in map(self.factors, range(len(self.slices)))]
         self.train(training)
         return increments
 

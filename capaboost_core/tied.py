@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.masks import mask_bits
@@ -71,7 +70,6 @@ class _Spread(torch.autograd.Function):
         return dense.unsqueeze(dim) * _masks(bits, num_tied, dim)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         (bits,) = ctx.saved_tensors
         dense = (grad * _masks(bits, ctx.num_tied, ctx.dim)).sum(ctx.dim).flatten()

@@ -175,25 +175,7 @@ def test_attention_that_bypasses_its_projection_is_refused():
         inject(nn.MultiheadAttention(16, 2), CapaBoostConfig(targets=["out_proj"]))
 
 
-def test_deepcopy_half_precision_and_autocast():
-    model = randomise(adapted())
-    twin = copy.deepcopy(model)
-    nn.init.zeros_(twin.first.lora_A[0].packed)
-    assert not torch.equal(model(X), twin(X))
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(model(X).float(), model(X), rtol=0.1, atol=0.5, check_dtype=False)
+def test_half_precision_base_has_a_single_precision_adapter():
     half = inject(Net().bfloat16(), CapaBoostConfig(r=4), PLAN)
     assert half.first.lora_A[0].packed.dtype == torch.float32
     assert half(X.bfloat16()).dtype == torch.bfloat16
-    assert model(X[:0]).shape == (0, 3)
-    torch.testing.assert_close(model(X.T.contiguous().T), model(X))
-
-
-def test_compiles_whole_and_trains_the_same():
-    model = randomise(adapted())
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
-    for net in (model, compiled):
-        net(X).square().sum().backward()
-    torch.testing.assert_close(
-        compiled.first.lora_A[0].packed.grad, model.first.lora_A[0].packed.grad, rtol=1e-4, atol=1e-4
-    )

@@ -1,0 +1,134 @@
+"""The fused step in all that a training run does with it: checkpointing, accumulation, copies, compilation, DDP."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._inductor import config as inductor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from capaboost_core import CapaBoostConfig, Plan, Target, inject, trainable_parameters
+
+from .test_fast_path import DOUBLE, DROPOUT, IN, OUT, Q_AND_V, RANK, assert_near, capa_linear
+
+
+class Net(nn.Module):
+    """Two layers to adapt, one of them a fused qkv, as blocks that can be checkpointed."""
+
+    def __init__(self, mode=None):
+        super().__init__()
+        self.qkv, self.mlp, self.head, self.mode = nn.Linear(IN, OUT), nn.Linear(OUT, IN), nn.Linear(IN, 3), mode
+
+    def block(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.mlp(torch.cat([q * k, k + v, v.relu()], -1))
+
+    def forward(self, x):
+        x = self.block(x) if self.mode is None else checkpoint(self.block, x, use_reentrant=self.mode)
+        return self.head(x.relu())
+
+
+def adapted(mode=None, dtype=DOUBLE, **settings):
+    torch.manual_seed(0)
+    plan = Plan((Target("qkv", Q_AND_V), Target("mlp")), head=("head",))
+    model = inject(Net(mode).to(dtype), CapaBoostConfig(r=RANK, **settings), plan)
+    for parameter in trainable_parameters(model).values():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def batch(dtype=DOUBLE):
+    return torch.randn(8, 5, IN, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(model, *batches):
+    for x in batches:
+        torch.manual_seed(2)
+        model(x.requires_grad_()).square().sum().backward()
+    return {name: p.grad for name, p in trainable_parameters(model).items()}
+
+
+@pytest.mark.parametrize("dropout", [0.0, DROPOUT])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_changes_no_gradient(reentrant, dropout):
+    expected = gradients(adapted(dropout=dropout), batch())
+    torch.testing.assert_close(gradients(adapted(reentrant, dropout=dropout), batch()), expected, rtol=1e-10, atol=0)
+
+
+def test_two_half_batches_accumulate_to_the_whole():
+    halves = [half.clone() for half in batch().chunk(2)]
+    torch.testing.assert_close(gradients(adapted(), *halves), gradients(adapted(), batch()), rtol=1e-10, atol=1e-12)
+
+
+def test_a_deepcopy_is_independent():
+    model = adapted()
+    twin, before = copy.deepcopy(model), model(batch())
+    assert torch.equal(twin(batch()), before)
+    gradients(twin, batch())
+    assert all(p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert torch.equal(model(batch()), before)
+
+
+def train(model, call, lowered=None):
+    """How far 5 steps through `call` move each parameter; within autocast if a lower precision is given."""
+    parameters = trainable_parameters(model)
+    before = {name: p.detach().double() for name, p in parameters.items()}
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
+    x = batch(DOUBLE if lowered is None else torch.float32).requires_grad_()
+    for _ in range(5):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", lowered, enabled=lowered is not None):
+            out = call(x)
+        out.double().square().mean().backward()
+        optimizer.step()
+    return {name: p.detach().double() - before[name] for name, p in parameters.items()}
+
+
+def assert_compiled_trains_the_same(model, backend, tolerance, lowered=None):
+    twin = copy.deepcopy(model)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True), inductor.patch(compile_threads=1):
+        moved = train(twin, torch.compile(twin, fullgraph=True, backend=backend), lowered)
+    for name, expected in train(model, model, lowered).items():
+        assert_near(moved[name], expected, tolerance)
+
+
+@pytest.mark.parametrize(("num_tied", "density"), [(1, 1.0), (1, 0.5), (2, 0.5), (8, 0.5)])
+def test_compiled_whole_and_once_it_trains_the_same(num_tied, density):
+    assert_compiled_trains_the_same(adapted(num_tied=num_tied, density=density), "aot_eager", 1e-8)
+
+
+def test_compiled_within_autocast():
+    model = adapted(dtype=torch.float32)
+    assert_compiled_trains_the_same(model, "aot_eager", 0.02, torch.bfloat16)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler, such as g++")
+def test_compiled_to_machine_code():
+    assert_compiled_trains_the_same(capa_linear(), "inductor", 1e-8)
+
+
+def one_process(rank, folder):
+    """Half of the batch in one of two processes, started by the test below."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    model = DistributedDataParallel(adapted())
+    model(batch().chunk(2)[rank]).square().mean().backward()
+    torch.save({name: p.grad for name, p in trainable_parameters(model.module).items()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2)
+    model = adapted()
+    model(batch()).square().mean().backward()
+    expected = {name: p.grad for name, p in trainable_parameters(model).items()}
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-10, atol=1e-12)
