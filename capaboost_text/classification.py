@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from capaboost_text.encode import Encoded, encode
 from capaboost_text.encoder_task import EncoderTask
-from capaboost_text.glue import GlueTask, Splits
-from capaboost_text.glue_load import Example
+from capaboost_text.glue.load import Example
+from capaboost_text.glue.splits import GlueTask, Splits
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
 from capaboost_core.errors import UserError
-from capaboost_text.glue_load import Example
+from capaboost_text.glue.load import Example
 
 CHUNK = 1000
 

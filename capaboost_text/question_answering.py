@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from capaboost_text.encoder_task import EncoderTask
-from capaboost_text.squad_answers import Prediction, predict
-from capaboost_text.squad_batch import collate, strip_padding
-from capaboost_text.squad_data import find_source
-from capaboost_text.squad_entry import Question
-from capaboost_text.squad_metrics import evaluate
-from capaboost_text.squad_windows import Window
+from capaboost_text.squad.answers import Prediction, predict
+from capaboost_text.squad.batch import collate, strip_padding
+from capaboost_text.squad.data import find_source
+from capaboost_text.squad.entry import Question
+from capaboost_text.squad.metrics import evaluate
+from capaboost_text.squad.windows import Window
 
 
 @dataclass(frozen=True)

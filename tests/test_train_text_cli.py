@@ -136,7 +136,7 @@ def test_an_encoder_with_missing_weights_is_refused(place, tmp_path, capsys):
 
 
 def test_default_settings_are_the_papers():
-    from capaboost_text.glue_run import config_file
+    from capaboost_text.glue.run import config_file
 
     folder = Path("configs")
     assert config_file(folder, "rte", None, None) == folder / "roberta-base" / "rte-lora.yaml"

@@ -39,12 +39,12 @@ def glue_parser() -> argparse.ArgumentParser:
 def train(options: argparse.Namespace) -> None:
     """Load the configuration, run it, show the result."""
     from capaboost_core.training.run_config import load_run
-    from capaboost_text.glue_run import GlueRun, config_file
+    from capaboost_text.glue.run import GlueRun, config_file
 
     flags = flag_settings(options, FLAGS | {"task": "data.task"})
     path = options.config or config_file(CONFIGS / "glue", options.task, options.model, options.method)
     run = load_run(GlueRun, path, flags, options.method, options.set)
-    from capaboost_text.glue_experiment import prepare
+    from capaboost_text.glue.experiment import prepare
 
     carry_out(run, options, prepare)
 

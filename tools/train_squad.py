@@ -39,12 +39,12 @@ def squad_parser() -> argparse.ArgumentParser:
 def train(options: argparse.Namespace) -> None:
     """Load the configuration, run it, show the result."""
     from capaboost_core.training.run_config import load_run
-    from capaboost_text.squad_run import SquadRun, config_file
+    from capaboost_text.squad.run import SquadRun, config_file
 
     flags = flag_settings(options, FLAGS | {"dataset": "data.dataset"})
     path = options.config or config_file(CONFIGS / "squad", options.dataset)
     run = load_run(SquadRun, path, flags, options.method, options.set)
-    from capaboost_text.squad_experiment import prepare
+    from capaboost_text.squad.experiment import prepare
 
     carry_out(run, options, prepare)
 

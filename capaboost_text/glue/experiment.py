@@ -8,8 +8,8 @@ from capaboost_core.training.experiment import Prepared
 from capaboost_text.classification import Classification
 from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import from_pretrained
-from capaboost_text.glue import find_task, splits
-from capaboost_text.glue_run import GlueRun
+from capaboost_text.glue.run import GlueRun
+from capaboost_text.glue.splits import find_task, splits
 
 SPLIT_NOTES = {
     "propetl": "half of dev, or 1,000 training rows, select the epoch; tested on the rest of dev",

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from capaboost_core.errors import UserError
-from capaboost_text.glue_tasks import GlueTask, find_task
+from capaboost_text.glue.tasks import GlueTask, find_task
+from capaboost_text.glue.tsv import AGAIN, read_rows
 from capaboost_text.hub import load_from_hub
-from capaboost_text.tsv import AGAIN, read_rows
 
 HUB = "nyu-mll/glue"
 OTHERWISE = "set --data-dir to a folder with the original GLUE folders"

@@ -9,7 +9,7 @@ from typing import Literal
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.training.results import run_folder
 from capaboost_core.training.train_section import TrainSection, require
-from capaboost_text.glue_tasks import find_task
+from capaboost_text.glue.tasks import find_task
 
 DEBERTA = "deberta-v3-base"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from numpy.typing import ArrayLike
 
 from capaboost_core.errors import UserError
-from capaboost_text.metrics import compute_metrics
+from capaboost_text.glue.metrics import compute_metrics
 
 DEV = {"train": "train", "dev": "validation"}
 MNLI_DEV = {"train": "train", "dev_matched": "validation_matched", "dev_mismatched": "validation_mismatched"}

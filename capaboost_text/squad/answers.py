@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from capaboost_core.errors import UserError
-from capaboost_text.squad_entry import Question
-from capaboost_text.squad_windows import Window
+from capaboost_text.squad.entry import Question
+from capaboost_text.squad.windows import Window
 
 
 @dataclass(frozen=True)

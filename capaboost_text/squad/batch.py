@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from capaboost_text.padding import pad
-from capaboost_text.squad_windows import Window
+from capaboost_text.squad.windows import Window
 
 
 def collate(windows: Sequence[Window], tokenizer: Any, multiple: int = 1) -> dict[str, Tensor]:

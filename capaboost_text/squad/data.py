@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from capaboost_core.errors import UserError
 from capaboost_text.hub import load_from_hub
-from capaboost_text.squad_entry import Question, as_list, as_mapping, as_text, make_question
+from capaboost_text.squad.entry import Question, as_list, as_mapping, as_text, make_question
 
 
 class Source(NamedTuple):

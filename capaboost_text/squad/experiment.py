@@ -9,9 +9,9 @@ from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import from_pretrained
 from capaboost_text.permutation import halve, take
 from capaboost_text.question_answering import Part, QuestionAnswering
-from capaboost_text.squad_data import load_squad
-from capaboost_text.squad_run import SquadRun
-from capaboost_text.squad_windows import make_windows
+from capaboost_text.squad.data import load_squad
+from capaboost_text.squad.run import SquadRun
+from capaboost_text.squad.windows import make_windows
 
 SPLIT_NOTES = {"select": "half of dev selects the epoch, tested on the other half", "test": "tested on dev"}
 

@@ -9,8 +9,8 @@ from typing import Literal
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.training.results import run_folder
 from capaboost_core.training.train_section import TrainSection, require
-from capaboost_text.glue_run import ModelSection
-from capaboost_text.squad_data import find_source
+from capaboost_text.glue.run import ModelSection
+from capaboost_text.squad.data import find_source
 
 
 @dataclass(frozen=True)

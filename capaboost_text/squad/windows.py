@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from capaboost_core.errors import UserError
-from capaboost_text.squad_data import Question
+from capaboost_text.squad.data import Question
 
 BATCH = 512  # questions tokenised in one call: enough for speed, little memory
 

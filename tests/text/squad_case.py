@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from capaboost_text.squad_data import load_squad
-from capaboost_text.squad_entry import Question, Reference
+from capaboost_text.squad.data import load_squad
+from capaboost_text.squad.entry import Question, Reference
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "squad"
 needs_squad = pytest.mark.skipif(not FOLDER.exists(), reason=f"SQuAD is not at {FOLDER}")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from capaboost_core.errors import UserError
-from capaboost_text.glue import PROTOCOLS, TASKS, Example, find_task, load_split, splits
-from capaboost_text.metrics import METRICS, compute_metrics
+from capaboost_text.glue.metrics import METRICS, compute_metrics
+from capaboost_text.glue.splits import PROTOCOLS, TASKS, Example, find_task, load_split, splits
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "glue"
 HEADERS = {

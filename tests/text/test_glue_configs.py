@@ -6,8 +6,8 @@ import pytest
 
 from capaboost_core.training.run_config import build_run
 from capaboost_core.training.run_file import read_config
-from capaboost_text.glue import PROTOCOLS, TASKS
-from capaboost_text.glue_run import GlueRun
+from capaboost_text.glue.run import GlueRun
+from capaboost_text.glue.splits import PROTOCOLS, TASKS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "glue"
 # The row order of the paper's Tables 9, 10, 12, 13: learning rate, epochs. Batch 128, 2 tied layers and density 0.5

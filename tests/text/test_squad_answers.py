@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from capaboost_core.errors import UserError
-from capaboost_text.squad_answers import Prediction, predict
-from capaboost_text.squad_windows import make_windows
+from capaboost_text.squad.answers import Prediction, predict
+from capaboost_text.squad.windows import make_windows
 
 from .squad_case import FAMILIES, TEXT, ask, tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 
 from capaboost_core.training.run_config import build_run
 from capaboost_core.training.run_file import read_config
-from capaboost_text.squad_run import SquadRun
+from capaboost_text.squad.run import SquadRun
 
 FOLDER = Path(__file__).parents[2] / "configs" / "squad"
 WIDTHS = (64, 32, 16, 8)  # Table 14, CapaBoost-PAdapter

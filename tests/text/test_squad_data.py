@@ -6,7 +6,7 @@ import json
 import pytest
 
 from capaboost_core.errors import UserError
-from capaboost_text.squad_data import find_file, load_squad, read_squad
+from capaboost_text.squad.data import find_file, load_squad, read_squad
 
 from .squad_case import needs_squad, squad
 

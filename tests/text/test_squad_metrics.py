@@ -6,8 +6,8 @@ from functools import cache
 import pytest
 
 from capaboost_core.errors import UserError
-from capaboost_text.squad_entry import Question, Reference
-from capaboost_text.squad_metrics import best_threshold, evaluate, normalise, score_question
+from capaboost_text.squad.entry import Question, Reference
+from capaboost_text.squad.metrics import best_threshold, evaluate, normalise, score_question
 
 from .squad_case import needs_squad, squad
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from capaboost_core.errors import UserError
-from capaboost_text.squad_batch import collate, strip_padding
-from capaboost_text.squad_windows import make_windows
+from capaboost_text.squad.batch import collate, strip_padding
+from capaboost_text.squad.windows import make_windows
 
 from .squad_case import FAMILIES, SPECIAL, TEXT, ask, needs_squad, squad, tokenizer
 

@@ -11,11 +11,11 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from capaboost_text.classification import Classification
-from capaboost_text.glue import TASKS, Example, Splits
+from capaboost_text.glue.splits import TASKS, Example, Splits
 from capaboost_text.question_answering import Part, QuestionAnswering
-from capaboost_text.squad_answers import predict
-from capaboost_text.squad_metrics import evaluate
-from capaboost_text.squad_windows import make_windows
+from capaboost_text.squad.answers import predict
+from capaboost_text.squad.metrics import evaluate
+from capaboost_text.squad.windows import make_windows
 from tests.text.squad_case import TEXT, ask, tokenizer
 from tests.text.tiny_encoder import save_encoder
 

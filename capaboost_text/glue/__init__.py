@@ -1,0 +1,1 @@
+"""GLUE: tasks, data, splits, metrics and runs."""
