@@ -13,11 +13,11 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.command import Measured, finish, repeats_of, run_command
-from benchmarks.memory import peak_bytes
 from benchmarks.model_command import Setup, set_up
 from benchmarks.models import logits_of
 from benchmarks.peers import Peer
 from benchmarks.timing import Pair, Stopwatch, interleave
+from capaboost_core.report.peak_memory import peak_bytes
 
 DEFAULT = (
     "base",

@@ -11,7 +11,6 @@ from torch import nn
 from benchmarks import inference, make_tables, masks, peers, sparse, step, whole_run
 from benchmarks.command import run_command
 from benchmarks.looped import LoopedLinear
-from benchmarks.memory import peak_bytes
 from benchmarks.models import WORKLOADS, logits_of, loss_of
 from benchmarks.sizes import sizes_of
 from benchmarks.timing import Pair, Repeats, Stopwatch, compare, interleave, spread
@@ -67,19 +66,6 @@ def test_stopwatch_fills_a_block_of_time_with_calls():
     assert len(calls) == 1
     watch()
     assert len(calls) > 100
-
-
-def test_peak_is_the_most_that_was_held_at_once():
-    held = torch.ones(1000)
-
-    def work():
-        first = torch.empty(1000)  # 4,000 bytes
-        second = torch.empty(3000)  # with 12,000 more
-        del first, second
-        return held.add(1) + torch.empty(1000)
-
-    assert peak_bytes(work, CPU) == 16_000
-    assert peak_bytes(lambda: held.add_(1), CPU) < 100  # a scalar or so
 
 
 def test_looped_reference_is_equation_4():

@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from capaboost_core import UserError
+from capaboost_core.console import show_table
 
 TEXTS = ("task", "model", "method", "protocol", "metric", "device")
 NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs")
@@ -185,10 +185,7 @@ def show(rows: list[Row]) -> None:
         table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*row.cells())
-    console = Console()
-    if not console.is_terminal:  # a log: never cut a cell
-        console = Console(width=console.measure(table, options=console.options.update(max_width=400)).maximum)
-    console.print(table)
+    show_table(table)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -2,13 +2,14 @@
 
 Examples:
   python tools/report_flops.py --model vit_base_patch16_224 --methods lora,capaboost-lora --set adapter.r=8
-  python tools/report_flops.py --model roberta-base --set adapter.r=32
+  python tools/report_flops.py --model roberta-base --methods lora,capaboost-lora --set adapter.r=32
   python tools/report_flops.py --model microsoft/deberta-v3-base --set adapter.targets=all-linear
-  python tools/report_flops.py --model vit_small_patch16_224 --batch-size 8 --memory --output results/flops/small
+  python tools/report_flops.py --model vit_small_patch16_224 --batch-size 8 --memory --output runs/small
   python tools/report_flops.py --paper
 
-No weights, data or network are needed. All is relative to plain LoRA with the same settings. --paper shows the
-numbers of the paper's tables beside those counted here, and the reason for each difference.
+No weights, data or network are needed. All is relative to plain LoRA with the same settings. Of a model that the
+paper has, its tables follow, with their own settings, beside the numbers counted here and the reason for each
+difference; --paper shows the tables of all models.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from capaboost_core.config import CapaBoostConfig
     from capaboost_core.report.account_table import Sheet
+    from capaboost_core.report.paper import Comparison
 
 PAPER = Path(__file__).resolve().parents[1] / "results" / "paper"
 
@@ -39,7 +41,7 @@ def flops_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="NAME", help="a timm name, roberta-base, microsoft/deberta-v3-base, or a "
         "folder with a transformers config.json")  # fmt: skip
-    what.add_argument("--paper", action="store_true", help="the paper's tables beside what is counted here")
+    what.add_argument("--paper", action="store_true", help="all of the paper's tables beside what is counted here")
     add("--methods", default="all", metavar="PRESETS", help="such as lora,capaboost-lora (default: all)")
     add("--set", action="append", default=[], metavar="adapter.KEY=VALUE", help="a setting of all methods; what ties "
         "or masks weights leaves the plain methods plain")  # fmt: skip
@@ -64,7 +66,9 @@ def report_methods(options: argparse.Namespace) -> None:
     """Count the methods on one model."""
     from subjects import Sizes, describe, make_subject
 
+    from capaboost_core.config import CapaBoostConfig
     from capaboost_core.report.account_report import choose_methods, make_report
+    from capaboost_core.report.paper import sheets
 
     methods, changes = choose_methods(options.methods), adapter_settings(options.set)
     sizes = Sizes(options.batch_size, options.sequence_length, options.image_size, options.classes)
@@ -72,8 +76,11 @@ def report_methods(options: argparse.Namespace) -> None:
     peak, how = memory_probe(options, sizes) if options.memory else (None, "not measured; pass --memory")
     report = make_report(subject, methods, changes, options.methods != "all", peak)
     record = {"model": options.model, "inputs": describe(subject), "settings": changes, **asdict(report)}
-    facts = {"model": f"{options.model}, {describe(subject)}", **report.facts(), "peak memory": how}
-    finish(options, record, facts, report.sheets())
+    comparisons, about_paper = compare_paper(options.model)
+    settings = " ".join(options.set) or f"those of the presets, such as adapter.r={CapaBoostConfig.r}"
+    facts = {"model": f"{options.model}, {describe(subject)}", "settings": settings, "peak memory": how}
+    record["paper"] = [asdict(comparison) for comparison in comparisons]
+    finish(options, record, facts | report.facts() | about_paper, [*report.sheets(), *sheets(comparisons)])
 
 
 def memory_probe(options: argparse.Namespace, sizes: Sizes) -> tuple[Callable[[CapaBoostConfig], int], str]:
@@ -93,7 +100,7 @@ def memory_probe(options: argparse.Namespace, sizes: Sizes) -> tuple[Callable[[C
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU; type --device cpu")
     subject = make_subject(options.model, sizes, device)
-    how = f"{MEASURED[device]}; float32, {device_name(torch.device(device))}"
+    how = f"{MEASURED}; float32, {device_name(torch.device(device))}"
     return lambda config: step_peak_bytes(subject.inject(subject.build(), config), subject.inputs), how
 
 
@@ -115,18 +122,25 @@ def adapter_settings(assignments: list[str]) -> dict[str, Any]:
 
 def report_paper(options: argparse.Namespace) -> None:
     """The paper's numbers beside those counted here."""
-    from subjects import Sizes, make_subject
+    from capaboost_core.report.paper import sheets
+
+    comparisons, facts = compare_paper()
+    finish(options, {"rows": [asdict(comparison) for comparison in comparisons]}, facts, sheets(comparisons))
+
+
+def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str, str]]:
+    """The paper's numbers of one model, or of all, and what a reader has to know of them; both empty for others."""
+    from subjects import Sizes, architecture, make_subject
     from tqdm import tqdm
 
-    from capaboost_core.report.paper import FLOPS, PaperCounter, compare, notes, read_tables, sheets
+    from capaboost_core.report.paper import PaperCounter, compare, facts, read_tables
 
     tables = read_tables(PAPER)
-    rows = compare(tables, PaperCounter(lambda model: make_subject(model, Sizes())))
-    comparisons = list(tqdm(rows, desc="numbers", leave=False, disable=None))
-    differing = sum(comparison.differs for comparison in comparisons)
-    facts = {"numbers": f"{len(comparisons)}, of which {differing} differ from the printed ones by more than 0.01"}
-    record = {"rows": [asdict(comparison) for comparison in comparisons]}
-    finish(options, record, {**facts, "flops": FLOPS, **notes(tables)}, sheets(comparisons))
+    if model:
+        tables = [table for table in tables if architecture(table["model"]) == architecture(model)]
+    rows = compare(tables, PaperCounter(lambda name: make_subject(name, Sizes())))
+    comparisons = list(tqdm(rows, desc="the paper's numbers", leave=False, disable=None))
+    return comparisons, facts(tables, comparisons) if comparisons else {}
 
 
 def finish(options: argparse.Namespace, record: dict[str, Any], facts: dict[str, str], tables: list[Sheet]) -> None:

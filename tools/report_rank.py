@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 
 from command_line import make_parser
-from rich.console import Console
 from rich.table import Table
 
 
@@ -83,12 +82,10 @@ def report_theorem(options: argparse.Namespace) -> None:
 
 def finish(options: argparse.Namespace, table: Table, plots: list[str], values: dict) -> None:
     """Show the table, and write the report where one is asked for."""
+    from capaboost_core.console import show_table
     from capaboost_core.report.rank_report import write_report
 
-    console = Console()
-    if not console.is_terminal:  # a log: never cut a cell
-        console = Console(width=console.measure(table, options=console.options.update(max_width=400)).maximum)
-    console.print(table)
+    show_table(table)
     if options.output:
         write_report(options.output, plots, values)
         print(f"report: {options.output}; python tools/make_plots.py {options.output.parent} draws it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import timm
 import torch
@@ -44,6 +45,11 @@ def make_subject(name: str, sizes: Sizes, device: str = "meta") -> Subject:
     raise UserError(f"unknown model {name!r}; {f'did you mean {close[0]}?' if close else known}")
 
 
+def architecture(name: str) -> str:
+    """One text for all names of an architecture, whatever its weights."""
+    return str(architectures.SHIPPED.get(name) or name.partition(".")[0])
+
+
 def describe(subject: Subject) -> str:
     """Batch and size of the inputs in words."""
     ((name, value),) = subject.inputs.items()
@@ -55,8 +61,8 @@ def _text(name: str, sizes: Sizes, device: str) -> Subject:
     if sizes.image_size:
         raise UserError(f"--image-size is for timm models; for {name} type --sequence-length")
     length = sizes.sequence_length or TOKENS
-    build = _on(device, lambda: architectures.build(name, num_labels=sizes.classes))
-    config = _on("meta", build)().config
+    create = partial(architectures.build, name, num_labels=sizes.classes)
+    build, config = _on(device, create), _on("meta", create)().config
     # RoBERTa's positions start behind that of its padding.
     offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
     limit = getattr(config, "max_position_embeddings", length) - offset
@@ -74,9 +80,9 @@ def _image(name: str, sizes: Sizes, device: str) -> Subject:
     if sizes.sequence_length:
         raise UserError(f"--sequence-length is for text models; for {name} type --image-size")
     size = {"img_size": sizes.image_size} if sizes.image_size else {}
-    build = _on(device, lambda: timm.create_model(name, num_classes=sizes.classes, **size))
+    create = partial(timm.create_model, name, num_classes=sizes.classes, **size)
     try:
-        model = _on("meta", build)()
+        model = _on("meta", create)()
         shape = timm.data.resolve_model_data_config(model)["input_size"]
         shape = (shape[0], sizes.image_size, sizes.image_size) if sizes.image_size else shape
         model(torch.zeros(1, *shape, device="meta"))
@@ -84,7 +90,9 @@ def _image(name: str, sizes: Sizes, device: str) -> Subject:
         reason = str(error).splitlines()[0] if str(error) else "it does not fit"
         mend = f"--image-size {sizes.image_size} for" if size else "cannot build"
         raise UserError(f"{mend} {name}: {reason}; {'leave it out' if size else 'choose another model'}") from error
-    return Subject(build, capaboost_vision.inject, {"x": torch.zeros(sizes.batch_size, *shape, device=device)})
+    return Subject(
+        _on(device, create), capaboost_vision.inject, {"x": torch.zeros(sizes.batch_size, *shape, device=device)}
+    )
 
 
 def _on(device: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:

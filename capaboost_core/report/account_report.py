@@ -10,26 +10,28 @@ from tqdm import tqdm
 
 from capaboost_core.config import PRESETS, CapaBoostConfig
 from capaboost_core.errors import UserError
-from capaboost_core.report.account_table import Row, Sheet, bytes_text
+from capaboost_core.report.account_table import Row, Sheet, bytes_text, occurrences
 from capaboost_core.report.accounting import Account, Subject, account, settings_of
+from capaboost_core.report.flop_modes import Call, half_of_torch
 from capaboost_core.report.flops import FlopCounts, count_flops
 
 KINDS = ("effective", "executed")
-PASSES = ("forward", "step", "added")
+PASSES = {"added": "added to a forward pass", "forward": "forward pass", "step": "training step"}
 SIZES = {
     "trainable_parameters": ("trainable", "{:,}".format),
     "percent_of_model": ("% of model", "{:.3f}".format),
-    "percent_of_lora": ("% of LoRA's", "{:.2f}".format),
+    "percent_of_lora": ("% of LoRA's", "{:,.2f}".format),
     "adapter_file_bytes": ("adapter file", bytes_text),
     "optimizer_state_bytes": ("optimizer state", bytes_text),
     "peak_memory_bytes": ("peak memory", bytes_text),
 }
 NOTES = {
-    "convention": "1 multiply-add = 1; effective counts the entries that masks keep, executed the dense products "
-    "that run; a step is forward and backward; added is a forward pass beyond the base model's",
-    "adapter file": "computed from the safetensors format, the head included",
-    "optimizer state": "AdamW's after a step, computed: two moments an entry and 4 bytes a tensor, the head included",
+    "multiply-adds": "one counts as 1; effective has the kept entries of masked weights, executed the dense products "
+    "that run; a training step is a forward and a backward pass, without loss and optimizer",
+    "bytes": "computed for a safetensors file, and for AdamW's two moments an entry and 4 bytes a tensor",
 }
+UNKNOWN = "not counted, may hold products"
+NEGLIGIBLE = "not counted, no products (times in a step, fewest to most of the methods)"
 
 
 @dataclass(frozen=True)
@@ -37,38 +39,42 @@ class Report:
     """Plain numbers of all methods.
 
     Attributes:
-        base: `total_parameters` and `forward_gmacs` of the base model, and the `head_parameters` beside it.
+        base: `total_parameters` and `head_parameters`; of the base model `forward_multiply_adds`, and the same by
+            torch's own counter.
         rows: One dict a method.
         left_out: Methods that this model or these settings do not allow, with the reason.
-        unsupported: Operators that are not counted, with their occurrences in a training step, by method.
+        negligible: Operators that are no products, with their occurrences in a training step, by method.
+        unsupported: Those of which that is not known.
     """
 
-    base: dict[str, float]
+    base: dict[str, int]
     rows: list[Row]
     left_out: dict[str, str]
+    negligible: dict[str, dict[str, int]]
     unsupported: dict[str, dict[str, int]]
 
     def sheets(self) -> list[Sheet]:
-        """A table of parameters and bytes, and one of multiply-adds."""
+        """A table of parameters and bytes, and two of multiply-adds."""
         sizes = {name: column for name, column in SIZES.items() if any(name in row for row in self.rows)}
         lines = tuple((row["method"], *(text(row[name]) for name, (_, text) in sizes.items())) for row in self.rows)
         titles = tuple(title for title, _ in sizes.values())
-        names = [(name, kind) for name in PASSES for kind in KINDS]
-        counts = tuple((row["method"], *(_gmacs(row, f"{a}_{b}") for a, b in names)) for row in self.rows)
-        return [
-            Sheet("Parameters and bytes", ("method", *titles), lines),
-            Sheet("GMACs (times LoRA's)", ("method", *(f"{a}, {b}" for a, b in names)), counts),
-        ]
+        return [Sheet("Parameters and bytes", ("method", *titles), lines), *map(self._counts, KINDS)]
+
+    def _counts(self, kind: str) -> Sheet:
+        lines = tuple((row["method"], *(_products(row, f"{name}_{kind}") for name in PASSES)) for row in self.rows)
+        return Sheet(f"Millions of multiply-adds, {kind} (times LoRA's)", ("method", *PASSES.values()), lines)
 
     def facts(self) -> dict[str, str]:
         """What a reader has to know of the numbers."""
-        method = self.rows[0]["method"] if self.rows else "lora"
-        operators = ", ".join(f"{name} {number}" for name, number in sorted(self.unsupported.get(method, {}).items()))
+        base, ours, of_torch = self.base, *(self.base[f"{who}_multiply_adds"] for who in ("forward", "torch"))
         facts = {
-            "base": f"{self.base['total_parameters']:,} parameters, {self.base['forward_gmacs']:.4g} GMACs forward; "
-            f"the head's {self.base['head_parameters']:,} parameters are in no count or share of parameters",
+            "base": f"{base['total_parameters']:,} parameters, {ours / 1e6:,.1f} million multiply-adds forward",
+            "check": f"half of torch's FlopCounterMode is {of_torch / 1e6:,.1f} million for the base; the count here "
+            f"differs by {100 * (ours / of_torch - 1):+.2f} %",
+            "head": f"{base['head_parameters']:,} parameters; in the bytes, and in no count or share of parameters",
             **NOTES,
-            f"not counted in a step of {method}": operators or "nothing",
+            UNKNOWN: occurrences(self.unsupported),
+            NEGLIGIBLE: occurrences(self.negligible),
         }
         return facts | {f"left out, {name}": reason for name, reason in self.left_out.items()}
 
@@ -106,9 +112,10 @@ def make_report(
         UserError: If LoRA, to which all is relative, or a method that is not left out cannot be had.
     """
     lora = account(subject, settings_of("lora", changes))
-    base = count_flops(subject.build(), subject.inputs)
-    facts = {"total_parameters": lora.total, "head_parameters": lora.head, "forward_gmacs": base.executed / 1e9}
-    report = Report(facts, [], {}, {})
+    base, of_torch = count_flops(subject.build(), subject.inputs), half_of_torch(Call(subject.build(), subject.inputs))
+    facts = {"total_parameters": lora.total, "head_parameters": lora.head}
+    facts |= {"forward_multiply_adds": base.executed, "torch_multiply_adds": of_torch}
+    report = Report(facts, [], {}, {}, {})
     for method in tqdm(methods, desc="methods", leave=False, disable=None):
         try:
             config = settings_of(method, changes)
@@ -119,7 +126,7 @@ def make_report(
             report.left_out[method] = str(error)
             continue
         report.rows.append(_row(method, counted, lora, base))
-        report.unsupported[method] = counted.unsupported
+        report.negligible[method], report.unsupported[method] = counted.negligible, counted.unsupported
         if peak_bytes:
             report.rows[-1]["peak_memory_bytes"] = peak_bytes(config)
     return report
@@ -138,7 +145,7 @@ def _row(method: str, ours: Account, lora: Account, base: FlopCounts) -> Row:
         of_lora, of_base = _passes(lora, kind), getattr(base, kind)
         for name, count in _passes(ours, kind).items():
             skipped = of_base if name == "added" else 0
-            row[f"{name}_{kind}_gmacs"] = (count - skipped) / 1e9
+            row[f"{name}_{kind}_multiply_adds"] = count - skipped
             row[f"{name}_{kind}_times_lora"] = (count - skipped) / (of_lora[name] - skipped)
     return row
 
@@ -148,5 +155,5 @@ def _passes(counted: Account, kind: str) -> dict[str, int]:
     return {"forward": forward, "step": step, "added": forward}
 
 
-def _gmacs(row: Row, name: str) -> str:
-    return f"{row[f'{name}_gmacs']:.4g} ({row[f'{name}_times_lora']:.2f}x)"
+def _products(row: Row, name: str) -> str:
+    return f"{row[f'{name}_multiply_adds'] / 1e6:,.1f} ({row[f'{name}_times_lora']:.2f}x)"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from capaboost_core.console import show_table
 from capaboost_core.files import write_atomically
 
 Row = dict[str, Any]
@@ -27,20 +27,16 @@ class Sheet:
 
 
 def show(facts: dict[str, str], sheets: list[Sheet]) -> None:
-    """Print facts and tables; where the output is no terminal, no cell is cut or folded."""
-    console = Console(highlight=False)
+    """Print tables, then facts."""
     for sheet in sheets:
         table = Table(title=sheet.title, title_justify="left")
         for index, column in enumerate(sheet.columns):
             table.add_column(column, justify="right" if index and _numeric(sheet, index) else "left", overflow="fold")
         for line in sheet.lines:
             table.add_row(*line)
-        if not console.is_terminal:
-            width = console.measure(table, options=console.options.update(max_width=400)).maximum
-            console = Console(width=max(width, console.width), highlight=False)
-        console.print(table, markup=False)
+        show_table(table)
     for name, fact in facts.items():
-        console.print(f"{name}: {fact}", markup=False, soft_wrap=True)
+        print(f"{name}: {fact}")
 
 
 def write_files(stem: Path, record: dict[str, Any], facts: dict[str, str], sheets: list[Sheet]) -> list[Path]:
@@ -85,6 +81,17 @@ def bytes_text(size: int | None) -> str:
             return f"{size:,} B" if unit == "B" else f"{size:,.2f} {unit}"
         size /= 1024
     raise AssertionError
+
+
+def occurrences(operators: dict[str, dict[str, int]]) -> str:
+    """Names with the smallest and the largest number over the methods: `add 36 to 72, gelu 12`, or `none`."""
+    names = sorted({name for counts in operators.values() for name in counts})
+    texts = []
+    for name in names:
+        numbers = [counts.get(name, 0) for counts in operators.values()]
+        few, many = min(numbers), max(numbers)
+        texts.append(f"{name.removeprefix('aten::')} {many if few == many else f'{few} to {many}'}")
+    return ", ".join(texts) or "none"
 
 
 def _numeric(sheet: Sheet, index: int) -> bool:

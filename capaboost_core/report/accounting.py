@@ -48,7 +48,8 @@ class Account:
         total: Entries of the base model, the head not counted.
         forward: Multiply-adds of a forward pass of the whole model.
         step: Those of a forward and a backward pass.
-        unsupported: Operators of a step that are not counted, with their occurrences.
+        negligible: Operators of a step that are no products, with their occurrences.
+        unsupported: Those of which that is not known.
         file_bytes: Size of `adapter.safetensors`, the head included.
         optimizer_bytes: AdamW's state for all that is trained, the head included.
     """
@@ -58,6 +59,7 @@ class Account:
     total: int
     forward: Products
     step: Products
+    negligible: dict[str, int]
     unsupported: dict[str, int]
     file_bytes: int
     optimizer_bytes: int
@@ -83,6 +85,7 @@ def account(subject: Subject, config: CapaBoostConfig) -> Account:
         total=counts.total,
         forward=_forward_of(step),
         step=Products(step.effective, step.executed),
+        negligible=step.negligible,
         unsupported=step.unsupported,
         file_bytes=adapter_file_bytes(trained),
         optimizer_bytes=optimizer_bytes(trained),

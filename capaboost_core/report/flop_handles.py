@@ -1,4 +1,4 @@
-"""What one operator of a traced forward pass costs: fvcore handles that count matrix products, and nothing else.
+"""What an operator costs: fvcore handles that count matrix products, and which operators are negligible beside them.
 
 A handle gets the operator's inputs and outputs as values of the trace, and returns multiply-adds. fvcore's own
 handles for norms, pooling and interpolation are left out, as element-wise work is named, not counted.
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+import torch
 from fvcore.nn.jit_handles import conv_flop_jit, get_shape
 
 Handle = Callable[[list[Any], list[Any]], int | Counter[str]]
@@ -60,3 +61,25 @@ HANDLES: dict[str, Handle | None] = {
     "aten::einsum": einsum,
     "aten::scaled_dot_product_attention": attention,
 }
+
+# Beside what torch itself tags as element-wise or as a reduction, without the underscore of in-place operators.
+NEGLIGIBLE = {
+    "batch_norm", "group_norm", "layer_norm", "rms_norm", "native_batch_norm_backward", "native_group_norm_backward",
+    "native_layer_norm_backward", "_fused_rms_norm", "_fused_rms_norm_backward", "softmax", "log_softmax",
+    "_softmax_backward_data", "_log_softmax_backward_data", "bernoulli", "dropout", "native_dropout_backward",
+    "avg_pool2d", "avg_pool2d_backward", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "max_pool2d",
+    "_adaptive_avg_pool2d_backward", "upsample_bicubic2d", "upsample_bilinear2d", "arange", "cat", "constant_pad_nd",
+    "cumsum", "embedding", "embedding_dense_backward", "gather", "index", "index_put", "masked_fill", "meshgrid",
+    "new_zeros", "pad", "roll", "scalar_tensor", "scatter_add", "select_backward", "slice_backward", "stack",
+    "_unsafe_view",
+}  # fmt: skip
+
+
+def is_negligible(name: str) -> bool:
+    """True for aten's element-wise operators, reductions, norms, softmax, pooling and copies: no products."""
+    space, _, operator = name.partition("::")
+    packet = getattr(torch.ops.aten, operator, None)
+    if space != "aten" or packet is None:
+        return False
+    tags = {tag for overload in packet.overloads() for tag in getattr(packet, overload).tags}
+    return bool(tags & {torch.Tag.pointwise, torch.Tag.reduction}) or operator.removesuffix("_") in NEGLIGIBLE

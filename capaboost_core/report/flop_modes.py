@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from capaboost_core.errors import UserError
 from capaboost_core.report.flop_handles import HANDLES
@@ -57,14 +57,29 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def forward_operators(call: Call) -> tuple[Counter[str], Counter[str]]:
-    """Multiply-adds by operator of a forward pass, and occurrences of the operators that are no products."""
+def forward_operators(call: Call, known: Iterable[nn.Module] = ()) -> tuple[Counter[str], Counter[str]]:
+    """Multiply-adds by operator of a forward pass, and occurrences of the operators that are not counted.
+
+    An autograd function, which a trace cannot see into, is left out within the modules of `known`.
+    """
     analysis = FlopCountAnalysis(call, call.inputs).clear_op_handles().set_op_handle(**HANDLES)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     with torch.no_grad(), _MetaConvolutions() as convolutions:
         counts = analysis.by_operator() + convolutions.products
     products = Counter({name: int(count) for name, count in counts.items() if "::" not in name})
-    return products, analysis.unsupported_ops() + Counter({n: count for n, count in counts.items() if "::" in n})
+    others = analysis.unsupported_ops() + Counter({n: count for n, count in counts.items() if "::" in n})
+    names = {module: name for name, module in call.named_modules()}
+    for module in known:
+        inside = analysis.unsupported_ops(names[module])
+        others -= Counter({name: count for name, count in inside.items() if name.startswith("prim::PythonOp")})
+    return products, others
+
+
+def half_of_torch(call: Call) -> int:
+    """Half of what torch's own counter says of a forward pass, as it counts 2 a multiply-add."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call(*call.inputs)
+    return counter.get_total_flops() // 2
 
 
 def forward_outputs(call: Call) -> list[Tensor]:

@@ -1,8 +1,9 @@
 """Multiply-adds of a model, before and after adaptation, in a forward pass or in a training step.
 
 Convention: one multiply-add is 1, as fvcore counts and half of what torch's FlopCounterMode counts. Counted are
-matrix products, convolutions and the two products of an attention, masked positions included. All else, such as
-norms, activations and the making of masked weights, is listed by operator with the number of its occurrences.
+matrix products, convolutions and the two products of an attention, masked positions included. All else is listed
+by operator with the number of its occurrences: apart from each other what is negligible by this convention, such
+as norms, activations and the making of masked weights, and what is not known to be so.
 
 Forward: fvcore traces the model with its additions disabled. To that come the products of each addition, rows of
 the layer's input times entries of its tied weights, whatever way the layer computes them.
@@ -18,26 +19,22 @@ factor where one is needed.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from capaboost_core.adapted import Adapted
-from capaboost_core.inject import adapted_layers, disable, injection_of
+from capaboost_core.inject import adapted_layers, disable
+from capaboost_core.report.flop_handles import is_negligible
 from capaboost_core.report.flop_modes import (
     Call,
     Inputs,
     backward_operators,
     forward_operators,
     forward_outputs,
-    untraced,
 )
-from capaboost_core.tied import TiedWeight
+from capaboost_core.report.tied_products import dense_entries, kept_entries, layer_calls, tied_products
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,13 @@ class FlopCounts:
     Attributes:
         executed_by_operator: What dense kernels do.
         effective_by_operator: The same with just the kept entries of masked weights.
-        unsupported: Occurrences of the operators that are not counted, because they are no products. A
-            `prim::PythonOp` is an autograd function as a whole; those of adapted layers hold the tied products.
+        negligible: Occurrences of operators that are no products: element-wise ones, norms, softmax, copies.
+        unsupported: Occurrences of all others. What products they hold is missing in the counts.
     """
 
     executed_by_operator: dict[str, int]
     effective_by_operator: dict[str, int]
+    negligible: dict[str, int]
     unsupported: dict[str, int]
 
     @property
@@ -86,74 +84,19 @@ def count_flops(model: nn.Module, inputs: Inputs, backward: bool = False) -> Flo
     with torch.random.fork_rng({p.device for p in model.parameters() if p.device.type == "cuda"}):
         with disable(model):
             counts, _ = forward_operators(call)
-        with _layer_calls(model) as layer_calls:
-            _, others = forward_operators(call)
+        with layer_calls(model) as calls:
+            _, others = forward_operators(call, adapted_layers(model))
         if backward:
-            with _layer_calls(model) as layer_calls:  # the same calls, now with gradients
+            with layer_calls(model) as calls:  # the same calls, now with gradients
                 outputs = forward_outputs(call)
             counts["backward"], more = backward_operators(call, outputs)
             others += more
-    dense, kept = (_tied(layer_calls, entries, backward) for entries in (_dense, partial(_kept, model)))
+    dense, kept = (tied_products(calls, f, backward) for f in (dense_entries, partial(kept_entries, model)))
     counts["backward"] -= dense["tied_backward"]
-    return FlopCounts(_nonzero(counts | dense), _nonzero(counts | kept), dict(others))
+    negligible = {name: number for name, number in others.items() if is_negligible(name)}
+    unsupported = {name: number for name, number in others.items() if name not in negligible}
+    return FlopCounts(_nonzero(counts | dense), _nonzero(counts | kept), negligible, unsupported)
 
 
 def _nonzero(counts: dict[str, int]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
-
-
-@dataclass(frozen=True)
-class _LayerCall:
-    """An adapted layer was called with so many rows of input; `needs_gradient` says whether these need one."""
-
-    layer: Adapted
-    rows: int
-    needs_gradient: bool
-
-
-@contextmanager
-def _layer_calls(model: nn.Module) -> Iterator[list[_LayerCall]]:
-    """Note each call of a layer whose addition is at work."""
-    calls: list[_LayerCall] = []
-
-    def note(layer: Adapted, args: tuple, kwargs: dict) -> None:
-        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        with untraced():
-            calls.append(_LayerCall(layer, x.numel() // x.shape[-1], x.requires_grad))
-
-    working = [layer for layer in adapted_layers(model) if layer.enabled and not getattr(layer, "merged", False)]
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in working]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _tied(calls: list[_LayerCall], entries: Callable[[TiedWeight], int], backward: bool) -> Counter[str]:
-    """Multiply-adds with tied weights.
-
-    The first half of a layer's tied weights (A, down, keys) meets its input, or a frozen image of it; the second
-    half (B, up, values) meets what the first half made.
-    """
-    counts = Counter()
-    for call in calls:
-        weights = list(call.layer.tied_weights().values())
-        first, second = weights[: len(weights) // 2], weights[len(weights) // 2 :]
-        inner = call.needs_gradient or any(weight.packed.requires_grad for weight in first)
-        for weight, needs_gradient in [(w, call.needs_gradient) for w in first] + [(w, inner) for w in second]:
-            products = call.rows * entries(weight)
-            counts["tied"] += products
-            counts["tied_backward"] += backward * products * (weight.packed.requires_grad + needs_gradient)
-    return counts
-
-
-def _dense(weight: TiedWeight) -> int:
-    return weight.num_tied * weight.bits.numel()
-
-
-def _kept(model: nn.Module, weight: TiedWeight) -> int:
-    """The ones of all masks; from the configuration, as a mask on the meta device has no data."""
-    config = injection_of(model).config
-    mean = config.mask == "dropout" and not weight.training  # its redrawn masks have a dense mean
-    return weight.num_tied * round((1.0 if mean else config.density) * weight.bits.numel())

@@ -14,13 +14,17 @@ from capaboost_core.errors import UserError
 from capaboost_core.inject import ParameterCounts, parameter_counts
 from capaboost_core.report.account_table import Sheet
 from capaboost_core.report.accounting import Subject, settings_of
-from capaboost_core.report.flops import count_flops
+from capaboost_core.report.tied_products import count_added
 
 TOLERANCE = 0.01  # percentage points, factors or millions: one unit of the last printed digit
-FORMATS = {"percent_trainable": "{:.3f} %", "flops": "{:.3f}x", "parameters_relative": "{:.3f}x",
-    "parameters_millions": "{:.3f} M"}  # fmt: skip
-FLOPS = "effective multiply-adds of a forward pass beyond the base model's, over those of the table's LoRA; 128 tokens"
-COLUMNS = ("source", "method", "settings", "quantity", "paper", "here", "difference", "why")
+QUANTITIES = {
+    "percent_trainable": ("% FT Params", "%"),
+    "flops": ("FLOPs", "x"),
+    "parameters_relative": ("#Param", "x"),
+    "parameters_millions": ("parameters", "M"),
+}
+FLOPS = "effective multiply-adds added to a forward pass, over those of the table's LoRA; 128 tokens"
+COLUMNS = ("source", "method", "settings", "quantity", "paper", "here", "difference", "note")
 
 
 class PaperCounter:
@@ -32,19 +36,14 @@ class PaperCounter:
 
     def __init__(self, subject_of: Callable[[str], Subject]):
         self.subject, self.counts, self.added = cache(subject_of), cache(self._counts), cache(self._added)
-        self.base = cache(self._base)
 
     def _counts(self, model: str, config: CapaBoostConfig) -> ParameterCounts:
         subject = self.subject(model)
         return parameter_counts(subject.inject(subject.build(), config))
 
-    def _base(self, model: str) -> int:
-        return count_flops(self.subject(model).build(), self.subject(model).inputs).effective
-
     def _added(self, model: str, config: CapaBoostConfig) -> int:
-        """Effective multiply-adds of a forward pass beyond the base model's."""
         subject = self.subject(model)
-        return count_flops(subject.inject(subject.build(), config), subject.inputs).effective - self.base(model)
+        return count_added(subject.inject(subject.build(), config), subject.inputs)
 
     def quantity(self, name: str, model: str, ours: CapaBoostConfig, reference: CapaBoostConfig | None) -> float:
         """A column's value for one adaptation, relative to another where the column is so."""
@@ -74,13 +73,13 @@ class Comparison:
     def differs(self) -> bool:
         return round(abs(self.here - self.paper), 9) > TOLERANCE
 
-    def cells(self) -> tuple[str, ...]:
-        """The row as a reader sees it, in the order of COLUMNS."""
+    def cells(self, reasons: list[str]) -> tuple[str, ...]:
+        """The row as a reader sees it, in the order of COLUMNS, with the number of its reason."""
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        number = FORMATS[self.quantity].format
-        printed = f"{self.paper:g}{number(0)[5:]}"
-        texts = (self.quantity.replace("_", " "), printed, number(self.here), f"{self.here - self.paper:+.3f}")
-        return (_short(self.source), self.method, settings, *texts, self.why or "")
+        title, unit = QUANTITIES[self.quantity]
+        numbers = (f"{self.paper:g} {unit}", f"{self.here:.3f} {unit}", f"{round(self.here - self.paper, 3) + 0:+.3f}")
+        note = str(reasons.index(self.why) + 1) if self.why else ""
+        return (_short(self.source), self.method, settings, title, *numbers, note)
 
 
 def read_tables(folder: Path) -> list[dict[str, Any]]:
@@ -100,20 +99,39 @@ def compare(tables: list[dict[str, Any]], counter: PaperCounter) -> Iterator[Com
     for table in tables:
         reference = _config(table["reference"]) if "reference" in table else None
         for row in table["rows"]:
-            for quantity in FORMATS:
+            for quantity in QUANTITIES:
                 if row.get("build", {}).get("preset") in PRESETS and row.get(quantity) is not None:
                     yield _comparison(table, row, quantity, counter, reference)
 
 
-def notes(tables: list[dict[str, Any]]) -> dict[str, str]:
-    """What a reader has to know of the tables' builds, by table."""
-    return {_short(table["source"]): " ".join(table["notes"]) for table in tables if "notes" in table}
+def facts(tables: list[dict[str, Any]], comparisons: list[Comparison]) -> dict[str, str]:
+    """What a reader has to know: how many numbers differ and why, what the builds are, what is not built."""
+    differing = sum(comparison.differs for comparison in comparisons)
+    absent = {row["name"] for table in tables for row in table["rows"] if "build" not in row and _printed(row)}
+    return {
+        "paper": f"arXiv 2407.01320; {differing} of {len(comparisons)} numbers differ by more than {TOLERANCE}"
+        f"{'; a note says why' if differing else ''}",
+        **{f"note {number}": reason for number, reason in enumerate(_reasons(comparisons), 1)},
+        **({"FLOPs": FLOPS} if any(comparison.quantity == "flops" for comparison in comparisons) else {}),
+        **{_short(table["source"]): " ".join(table["notes"]) for table in tables if "notes" in table},
+        "not built here": ", ".join(sorted(absent)) or "nothing",
+    }
 
 
 def sheets(comparisons: list[Comparison]) -> list[Sheet]:
     """One sheet a model."""
+    reasons = _reasons(comparisons)
     models = dict.fromkeys(comparison.model for comparison in comparisons)
-    return [Sheet(m, COLUMNS, tuple(c.cells() for c in comparisons if c.model == m)) for m in models]
+    lines = {model: tuple(c.cells(reasons) for c in comparisons if c.model == model) for model in models}
+    return [Sheet(f"The paper's numbers for {model}", COLUMNS, lines[model]) for model in models]
+
+
+def _reasons(comparisons: list[Comparison]) -> list[str]:
+    return list(dict.fromkeys(comparison.why for comparison in comparisons if comparison.why))
+
+
+def _printed(row: dict[str, Any]) -> bool:
+    return any(row.get(quantity) is not None for quantity in QUANTITIES)
 
 
 def _config(build: dict[str, Any]) -> CapaBoostConfig:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from capaboost_core.config import CapaBoostConfig
+from capaboost_core.console import show_table
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
 from capaboost_core.inject import parameter_counts
@@ -174,10 +174,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
         table.add_column(title, overflow="fold")
     for result in results:
         table.add_row(*(_cell(result, name) for name in COLUMNS))
-    console = Console()
-    if not console.is_terminal:  # a log: never cut a cell
-        console = Console(width=console.measure(table, options=console.options.update(max_width=400)).maximum)
-    console.print(table)
+    show_table(table)
 
 
 def _cell(result: dict[str, Any], name: str) -> str:

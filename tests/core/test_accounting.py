@@ -9,9 +9,9 @@ from torch import nn
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, save_adapter, trainable_parameters
 from capaboost_core.config import PRESETS
 from capaboost_core.report.account_report import choose_methods, make_report
-from capaboost_core.report.account_table import bytes_text, show, write_files
+from capaboost_core.report.account_table import bytes_text, occurrences, show, write_files
 from capaboost_core.report.accounting import Subject, account, adapter_file_bytes, optimizer_bytes, settings_of
-from capaboost_core.report.peak_memory import step_peak_bytes
+from capaboost_core.report.peak_memory import peak_bytes, step_peak_bytes
 
 ROWS, WIDTH, CLASSES = 3, 32, 5
 PLAN = Plan((Target("0"), Target("2")), head=("4",))
@@ -97,7 +97,12 @@ def test_report_is_relative_to_lora_and_leaves_out_with_a_reason():
     assert rows["lora"]["step_executed_times_lora"] == rows["lora"]["added_effective_times_lora"] == 1
     assert rows["capaboost-lora"]["added_effective_times_lora"] == 1
     assert rows["capaboost-lora"]["added_executed_times_lora"] == 2
-    assert rows["linear"]["added_executed_gmacs"] == rows["full"]["added_executed_gmacs"] == 0
+    assert rows["linear"]["added_executed_multiply_adds"] == rows["full"]["added_executed_multiply_adds"] == 0
+    assert (
+        report.base["forward_multiply_adds"]
+        == report.base["torch_multiply_adds"]
+        == rows["full"]["forward_executed_multiply_adds"]
+    )
     assert rows["full"]["percent_of_model"] == 100
     assert all("\n" not in reason for reason in report.left_out.values())
     with pytest.raises(UserError, match="alpha"):
@@ -121,6 +126,11 @@ def test_report_is_written_whole_and_shown(tmp_path, capsys):
     assert "2.00x" in shown
 
 
+def test_occurrences_are_those_of_all_methods():
+    assert occurrences({"a": {"aten::add": 3, "x::y": 1}, "b": {"x::y": 1}}) == "add 0 to 3, x::y 1"
+    assert occurrences({"a": {}, "b": {}}) == "none"
+
+
 def test_methods_by_name():
     assert choose_methods("all") == list(PRESETS)
     assert choose_methods("lora, capaboost-lora,lora") == ["lora", "capaboost-lora"]
@@ -142,6 +152,19 @@ def test_bytes_in_words():
     expected = {0: "0 B", 1023: "1,023 B", 1536: "1.50 KiB", 3 << 20: "3.00 MiB", 5 << 30: "5,120.00 MiB"}
     assert {size: bytes_text(size) for size in expected} == expected
     assert bytes_text(None) == "not measured"
+
+
+def test_peak_is_the_most_that_was_held_at_once():
+    held = torch.ones(1000)
+
+    def work():
+        first = torch.empty(1000)  # 4,000 bytes
+        second = torch.empty(3000)  # with 12,000 more
+        del first, second
+        return held.add(1) + torch.empty(1000)
+
+    assert peak_bytes(work, torch.device("cpu")) == 16_000
+    assert peak_bytes(lambda: held.add_(1), torch.device("cpu")) < 100  # a scalar or so
 
 
 class Chain(nn.Module):

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, disable, inject, merge
 from capaboost_core.inject import adapted_layers
 from capaboost_core.report.flops import count_flops
+from capaboost_core.report.tied_products import count_added
 
 ROWS, IN, OUT, R = 6, 16, 24, 4
 TOKENS = (2, 3, IN)  # two examples of three tokens: six rows
@@ -42,17 +43,43 @@ def test_forward_by_hand(create, shapes, expected, device):
     with torch.device(device):
         counts = count_flops(create(), tuple(torch.ones(shape) for shape in shapes))
     assert counts.executed == counts.effective == expected
-    assert counts.unsupported == {}
+    assert counts.unsupported == counts.negligible == {}
 
 
 def test_what_is_not_counted_is_named():
     net = nn.Sequential(nn.LayerNorm(IN), nn.ReLU(), nn.Dropout(0.5), nn.GELU(), nn.Softmax(-1), nn.GELU())
     names = {"aten::layer_norm": 1, "aten::relu": 1, "aten::gelu": 2, "aten::softmax": 1}
-    assert count_flops(net.eval(), torch.ones(TOKENS)).unsupported == names
+    assert count_flops(net.eval(), torch.ones(TOKENS)).negligible == names
     counts = count_flops(net.train(), torch.ones(TOKENS), backward=True)
     assert counts.executed == 0
-    assert names | {"aten::dropout": 1} == {name: counts.unsupported[name] for name in [*names, "aten::dropout"]}
-    assert {"aten::gelu_backward", "aten::native_layer_norm_backward"} <= counts.unsupported.keys()
+    assert names | {"aten::dropout": 1} == {name: counts.negligible[name] for name in [*names, "aten::dropout"]}
+    assert {"aten::gelu_backward", "aten::native_layer_norm_backward"} <= counts.negligible.keys()
+    assert counts.unsupported == {}
+
+
+class Opaque(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x @ x.mT
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Hidden(nn.Module):
+    """Products that no handle knows, and two in a function that a trace cannot see into."""
+
+    def forward(self, x):
+        return torch.cdist(x, x) + Opaque.apply(x) + Opaque.apply(x)
+
+
+@pytest.mark.parametrize("method", ["lora", "padapter"])
+def test_products_that_are_missed_are_named_apart_and_tied_ones_are_not_missed(method):
+    model = inject(nn.Sequential(nn.Linear(IN, OUT), Hidden()), CapaBoostConfig(method, r=R), _plan("0"))
+    counts = count_flops(model, torch.ones(TOKENS))
+    assert counts.unsupported == {"aten::cdist": 1, "prim::PythonOp.Opaque": 2}
+    assert counts.executed_by_operator.keys() == {"linear", "tied"}
 
 
 class Net(nn.Module):
@@ -176,6 +203,16 @@ def test_executed_is_what_torch_sees(method, low, high, device):
 
 def _addmm(shape, a, b, *args, **settings):
     return 2 * a[0] * a[1] * b[1]
+
+
+@pytest.mark.parametrize("method", ["lora", "padapter"])
+def test_what_is_added_is_the_difference_from_the_base(method):
+    model = inject(
+        nn.Sequential(Residual(), nn.Linear(IN, 3)), CapaBoostConfig(method, r=R, num_tied=3), _plan("0.inner")
+    )
+    with disable(model):
+        base = count_flops(model, torch.ones(TOKENS)).effective
+    assert count_added(model, torch.ones(TOKENS)) == count_flops(model, torch.ones(TOKENS)).effective - base > 0
 
 
 def test_disabled_and_merged_models_cost_what_their_base_does():

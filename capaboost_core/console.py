@@ -1,0 +1,20 @@
+"""Tables on the terminal and in logs."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+WIDEST = 400  # columns
+
+
+def show_table(table: Table) -> None:
+    """Print a table; where the output is no terminal, such as a log, it is as wide as its cells, so none is cut.
+
+    Cells are plain text: brackets in them are no markup.
+    """
+    console = Console()
+    if not console.is_terminal:
+        room = console.options.update(max_width=WIDEST)
+        console = Console(width=console.measure(table, options=room).maximum)
+    console.print(table, markup=False)
