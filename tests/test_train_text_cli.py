@@ -1,12 +1,10 @@
 """The GLUE and SQuAD commands on tiny encoders and files: whole runs, killed ones, wrong input."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 import torch
@@ -14,10 +12,11 @@ import train_glue
 import train_squad
 from safetensors.torch import load_file
 
+from tests import commands
+from tests.commands import finish
 from tests.text.squad_case import TEXT
 from tests.text.tiny_encoder import save_encoder
 
-ROOT = Path(__file__).parents[1]
 COMMON = ["--epochs", "3", "--batch-size", "8", "--mixed-precision", "no", "--set", "adapter.r=2"]
 
 
@@ -46,18 +45,8 @@ def arguments(place: Path, kind: str) -> list[str]:
     return [*task, "--model", str(place / "encoder"), "--data-dir", str(place), *COMMON, *more]
 
 
-def start(place: Path, kind: str, output: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, f"tools/train_{kind}.py", *arguments(place, kind), "--output-dir", str(output), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    return out
+def start(place: Path, kind: str, output: Path, *more: str) -> Popen:
+    return commands.start(f"tools/train_{kind}.py", *arguments(place, kind), "--output-dir", str(output), *more)
 
 
 @pytest.mark.parametrize(("kind", "metric", "unit"), [("glue", "matthews", "sentences"), ("squad", "f1", "windows")])

@@ -1,19 +1,19 @@
 """The training command: a run on digits, killed and resumed, and its answers to wrong input."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 import torch
 import train_vtab
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[1]
+from tests import commands
+from tests.commands import ROOT, finish
+
 TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--set", "model.drop_path_rate=0.2"]
 RUN = [*TINY, "--dataset", "digits", "--source", "digits", "--epochs", "4", "--set", "adapter.dropout=0.1"]
 FIELDS = """task method model seed protocol metric value trainable_parameters head_parameters total_parameters
@@ -21,18 +21,8 @@ percent_trainable epochs selected_epoch selected_by metrics test_metrics images_
 adapter_file_bytes split_note processes device config versions git command"""
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "tools/train_vtab.py", *RUN, "--output-dir", str(folder), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    return out
+def start(folder: Path, *more: str) -> Popen:
+    return commands.start("tools/train_vtab.py", *RUN, "--output-dir", str(folder), *more)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the training commands share: flags, settings from flags, and answers to mistakes.
+"""What the commands share: flags, settings from flags, and answers to mistakes.
 
 Nothing heavy is imported before the flags are read, so that `--help` and a wrong flag answer at once.
 """
@@ -32,6 +32,13 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+
+
+def at_least_one(text: str) -> int:
+    """A flag's value: a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: str) -> None:
@@ -88,8 +95,12 @@ def carry_out(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
     PartialState().destroy_process_group()
 
 
-def answer(command: Callable[[], None]) -> int:
+def answer(command: Callable[[], None], stopped: str = "the same command with --resume goes on") -> int:
     """Carry out a command; a mistake is told in one line, by one process.
+
+    Args:
+        command: What to do.
+        stopped: What to say of an interruption.
 
     Returns:
         The exit code: 0, 2 after a mistake, 130 after an interruption.
@@ -105,6 +116,6 @@ def answer(command: Callable[[], None]) -> int:
         return 2
     except KeyboardInterrupt:
         if first:
-            print("stopped; the same command with --resume goes on", file=sys.stderr)
+            print(f"stopped; {stopped}", file=sys.stderr)
         return 130
     return 0

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import make_parser
+from command_line import answer, at_least_one, make_parser
 
 if TYPE_CHECKING:
     from subjects import Sizes
@@ -37,7 +37,7 @@ PAPER = Path(__file__).resolve().parents[1] / "results" / "paper"
 
 def flops_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    add, whole = parser.add_argument, dict(type=_at_least_one, metavar="N")
+    add, whole = parser.add_argument, dict(type=at_least_one, metavar="N")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="NAME", help="a timm name, roberta-base, microsoft/deberta-v3-base, or a "
         "folder with a transformers config.json")  # fmt: skip
@@ -54,12 +54,6 @@ def flops_parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), help="where memory is measured (default: cuda where there is one)")
     add("--output", type=Path, metavar="STEM", help="write STEM.json, STEM.csv and STEM.md")
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
 
 
 def report_methods(options: argparse.Namespace) -> None:
@@ -163,17 +157,8 @@ def _words(values: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     options = flops_parser().parse_args(arguments)
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # fvcore's import
-    from capaboost_core import UserError
-
-    try:
-        report_paper(options) if options.paper else report_methods(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    report = report_paper if options.paper else report_methods
+    return answer(lambda: report(options), "nothing was written")
 
 
 if __name__ == "__main__":

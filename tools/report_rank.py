@@ -17,13 +17,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from command_line import make_parser
+from command_line import answer, at_least_one, make_parser
 from rich.table import Table
 
 
 def rank_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    add, whole = parser.add_argument, dict(type=_at_least_one)
+    add, whole = parser.add_argument, dict(type=at_least_one)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--adapter", type=Path, metavar="FOLDER", help="report a saved adapter instead of training")
     kind.add_argument("--theorem", action="store_true", help="random draws for Theorem 3.1 instead of training")
@@ -37,12 +37,6 @@ def rank_parser() -> argparse.ArgumentParser:
     add("--draws", **whole, default=100, metavar="N", help="--theorem: draws of each case (default: 100)")
     add("--output", type=Path, metavar="FILE.json", help="write the report as JSON")
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
 
 
 def report_adapter(options: argparse.Namespace) -> None:
@@ -94,17 +88,7 @@ def finish(options: argparse.Namespace, table: Table, plots: list[str], values: 
 def main(arguments: list[str] | None = None) -> int:
     options = rank_parser().parse_args(arguments)
     report = report_adapter if options.adapter else report_theorem if options.theorem else report_study
-    from capaboost_core import UserError
-
-    try:
-        report(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return answer(lambda: report(options), "the same command goes on")
 
 
 if __name__ == "__main__":
