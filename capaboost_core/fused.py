@@ -53,9 +53,9 @@ class _IncrementedLinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         seen = rows if dropped is None else dropped.reshape(rows.shape)
         out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        out_rows, hidden = out.view(-1, out.shape[-1]), a @ seen.T
-        for (start, stop), b, part in zip(slices, bs, hidden.chunk(len(bs)), strict=True):
-            out_rows[:, start:stop].addmm_(part.T, b.T)
+        out_rows, hidden = out.view(-1, out.shape[-1]), seen @ a.T
+        for (start, stop), b, part in zip(slices, bs, hidden.chunk(len(bs), 1), strict=True):
+            out_rows[:, start:stop].addmm_(part, b.T)
         ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, seen, weight, hidden, a, *bs)
         ctx.slices, ctx.shape, ctx.undropped = slices, x.shape, dropped is None
         return out  # and not a view made here, which a model could not change in place
@@ -67,22 +67,22 @@ class _IncrementedLinear(torch.autograd.Function):
         needs_x, needs_dropped, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad = grad.reshape(-1, weight.shape[0])
         parts = [grad[:, start:stop] for start, stop in ctx.slices]
-        grad_hidden = torch.cat([b.T @ part.T for part, b in zip(parts, bs, strict=True)])
+        grad_hidden = torch.cat([part @ b for part, b in zip(parts, bs, strict=True)], 1)
         grad_x = grad_dropped = None
         if needs_x and ctx.undropped:
-            grad_x = (grad_hidden.T @ a).to(grad.dtype)  # a backward pass within autocast has lowered it
+            grad_x = (grad_hidden @ a).to(grad.dtype)  # a backward pass within autocast has lowered it
             grad_x = grad_x.addmm_(grad, weight.to(grad.dtype)).view(ctx.shape)
         elif needs_x:
             grad_x = (grad @ weight.to(grad.dtype)).view(ctx.shape)
         if needs_dropped:
-            grad_dropped = (grad_hidden.T @ a).view(ctx.shape)
-        hiddens = hidden.chunk(len(bs))
+            grad_dropped = (grad_hidden @ a).view(ctx.shape)
+        hiddens = hidden.chunk(len(bs), 1)
         return (
             grad_x,
             grad_dropped,
             grad.T @ rows if needs_weight else None,
             grad.sum(0) if needs_bias else None,
             None,
-            grad_hidden @ seen,
-            *((part_hidden @ part).T for part_hidden, part in zip(hiddens, parts, strict=True)),
+            grad_hidden.T @ seen,
+            *((part_hidden.T @ part).T for part_hidden, part in zip(hiddens, parts, strict=True)),
         )
