@@ -132,13 +132,14 @@ def _row(runs: list[dict[str, Any]]) -> Row:
 
 
 def settings_of(config: dict[str, Any]) -> str:
-    """What tells rows of one method apart: the start, the learning rate, and the adapter's size and scale."""
+    """What tells rows of one method apart: the start, the learning rate, the adapter's size, scale and places."""
     model, train, adapter = (config.get(section, {}) for section in ("model", "train", "adapter"))
     parts = [] if model.get("pretrained", True) else ["random weights"]
     parts += [f"lr {train['lr']:g}"] if "lr" in train else []
     if adapter.get("method") not in (None, "linear", "full"):
         alpha = adapter.get("alpha") or adapter["r"]
         parts += [f"r {adapter['r']}", f"alpha {alpha:g}"]
+        parts += [adapter["targets"]] if adapter.get("targets") == "all-linear" else []
     return ", ".join(parts)
 
 
