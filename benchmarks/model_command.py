@@ -90,10 +90,10 @@ def set_up(description: str, default_peers: tuple[str, ...], arguments: list[str
     add("--peers", nargs="+", default=list(default_peers), metavar="PEER", help=f"some of: {', '.join(PEERS)}")
     options = parser.parse_args(arguments)
     device = prepare(options)
-    check_peers(options.peers)
     for name in ("batch", "rank"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}; type 1 or more")
+    check_peers(options.peers)
     if options.quick:
         options.model, options.batch = f"tiny-{options.model.partition('-')[0].removeprefix('tiny')}", 2
     batch, precision = usual(device)
