@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, dropout_of, empty_beside
 from capaboost_core.config import CapaBoostConfig
+from capaboost_core.masks import mask_bits
 from capaboost_core.plan import Target
 from capaboost_core.tied import TiedWeight
 
@@ -36,8 +37,8 @@ class Bottleneck(nn.Module):
         else:
             nn.init.normal_(down, std=0.02)
             nn.init.normal_(up, std=0.02)
-        self.down = TiedWeight(config, path, "down", down)
-        self.up = TiedWeight(config, path, "up", up)
+        self.down = TiedWeight(config, mask_bits(config, path, "down", down.shape), down)
+        self.up = TiedWeight(config, mask_bits(config, path, "up", up.shape).T, up.T)
         self.down_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, config.r)))
         self.up_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, width)))
         self.num_tied, self.scaling = config.num_tied, config.scaling
@@ -46,7 +47,7 @@ class Bottleneck(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""
         down = self.down.copies().flatten(0, 1).to(h.dtype)
-        up, up_bias = self.scaling * self.up.copies(dim=1).flatten(1), self.scaling * self.up_bias
+        up, up_bias = self.scaling * self.up.copies().flatten(0, 1).T, self.scaling * self.up_bias
         hidden = F.relu(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
         return F.linear(hidden, up.to(h.dtype), up_bias.to(h.dtype))
 

@@ -15,7 +15,8 @@ def incremented_linear(
     weight: Tensor,
     bias: Tensor | None,
     slices: Sequence[tuple[int, int]],
-    factors: Sequence[tuple[Tensor, Tensor]],
+    a: Tensor,
+    b: Tensor,
     dropped: Tensor | None = None,
 ) -> Tensor:
     """x W^T + b, plus x A^T B^T on each slice of the output, in the precision of x or of autocast.
@@ -30,13 +31,13 @@ def incremented_linear(
         weight: (out, in), frozen or not.
         bias: (out), or None.
         slices: (start, stop) ranges of the output.
-        factors: A (rank, in) and B (stop - start, rank) of each slice; the rank is the same for all.
+        a: (len(slices) * rank, in), A of each slice under that of the one before.
+        b: (rank, sum of widths), B^T of each slice beside that of the one before.
         dropped: What the increments see in place of x, if that is not x.
     """
     dtype = _precision(x)
-    a = torch.cat([a for a, _ in factors]).to(dtype)
     dropped = dropped if dropped is None else dropped.to(dtype)
-    return _IncrementedLinear.apply(x.to(dtype), dropped, weight, bias, slices, a, *(b.to(dtype) for _, b in factors))
+    return _IncrementedLinear.apply(x.to(dtype), dropped, weight, bias, slices, a.to(dtype), b.to(dtype))
 
 
 def _precision(x: Tensor) -> torch.dtype:
@@ -49,25 +50,26 @@ def _precision(x: Tensor) -> torch.dtype:
 
 class _IncrementedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dropped, weight, bias, slices, a, *bs):
+    def forward(ctx, x, dropped, weight, bias, slices, a, b):
         rows = x.reshape(-1, x.shape[-1])
         seen = rows if dropped is None else dropped.reshape(rows.shape)
         out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        out_rows, hidden = out.view(-1, out.shape[-1]), seen @ a.T
-        for (start, stop), b, part in zip(slices, bs, hidden.chunk(len(bs), 1), strict=True):
-            out_rows[:, start:stop].addmm_(part, b.T)
-        ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, seen, weight, hidden, a, *bs)
+        hidden = seen @ a.T
+        for out_part, hidden_part, b_part in _parts(out.view(-1, out.shape[-1]), hidden, b, slices):
+            out_part.addmm_(hidden_part, b_part)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, seen, weight, hidden, a, b)
         ctx.slices, ctx.shape, ctx.undropped = slices, x.shape, dropped is None
         return out  # and not a view made here, which a model could not change in place
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        rows, seen, weight, hidden, a, *bs = ctx.saved_tensors
+        rows, seen, weight, hidden, a, b = ctx.saved_tensors
         needs_x, needs_dropped, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad = grad.reshape(-1, weight.shape[0])
-        parts = [grad[:, start:stop] for start, stop in ctx.slices]
-        grad_hidden = torch.cat([part @ b for part, b in zip(parts, bs, strict=True)], 1)
+        parts = _parts(grad, hidden, b, ctx.slices)
+        grad_hidden = torch.cat([grad_part @ b_part.T for grad_part, _, b_part in parts], 1)
+        grad_b = torch.cat([hidden_part.T @ grad_part for grad_part, hidden_part, _ in parts], 1)
         grad_x = grad_dropped = None
         if needs_x and ctx.undropped:
             grad_x = (grad_hidden @ a).to(grad.dtype)  # a backward pass within autocast has lowered it
@@ -76,13 +78,15 @@ class _IncrementedLinear(torch.autograd.Function):
             grad_x = (grad @ weight.to(grad.dtype)).view(ctx.shape)
         if needs_dropped:
             grad_dropped = (grad_hidden @ a).view(ctx.shape)
-        hiddens = hidden.chunk(len(bs), 1)
-        return (
-            grad_x,
-            grad_dropped,
-            grad.T @ rows if needs_weight else None,
-            grad.sum(0) if needs_bias else None,
-            None,
-            grad_hidden.T @ seen,
-            *((part_hidden.T @ part).T for part_hidden, part in zip(hiddens, parts, strict=True)),
-        )
+        grad_weight = grad.T @ rows if needs_weight else None
+        grad_bias = grad.sum(0) if needs_bias else None
+        return grad_x, grad_dropped, grad_weight, grad_bias, None, grad_hidden.T @ seen, grad_b
+
+
+def _parts(
+    rows: Tensor, hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each slice: its columns of the output or of its gradient, its hidden values, and its B^T."""
+    columns = [rows[:, start:stop] for start, stop in slices]
+    widths = [stop - start for start, stop in slices]
+    return list(zip(columns, hidden.chunk(len(slices), 1), b.split(widths, 1), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from capaboost_core.adapted import Adapted, dropout_of, empty_beside
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.fused import incremented_linear
+from capaboost_core.masks import mask_bits
 from capaboost_core.plan import Target
 from capaboost_core.tied import TiedWeight
 
@@ -35,16 +37,21 @@ class CapaLinear(Adapted, nn.Linear):
         self.adopt(base, target.path)
         self.scaling, self.dropout, self.drops = config.scaling, dropout_of(config), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
-        self.lora_A, self.lora_B = nn.ModuleList(), nn.ModuleList()
-        for index, (start, stop) in enumerate(self.slices):
-            a = empty_beside(base.weight, config.r, self.in_features)
-            bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
-            nn.init.uniform_(a, -bound, bound)
-            b = nn.init.zeros_(empty_beside(base.weight, stop - start, config.r))
-            self.lora_A.append(TiedWeight(config, target.path, f"A.{index}", a))
-            self.lora_B.append(TiedWeight(config, target.path, f"B.{index}", b))
+        self.widths = [stop - start for start, stop in self.slices]
+        a = empty_beside(base.weight, len(self.slices), config.r, self.in_features)
+        bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
+        b = empty_beside(base.weight, config.r, sum(self.widths))
+        masks_a, masks_b = self._masks(config)
+        self.lora_A = TiedWeight(config, masks_a, nn.init.uniform_(a, -bound, bound))
+        self.lora_B = TiedWeight(config, masks_b, nn.init.zeros_(b))
         self.register_buffer("unmerged_rows", None, persistent=False)
         self.train(base.training)
+
+    def _masks(self, config: CapaBoostConfig) -> tuple[np.ndarray, np.ndarray]:
+        """Of A for all slices (slices, r, in), and of B^T for all slices side by side (r, widths)."""
+        of_a = [mask_bits(config, self.path, f"A.{i}", (config.r, self.in_features)) for i in range(len(self.slices))]
+        of_b = [mask_bits(config, self.path, f"B.{i}", (width, config.r)).T for i, width in enumerate(self.widths)]
+        return np.stack(of_a), np.concatenate(of_b, axis=1)
 
     @property
     def merged(self) -> bool:
@@ -54,25 +61,25 @@ class CapaLinear(Adapted, nn.Linear):
         """x (..., in) -> (..., out)."""
         if self.merged or not self.enabled:
             return F.linear(x, self.weight, self.bias)
-        factors = [self.factors(index) for index in range(len(self.slices))]
         dropped = self.dropout(x) if self.drops and self.training else None
-        return incremented_linear(x, self.weight, self.bias, self.slices, factors, dropped)
+        return incremented_linear(x, self.weight, self.bias, self.slices, *self.factors(), dropped)
 
-    def factors(self, index: int) -> tuple[Tensor, Tensor]:
-        """Concatenated factors of one slice: A (d*r, in) and alpha/r * B (out, d*r)."""
-        a = self.lora_A[index].copies().flatten(0, 1)
-        b = self.lora_B[index].copies(dim=1).flatten(1)
-        return a, b * self.scaling
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Concatenated over slices and copies: A (slices*d*r, in) and alpha/r * B^T (d*r, widths)."""
+        return self.lora_A.copies().flatten(0, 2), self.scaling * self.lora_B.copies().flatten(0, 1)
+
+    def factors_by_slice(self) -> list[tuple[Tensor, Tensor]]:
+        """A (d*r, in) and alpha/r * B (width, d*r) of each slice, as evaluation sees them."""
+        training = self.training
+        a, b = self.eval().factors()
+        self.train(training)
+        return list(zip(a.chunk(len(self.slices)), b.T.split(self.widths), strict=True))
 
     @torch.no_grad()
     def increments(self) -> list[Tensor]:
         """The (out, in) increment of each slice in single precision or better, as evaluation sees it."""
-        training = self.training
-        self.eval()
         with torch.autocast(self.weight.device.type, enabled=False):
-            increments = [b @ a for a, b in map(self.factors, range(len(self.slices)))]
-        self.train(training)
-        return increments
+            return [b @ a for a, b in self.factors_by_slice()]
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -90,7 +97,7 @@ class CapaLinear(Adapted, nn.Linear):
         """Put the kept rows back, bit for bit."""
         if not self.merged:
             return
-        rows = self.unmerged_rows.split([stop - start for start, stop in self.slices])
+        rows = self.unmerged_rows.split(self.widths)
         for (start, stop), original in zip(self.slices, rows, strict=True):
             self.weight[start:stop] = original
         self.unmerged_rows = None

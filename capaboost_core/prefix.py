@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, empty_beside
 from capaboost_core.config import CapaBoostConfig
+from capaboost_core.masks import mask_bits
 from capaboost_core.tied import TiedWeight
 
 # Attention class -> its class with a prefix, made as cls(base, config, target). The integrations fill it on import.
@@ -40,8 +41,8 @@ class Prefix(nn.Module):
     def __init__(self, config: CapaBoostConfig, path: str, width: int, beside: Tensor):
         super().__init__()
         keys, values = (nn.init.normal_(empty_beside(beside, config.r, width), std=0.02) for _ in range(2))
-        self.keys = TiedWeight(config, path, "keys", keys)
-        self.values = TiedWeight(config, path, "values", values)
+        self.keys = TiedWeight(config, mask_bits(config, path, "keys", keys.shape), keys)
+        self.values = TiedWeight(config, mask_bits(config, path, "values", values.shape), values)
         self.length = config.num_tied * config.r
 
     def prepend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ NEGLIGIBLE = {
     "_adaptive_avg_pool2d_backward", "upsample_bicubic2d", "upsample_bilinear2d", "arange", "cat", "constant_pad_nd",
     "cumsum", "embedding", "embedding_dense_backward", "gather", "index", "index_put", "masked_fill", "meshgrid",
     "new_zeros", "pad", "roll", "scalar_tensor", "scatter_add", "select_backward", "slice_backward", "stack",
-    "_unsafe_view",
+    "_to_copy", "_unsafe_view",
 }  # fmt: skip
 
 

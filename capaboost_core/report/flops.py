@@ -20,7 +20,6 @@ factor where one is needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -91,7 +90,7 @@ def count_flops(model: nn.Module, inputs: Inputs, backward: bool = False) -> Flo
                 outputs = forward_outputs(call)
             counts["backward"], more = backward_operators(call, outputs)
             others += more
-    dense, kept = (tied_products(calls, f, backward) for f in (dense_entries, partial(kept_entries, model)))
+    dense, kept = (tied_products(calls, f, backward) for f in (dense_entries, kept_entries))
     counts["backward"] -= dense["tied_backward"]
     negligible = {name: number for name, number in others.items() if is_negligible(name)}
     unsupported = {name: number for name, number in others.items() if name not in negligible}

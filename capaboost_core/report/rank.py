@@ -100,6 +100,7 @@ class IncrementRank:
         }
 
 
+@torch.no_grad()
 def model_ranks(model: nn.Module) -> list[IncrementRank]:
     """The rank of each increment of an adapted model, by layer and slice, as evaluation sees it.
 
@@ -110,21 +111,17 @@ def model_ranks(model: nn.Module) -> list[IncrementRank]:
     if method != "lora":
         raise UserError(f"method {method} adds no increment to a weight, so there is no rank; give a LoRA adapter")
     return [
-        _increment_rank(layer, index)
+        _increment_rank(layer.path, at, *factors)
         for layer in adapted_layers(model)
         if isinstance(layer, CapaLinear)
-        for index in range(len(layer.slices))
+        for at, factors in zip(layer.slices, layer.factors_by_slice(), strict=True)
     ]
 
 
-@torch.no_grad()
-def _increment_rank(layer: CapaLinear, index: int) -> IncrementRank:
-    training = layer.training
-    a, b = layer.eval().factors(index)
-    layer.train(training)
+def _increment_rank(path: str, at: tuple[int, int], a: Tensor, b: Tensor) -> IncrementRank:
     if not (a.isfinite().all() and b.isfinite().all()):
-        raise UserError(f"{layer.path} holds values that are not finite; train again with a smaller learning rate")
-    return IncrementRank(layer.path, *layer.slices[index], min(b.shape[0], *a.shape), product_spectrum(b, a))
+        raise UserError(f"{path} holds values that are not finite; train again with a smaller learning rate")
+    return IncrementRank(path, *at, min(b.shape[0], *a.shape), product_spectrum(b, a))
 
 
 def _double(matrix: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
+from capaboost_core.masks import mask_bits
 from capaboost_core.report.rank import TOLERANCE, spectrum
 from capaboost_core.tied import TiedWeight
 
@@ -73,9 +74,11 @@ def _masked_sum(mask: str, density: float) -> Callable[[int, int, int], Tensor]:
     def draw(size: int, r: int, seed: int) -> Tensor:
         config = CapaBoostConfig(r=r, num_tied=2, density=density, mask=mask, seed=seed)
         generator = torch.Generator().manual_seed(seed)
-        a = TiedWeight(config, "theorem", "A", _normal(r, size, generator)).copies()
-        b = TiedWeight(config, "theorem", "B", _normal(size, r, generator)).copies()
-        return (b @ a).sum(0)
+        masks_a = mask_bits(config, "theorem", "A", (r, size))
+        masks_b = mask_bits(config, "theorem", "B", (size, r))
+        a = TiedWeight(config, masks_a, _normal(r, size, generator)).copies()
+        b = TiedWeight(config, masks_b.T, _normal(size, r, generator).T).copies()
+        return (b.mT @ a).sum(0)
 
     return draw
 

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.inject import adapted_layers, injection_of
+from capaboost_core.inject import adapted_layers
 from capaboost_core.report.flop_modes import Call, Inputs, untraced
 from capaboost_core.tied import TiedWeight
 
@@ -29,7 +28,7 @@ def count_added(model: nn.Module, inputs: Inputs) -> int:
     call = Call(model, inputs)
     with torch.no_grad(), layer_calls(model) as calls:
         call(*call.inputs)
-    return tied_products(calls, partial(kept_entries, model), backward=False)["tied"]
+    return tied_products(calls, kept_entries, backward=False)["tied"]
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,6 @@ def dense_entries(weight: TiedWeight) -> int:
     return weight.num_tied * weight.bits.numel()
 
 
-def kept_entries(model: nn.Module, weight: TiedWeight) -> int:
-    """The ones of all masks; from the configuration, as a mask on the meta device has no data."""
-    config = injection_of(model).config
-    mean = config.mask == "dropout" and not weight.training  # its redrawn masks have a dense mean
-    return weight.num_tied * round((1.0 if mean else config.density) * weight.bits.numel())
+def kept_entries(weight: TiedWeight) -> int:
+    """The ones of all masks; of masks that are redrawn in training their mean, which evaluation has densely."""
+    return round((1 - weight.dropped if weight.training else 1.0) * weight.ones)

@@ -38,8 +38,8 @@ def newly_held(layer, x):
 
 def entries(layer):
     """Entries of the hidden (d*r, rows) and of the factors A (d*r, in) and B (out, d*r), over all slices."""
-    hidden_and_a = len(layer.slices) * layer.lora_A[0].num_tied * RANK * (ROWS + IN)
-    return hidden_and_a + sum(tied.num_tied * RANK * tied.bits.shape[0] for tied in layer.lora_B)
+    rank = layer.lora_A.num_tied * RANK
+    return rank * (len(layer.slices) * (ROWS + IN) + sum(layer.widths))
 
 
 @pytest.mark.parametrize("needs_gradient", [True, False])

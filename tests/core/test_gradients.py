@@ -17,15 +17,11 @@ def config_of(method, num_tied, kind, groups):
 
 def dense_and_masks(tied):
     """A dense leaf with the packed values at the kept places, and the d masks, by plain loops."""
-    bits = tied.bits.tolist()
-    dense = torch.zeros(tied.bits.shape, dtype=torch.float64)
+    bits, shape = tied.bits.flatten().tolist(), tied.bits.shape
     values = iter(tied.packed.tolist())
-    for i, row in enumerate(bits):
-        for j, entry in enumerate(row):
-            if entry:
-                dense[i, j] = next(values)
+    dense = torch.tensor([next(values) if entry else 0.0 for entry in bits], dtype=torch.float64).view(shape)
     masks = [
-        torch.tensor([[float(entry >> copy & 1) for entry in row] for row in bits], dtype=torch.float64)
+        torch.tensor([float(entry >> copy & 1) for entry in bits], dtype=torch.float64).view(shape)
         for copy in range(tied.num_tied)
     ]
     return dense.requires_grad_(), masks
@@ -53,12 +49,11 @@ def test_lora(num_tied, kind, groups, slices):
     x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
     expected = y @ base.weight.T + base.bias
-    leaves = []
-    for a, b, (start, stop) in zip(layer.lora_A, layer.lora_B, slices or ((0, 24),), strict=True):
-        (dense_a, masks_a), (dense_b, masks_b) = dense_and_masks(a), dense_and_masks(b)
-        leaves += [(a, dense_a), (b, dense_b)]
+    (a, masks_a), (b, masks_b) = dense_and_masks(layer.lora_A), dense_and_masks(layer.lora_B)  # b is B^T
+    for index, (start, stop) in enumerate(slices or ((0, 24),)):
+        columns = slice(0, 24) if slices is None else slice(8 * index, 8 * index + 8)
         for mask_a, mask_b in zip(masks_a, masks_b, strict=True):
-            delta = 6 / 4 * (y @ (dense_a * mask_a).T) @ (dense_b * mask_b).T
+            delta = 6 / 4 * (y @ (a * mask_a)[index].T) @ (b * mask_b)[:, columns]
             expected = expected + nn.functional.pad(delta, (start, 24 - stop))
     out = layer(x)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
@@ -66,8 +61,8 @@ def test_lora(num_tied, kind, groups, slices):
     (out * weight).sum().backward()
     (expected * weight).sum().backward()
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-10, atol=1e-12)
-    for tied, dense in leaves:
-        assert_same_gradient(tied, dense)
+    assert_same_gradient(layer.lora_A, a)
+    assert_same_gradient(layer.lora_B, b)
 
 
 @pytest.mark.parametrize(("kind", "groups"), KINDS, ids=[k for k, _ in KINDS])
@@ -83,7 +78,7 @@ def test_adapter(base, num_tied, kind, groups):
     (down, masks_down), (up, masks_up) = dense_and_masks(layer.adapter.down), dense_and_masks(layer.adapter.up)
     c, e = (p.detach().clone().requires_grad_() for p in (layer.adapter.down_bias, layer.adapter.up_bias))
     modules = [
-        ((h @ (down * mask_down).T + c).clamp(min=0)) @ (up * mask_up).T
+        ((h @ (down * mask_down).T + c).clamp(min=0)) @ (up * mask_up)
         for mask_down, mask_up in zip(masks_down, masks_up, strict=True)
     ]
     increment = 6 / 4 * (sum(modules) + e)
@@ -107,7 +102,7 @@ def test_dropout_masks_are_redrawn_in_training_and_averaged_in_evaluation():
     first, second = layer(x), layer(x)
     assert not torch.equal(first, second)
     layer.eval()
-    a, b = layer.lora_A[0].packed.view(4, 16), layer.lora_B[0].packed.view(16, 4)
+    a, b = layer.lora_A.packed.view(4, 16), layer.lora_B.packed.view(4, 16).T
     expected = layer.weight @ x.T + layer.bias[:, None] + 2 * 0.25 * b @ (a @ x.T)
     torch.testing.assert_close(layer(x), expected.T)
     layer.train()
@@ -126,8 +121,8 @@ def test_increment_has_d_times_the_rank(num_tied):
 def test_official_initialisation_is_the_authors():
     torch.manual_seed(0)
     lora = CapaLinear(nn.Linear(768, 768), CapaBoostConfig(r=8, init="official"), Target("p"))
-    assert lora.lora_A[0].packed.abs().max().item() == pytest.approx(8**-0.5, rel=0.01)
-    assert lora.lora_B[0].packed.abs().max().item() == 0
+    assert lora.lora_A.packed.abs().max().item() == pytest.approx(8**-0.5, rel=0.01)
+    assert lora.lora_B.packed.abs().max().item() == 0
     adapter = AdapterLinear(nn.Linear(768, 768), CapaBoostConfig("padapter", init="official"), Target("p"))
     for tied in (adapter.adapter.down, adapter.adapter.up):
         assert tied.packed.std().item() == pytest.approx(0.02, rel=0.05)

@@ -132,12 +132,12 @@ def test_an_adapter_says_that_it_cannot_be_merged():
 def test_base_checkpoint_loads_strictly_but_a_partial_adapter_does_not():
     model = randomise(adapted())
     base = Net().state_dict()
-    adapter = model.first.lora_A[0].packed.clone()
+    adapter = model.first.lora_A.packed.clone()
     model.load_state_dict(base)
     assert torch.equal(model.first.weight, base["first.weight"])
-    assert torch.equal(model.first.lora_A[0].packed, adapter)
+    assert torch.equal(model.first.lora_A.packed, adapter)
     state = model.state_dict()
-    del state["first.lora_A.0.packed"]
+    del state["first.lora_A.packed"]
     with pytest.raises(RuntimeError, match=r"first\.lora_A"):
         model.load_state_dict(state)
 
@@ -177,5 +177,5 @@ def test_attention_that_bypasses_its_projection_is_refused():
 
 def test_half_precision_base_has_a_single_precision_adapter():
     half = inject(Net().bfloat16(), CapaBoostConfig(r=4), PLAN)
-    assert half.first.lora_A[0].packed.dtype == torch.float32
+    assert half.first.lora_A.packed.dtype == torch.float32
     assert half(X.bfloat16()).dtype == torch.bfloat16

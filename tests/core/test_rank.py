@@ -127,7 +127,7 @@ def test_what_has_no_rank_is_one_clear_line():
     padapter = inject(nn.Sequential(nn.Linear(8, 8)), CapaBoostConfig("padapter", r=2), Plan((Target("0"),)))
     diverged = adapted(r=2)
     with torch.no_grad():
-        diverged[1].lora_A[0].packed[0] = math.nan
+        diverged[1].lora_A.packed[0] = math.nan
     wrong = {"padapter adds no increment": padapter, "1 holds values that are not finite": diverged,
              "no adapter": nn.Linear(8, 8)}  # fmt: skip
     for message, model in wrong.items():
