@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,10 @@ def incremented_linear(
     slices: Sequence[tuple[int, int]],
     a: Tensor,
     b: Tensor,
+    scaling: float,
     dropped: Tensor | None = None,
 ) -> Tensor:
-    """x W^T + b, plus x A^T B^T on each slice of the output, in the precision of x or of autocast.
+    """x W^T + b, plus scaling * x A^T B^T on each slice of the output, in the precision of x or of autocast.
 
     Per call there is one large product, one with all A stacked, and one small product for each slice that
     adds to the output in place; the gradient of x is one sum, made in place as well. For the backward pass
@@ -33,11 +34,12 @@ def incremented_linear(
         slices: (start, stop) ranges of the output.
         a: (len(slices) * rank, in), A of each slice under that of the one before.
         b: (rank, sum of widths), B^T of each slice beside that of the one before.
+        scaling: alpha / r.
         dropped: What the increments see in place of x, if that is not x.
     """
     dtype = _precision(x)
     dropped = dropped if dropped is None else dropped.to(dtype)
-    return _IncrementedLinear.apply(x.to(dtype), dropped, weight, bias, slices, a.to(dtype), b.to(dtype))
+    return _IncrementedLinear.apply(x.to(dtype), dropped, weight, bias, slices, a.to(dtype), b.to(dtype), scaling)
 
 
 def _precision(x: Tensor) -> torch.dtype:
@@ -50,15 +52,16 @@ def _precision(x: Tensor) -> torch.dtype:
 
 class _IncrementedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dropped, weight, bias, slices, a, b):
+    def forward(ctx, x, dropped, weight, bias, slices, a, b, scaling):
         rows = x.reshape(-1, x.shape[-1])
         seen = rows if dropped is None else dropped.reshape(rows.shape)
         out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         hidden = seen @ a.T
-        for out_part, hidden_part, b_part in _parts(out.view(-1, out.shape[-1]), hidden, b, slices):
-            out_part.addmm_(hidden_part, b_part)
+        out_rows = out.view(-1, out.shape[-1])
+        for columns, at_hidden, at_b in _places(slices, len(b)):
+            out_rows[:, columns].addmm_(hidden[:, at_hidden], b[:, at_b], alpha=scaling)
         ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, seen, weight, hidden, a, b)
-        ctx.slices, ctx.shape, ctx.undropped = slices, x.shape, dropped is None
+        ctx.slices, ctx.scaling, ctx.shape, ctx.undropped = slices, scaling, x.shape, dropped is None
         return out  # and not a view made here, which a model could not change in place
 
     @staticmethod
@@ -67,9 +70,11 @@ class _IncrementedLinear(torch.autograd.Function):
         rows, seen, weight, hidden, a, b = ctx.saved_tensors
         needs_x, needs_dropped, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad = grad.reshape(-1, weight.shape[0])
-        parts = _parts(grad, hidden, b, ctx.slices)
-        grad_hidden = torch.cat([grad_part @ b_part.T for grad_part, _, b_part in parts], 1)
-        grad_b = torch.cat([hidden_part.T @ grad_part for grad_part, hidden_part, _ in parts], 1)
+        grad_hidden, grad_b = torch.empty_like(hidden), torch.empty_like(b)
+        for columns, at_hidden, at_b in _places(ctx.slices, len(b)):
+            part = grad[:, columns]
+            grad_hidden[:, at_hidden].addmm_(part, b[:, at_b].T, beta=0, alpha=ctx.scaling)
+            grad_b[:, at_b].addmm_(hidden[:, at_hidden].T, part, beta=0, alpha=ctx.scaling)
         grad_x = grad_dropped = None
         if needs_x and ctx.undropped:
             grad_x = (grad_hidden @ a).to(grad.dtype)  # a backward pass within autocast has lowered it
@@ -80,13 +85,13 @@ class _IncrementedLinear(torch.autograd.Function):
             grad_dropped = (grad_hidden @ a).view(ctx.shape)
         grad_weight = grad.T @ rows if needs_weight else None
         grad_bias = grad.sum(0) if needs_bias else None
-        return grad_x, grad_dropped, grad_weight, grad_bias, None, grad_hidden.T @ seen, grad_b
+        return grad_x, grad_dropped, grad_weight, grad_bias, None, grad_hidden.T @ seen, grad_b, None
 
 
-def _parts(
-    rows: Tensor, hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]]
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each slice: its columns of the output or of its gradient, its hidden values, and its B^T."""
-    columns = [rows[:, start:stop] for start, stop in slices]
-    widths = [stop - start for start, stop in slices]
-    return list(zip(columns, hidden.chunk(len(slices), 1), b.split(widths, 1), strict=True))
+def _places(slices: Sequence[tuple[int, int]], rank: int) -> Iterator[tuple[slice, slice, slice]]:
+    """The columns of each slice in the output, in the hidden values, and in B^T."""
+    begin = 0
+    for index, (start, stop) in enumerate(slices):
+        end = begin + stop - start
+        yield slice(start, stop), slice(index * rank, (index + 1) * rank), slice(begin, end)
+        begin = end

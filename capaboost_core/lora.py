@@ -62,18 +62,18 @@ class CapaLinear(Adapted, nn.Linear):
         if self.merged or not self.enabled:
             return F.linear(x, self.weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None
-        return incremented_linear(x, self.weight, self.bias, self.slices, *self.factors(), dropped)
+        return incremented_linear(x, self.weight, self.bias, self.slices, *self.factors(), self.scaling, dropped)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Concatenated over slices and copies: A (slices*d*r, in) and alpha/r * B^T (d*r, widths)."""
-        return self.lora_A.copies().flatten(0, 2), self.scaling * self.lora_B.copies().flatten(0, 1)
+        """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths)."""
+        return self.lora_A.copies().flatten(0, 2), self.lora_B.copies().flatten(0, 1)
 
     def factors_by_slice(self) -> list[tuple[Tensor, Tensor]]:
         """A (d*r, in) and alpha/r * B (width, d*r) of each slice, as evaluation sees them."""
         training = self.training
         a, b = self.eval().factors()
         self.train(training)
-        return list(zip(a.chunk(len(self.slices)), b.T.split(self.widths), strict=True))
+        return list(zip(a.chunk(len(self.slices)), (self.scaling * b.T).split(self.widths), strict=True))
 
     @torch.no_grad()
     def increments(self) -> list[Tensor]:
