@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import shlex
@@ -121,6 +122,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "allocator": {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
         "versions": {**library_versions(), "peft": peft, "cuda": torch.version.cuda},
         "git": git_state(),
         "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),

@@ -58,7 +58,8 @@ def _section(result: dict[str, Any]) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
     commit = (result["git"]["commit"] or "unknown")[:10] + (" with changes" if result["git"]["dirty"] else "")
-    where = f"{result['device']}, {result['processor']}, {result['threads']} threads"
+    allocator = "".join(f", {name}={value}" for name, value in result.get("allocator", {}).items())
+    where = f"{result['device']}, {result['processor']}, {result['threads']} threads{allocator}"
     parts = [f"**{settings}**", f"{where}. {versions}. Commit {commit}.", _peers(result)]
     return "\n\n".join(parts + ([_ratios(result["ratios"])] if result["ratios"] else [])) + "\n"
 

@@ -174,6 +174,7 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_leaves_a_complete_result(name, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     main, arguments = COMMANDS[name]
     assert run_command(main, [*QUICK, *arguments, "--results", str(tmp_path)]) == 0
     (result,) = make_tables.read_results(tmp_path)
@@ -181,6 +182,7 @@ def test_command_leaves_a_complete_result(name, tmp_path, monkeypatch):
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert result["settings"]["seed"] == 0
     assert {"commit", "dirty"} == result["git"].keys()
+    assert ", MALLOC_ARENA_MAX=4" in make_tables.markdown([result])
     for peer in result["peers"].values():
         assert len(peer["values"]) == result["settings"]["repeats"] == 2
         assert min(peer["values"]) > 0
