@@ -21,6 +21,7 @@ from capaboost_core.files import write_atomically
 BENCHMARKS = ("step", "inference", "masks", "whole_run", "sparse")
 KEYS = ("benchmark", "settings", "unit", "peers", "ratios", "device", "processor", "threads", "versions", "git")
 DETAILS = {
+    "multiply_adds": ("multiply-adds, G an example", lambda value: f"{value / 1e9:,.2f}"),
     "peak_bytes": ("peak memory, MiB", lambda value: f"{value / 2**20:,.1f}"),
     "trainable_parameters": ("trainable", "{:,}".format),
     "optimizer_bytes": ("AdamW state, bytes", "{:,}".format),

@@ -19,6 +19,7 @@ from benchmarks.models import loss_of
 from benchmarks.peers import Peer
 from benchmarks.sizes import SIZES, sizes_of
 from benchmarks.timing import Pair, Stopwatch, interleave
+from capaboost_core.report.flops import count_flops
 from capaboost_core.report.peak_memory import peak_bytes
 
 DEFAULT = ("floor", "capaboost-d1", "capaboost-d2", "capaboost-d4", "capaboost-d8", "looped-d2", "peft", "peft-2r")
@@ -36,6 +37,8 @@ def pairs_of(setup: Setup) -> list[Pair]:
         Pair("capaboost-d2", "floor", high=1.02 if vit_base else None),
         Pair("capaboost-d8", "capaboost-d1", high=1.03 if vit_base else None),
         Pair("peft", "floor"),
+        Pair("capaboost-d8", "capaboost-d1", figure="multiply_adds"),
+        Pair("capaboost-d2", "floor", figure="multiply_adds"),
         Pair("capaboost-d2", "peft", figure="peak_bytes"),
         *(Pair("capaboost-d2", "peft", high=0.76, figure=figure) for figure in SIZES),
     ]
@@ -65,7 +68,11 @@ def main(arguments: list[str] | None = None) -> None:
         {name: Stopwatch(step, setup.device) for name, (step, _) in steps.items()}, repeats_of(setup.options)
     )
     details = {
-        name: {"peak_bytes": peak_bytes(step, setup.device), **sizes_of(peers[name], optimizer)}
+        name: {
+            "multiply_adds": count_flops(peers[name].model, setup.inputs[:1], backward=True).executed,
+            "peak_bytes": peak_bytes(step, setup.device),
+            **sizes_of(peers[name], optimizer),
+        }
         for name, (step, optimizer) in steps.items()
     }
     measured = Measured("step", setup.variant, "s", values, details, pairs_of(setup), setup.settings)

@@ -186,6 +186,9 @@ def test_command_leaves_a_complete_result(name, tmp_path, monkeypatch):
     for peer in result["peers"].values():
         assert len(peer["values"]) == result["settings"]["repeats"] == 2
         assert min(peer["values"]) > 0
+    if name == "step":
+        floor, tied, looped = (peer["multiply_adds"] for peer in result["peers"].values())
+        assert floor < tied == looped  # one product of d*r, or d products of r
     assert len(result["ratios"]) >= {"step": 2, "inference": 2, "masks": 0, "whole_run": 3}[name]
 
 
