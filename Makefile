@@ -4,8 +4,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 EPOCHS ?= 20
 MODELS ?= vit-small vit-base roberta-base
-# glibc keeps freed memory: giving activations back and faulting them in anew at each step is most of the noise.
-KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -53,12 +51,12 @@ plots: install ## draw the plots of results/ from their JSON files
 
 bench: install ## measure speed and memory beside peers (about an hour on an idle machine), fill docs/performance.md
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
-	set -e; export $(KEEP_MEMORY); for model in $(MODELS); do for compile in '' --compile; do \
+	set -e; for model in $(MODELS); do for compile in '' --compile; do \
 		$(BIN)/python -m benchmarks.step --model $$model $$compile; \
 		$(BIN)/python -m benchmarks.inference --model $$model $$compile; \
 	done; done
 	$(BIN)/python -m benchmarks.masks
-	$(KEEP_MEMORY) $(BIN)/python -m benchmarks.whole_run
+	$(BIN)/python -m benchmarks.whole_run
 	-$(BIN)/python -m benchmarks.sparse # refuses where there are no sparse tensor cores
 	$(BIN)/python benchmarks/make_tables.py
 

@@ -109,7 +109,8 @@ def finish(options: argparse.Namespace, device: torch.device, measured: Measured
     }
     folder = options.results or (QUICK_RESULTS if options.quick else RESULTS)
     place = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", device_name(device).lower())
-    path = folder / f"{'-'.join(filter(None, (measured.benchmark, measured.variant)))}-{place}.json"
+    told = "malloc" if result["allocator"] else ""  # an allocator that was told something
+    path = folder / f"{'-'.join(filter(None, (measured.benchmark, measured.variant, place, told)))}.json"
     text = json.dumps(result, indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
     print(f"\n{markdown([result])}\nresult: {path}")
