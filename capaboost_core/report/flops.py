@@ -12,9 +12,9 @@ Backward: the operators that autograd runs from all outputs to the trainable par
 So frozen weights get no weight gradient, and layers before the first trainable one no backward pass. Attention runs
 as plain products: what fused kernels compute a second time is not counted.
 
-`executed` is what dense kernels do: d * numel multiply-adds for each row and tied weight. `effective` has
-d * round(density * numel) instead, in the product itself, in the gradient of the weight, and in that of the other
-factor where one is needed.
+`executed` is what dense kernels do: d * numel multiply-adds for each row and tied weight. `effective` has the ones of
+all d masks instead, in the product itself, in the gradient of the weight, and in that of the other factor where one is
+needed.
 """
 
 from __future__ import annotations
