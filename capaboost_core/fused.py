@@ -57,9 +57,12 @@ class _IncrementedLinear(torch.autograd.Function):
         seen = rows if dropped is None else dropped.reshape(rows.shape)
         out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         hidden = seen @ a.T
-        out_rows = out.view(-1, out.shape[-1])
-        for columns, at_hidden, at_b in _places(slices, len(b)):
-            out_rows[:, columns].addmm_(hidden[:, at_hidden], b[:, at_b], alpha=scaling)
+        if torch.compiler.is_compiling():
+            out = out + scaling * _increments(hidden, b, slices, out.shape[-1]).view(out.shape)
+        else:
+            out_rows = out.view(-1, out.shape[-1])
+            for columns, at_hidden, at_b in _places(slices, len(b)):
+                out_rows[:, columns].addmm_(hidden[:, at_hidden], b[:, at_b], alpha=scaling)
         ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, seen, weight, hidden, a, b)
         ctx.slices, ctx.scaling, ctx.shape, ctx.undropped = slices, scaling, x.shape, dropped is None
         return out  # and not a view made here, which a model could not change in place
@@ -86,6 +89,23 @@ class _IncrementedLinear(torch.autograd.Function):
         grad_weight = grad.T @ rows if needs_weight else None
         grad_bias = grad.sum(0) if needs_bias else None
         return grad_x, grad_dropped, grad_weight, grad_bias, None, grad_hidden.T @ seen, grad_b, None
+
+
+def _increments(hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]], columns: int) -> Tensor:
+    """The products (rows, columns) of all slices, zero in the columns between.
+
+    This is for the compiler alone: it fuses the sum with what reads it, and would copy an output for each slice that
+    is written to in place.
+    """
+    parts, end = [], 0
+    for at_out, at_hidden, at_b in sorted(_places(slices, len(b)), key=lambda places: places[0].start):
+        parts += [_zeros(hidden, at_out.start - end), hidden[:, at_hidden] @ b[:, at_b]]
+        end = at_out.stop
+    return torch.cat([*parts, _zeros(hidden, columns - end)], 1)
+
+
+def _zeros(like: Tensor, columns: int) -> Tensor:
+    return like.new_zeros(()).expand(len(like), columns)
 
 
 def _places(slices: Sequence[tuple[int, int]], rank: int) -> Iterator[tuple[slice, slice, slice]]:

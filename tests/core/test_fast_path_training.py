@@ -105,6 +105,14 @@ def test_compiled_whole_and_once_it_trains_the_same(num_tied, density):
     assert_compiled_trains_the_same(adapted(num_tied=num_tied, density=density), "aot_eager", 1e-8)
 
 
+SLICES = {"whole": ((0, OUT),), "middle": ((8, 16),), "v before q": ((16, 24), (0, 8)), "unequal": ((0, 4), (4, 20))}
+
+
+@pytest.mark.parametrize("slices", SLICES.values(), ids=SLICES)
+def test_compiled_it_adds_to_the_same_columns(slices):
+    assert_compiled_trains_the_same(capa_linear(slices), "aot_eager", 1e-8)
+
+
 def test_compiled_within_autocast():
     model = adapted(dtype=torch.float32)
     assert_compiled_trains_the_same(model, "aot_eager", 0.02, torch.bfloat16)
