@@ -46,8 +46,8 @@ tables: install ## write the tables of results/ into results/ and the README
 	$(BIN)/python tools/make_tables.py results --markdown results/tables.md --csv results/tables.csv \
 		--readme README.md
 
-plots: install ## draw the plots of results/ from their JSON files
-	$(BIN)/python tools/make_plots.py results
+plots: install ## draw the plots of all result files
+	$(BIN)/python tools/make_plots.py
 
 bench: install ## measure speed and memory beside peers (about an hour on an idle machine), fill docs/performance.md
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt

@@ -80,6 +80,7 @@ class Measured:
         details: Further figures of a peer, by name.
         pairs: Ratios to report; a pair is left out if one of its peers lacks its figure.
         settings: What was measured.
+        plots: What `tools/make_plots.py` is to draw of it.
     """
 
     benchmark: str
@@ -89,6 +90,7 @@ class Measured:
     details: Mapping[str, Mapping[str, Any]]
     pairs: Sequence[Pair]
     settings: Mapping[str, Any]
+    plots: tuple[str, ...] = ()
 
 
 def finish(options: argparse.Namespace, device: torch.device, measured: Measured) -> Path:
@@ -99,6 +101,7 @@ def finish(options: argparse.Namespace, device: torch.device, measured: Measured
         "benchmark": measured.benchmark,
         "settings": {**measured.settings, **shared},
         "unit": measured.unit,
+        "plots": measured.plots,
         "peers": peers,
         "ratios": [
             compare(pair, peers, bounded=not options.quick)

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     measures = {name: Stopwatch(forward, setup.device) for name, forward in forwards.items()}
     values = interleave(measures, repeats_of(setup.options))
     details = {name: {"peak_bytes": peak_bytes(forward, setup.device)} for name, forward in forwards.items()}
-    measured = Measured("inference", setup.variant, "s", values, details, PAIRS, setup.settings)
+    measured = Measured("inference", setup.variant, "s", values, details, PAIRS, setup.settings, ("peers",))
     finish(setup.options, setup.device, measured)
 
 

@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         }
         for name, (step, optimizer) in steps.items()
     }
-    measured = Measured("step", setup.variant, "s", values, details, pairs_of(setup), setup.settings)
+    measured = Measured("step", setup.variant, "s", values, details, pairs_of(setup), setup.settings, ("peers",))
     finish(setup.options, setup.device, measured)
 
 

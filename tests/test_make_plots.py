@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import make_plots
+import peer_plot
 import pytest
+import rank_plots
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,8 +44,21 @@ STUDY = {
     "combinations": [combination(r, d) for r in (4, 8) for d in (1, 2, 4)],
 }
 ONE = {"plots": ["spectra"], "combinations": [combination(5, 3)]}
-REPORTS = {"a/study.json": STUDY, "b/one.json": ONE, "theorem.json": {"plots": ["theorem"], **theorem()}}
-IMAGES = ["a/study-rank-parameters", "a/study-spectra", "b/one", "theorem"]
+STEP = {
+    "plots": ["peers"],
+    "benchmark": "step",
+    "settings": {"model": "vit", "batch": 8, "precision": "fp32", "mode": "eager"},
+    "device": "cpu",
+    "allocator": {},
+    "peers": {"peft": {"values": [6, 9, 12]}, "floor": {"values": [2, 3, 6]}, "capaboost-d2": {"values": [2, 6, 9]}},
+}
+REPORTS = {
+    "a/study.json": STUDY,
+    "b/one.json": ONE,
+    "c/step.json": STEP,
+    "theorem.json": {"plots": ["theorem"], **theorem()},
+}
+IMAGES = ["a/study-rank-parameters", "a/study-spectra", "b/one", "c/step", "theorem"]
 
 
 def write(folder: Path, reports: dict) -> Path:
@@ -78,25 +93,39 @@ def test_another_process_draws_the_same_bytes_elsewhere(drawn, tmp_path):
 
 
 def test_a_plot_shows_what_its_report_says(drawn):
-    figure = make_plots.rank_parameters(STUDY)
+    figure = rank_plots.rank_parameters(STUDY)
     lines = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in figure.axes[0].lines}
     assert lines[0.5, 1] == (4, 8)
     assert lines[2, 4] == (16, 24)  # d = 4: r = 8 meets the width
     assert "(768)" in figure.axes[0].get_xlabel()
     assert "width 24" in [text.get_text() for text in figure.axes[0].texts]
-    panels = make_plots.spectra(STUDY).axes
+    panels = rank_plots.spectra(STUDY).axes
     assert [len(line.get_xdata()) for line in panels[0].lines] == [4, 8, 16]
     assert panels[1].lines[1].get_ydata()[:4] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])  # over the largest
+
+
+def test_peers_are_divided_by_the_floor_repeat_by_repeat():
+    (panel,) = peer_plot.peers(STEP).axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["peft", "capaboost-d2"]
+    assert [text.get_text() for text in panel.texts] == ["3.000", "1.500"]  # of 3, 3, 2 and of 1, 2, 1.5
+    spans = [
+        tuple(line.get_xdata()) for line in panel.lines if len(set(line.get_ydata())) == 1 < len(line.get_ydata())
+    ]
+    assert spans == [(2.5, 3), (1.25, 1.75)]
+    without = STEP | {"peers": {name: STEP["peers"][name] for name in ("peft", "capaboost-d2")}}
+    (panel,) = peer_plot.peers(without).axes
+    assert [text.get_text() for text in panel.texts] == ["0.667"]
+    assert "time of peft" in panel.get_xlabel()
 
 
 def test_layers_of_lower_rank_shorten_no_line():
     report = json.loads(json.dumps(ONE))
     for increment, rank in zip(report["combinations"][0]["increments"], (0, 2), strict=True):
         increment["rank"] = rank
-    (line,) = make_plots.spectra(report).axes[0].lines
+    (line,) = rank_plots.spectra(report).axes[0].lines
     assert list(line.get_ydata()) == [1, 0.5]
     report["combinations"][0]["increments"][1]["rank"] = 0  # not trained
-    assert not make_plots.spectra(report).axes[0].lines
+    assert not rank_plots.spectra(report).axes[0].lines
 
 
 def test_changed_numbers_change_the_plot(drawn, tmp_path):
