@@ -58,7 +58,7 @@ bench: install ## measure speed and memory beside peers (about an hour on an idl
 	$(BIN)/python -m benchmarks.masks
 	$(BIN)/python -m benchmarks.whole_run
 	-$(BIN)/python -m benchmarks.sparse # refuses where there are no sparse tensor cores
-	$(BIN)/python benchmarks/make_tables.py
+	$(BIN)/python -m benchmarks.make_tables
 
 clean: ## remove the demo's runs, caches and build output; .venv and other runs stay
 	rm -rf runs/demo build dist capaboost.egg-info .pytest_cache .ruff_cache

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.make_tables import markdown
+from benchmarks.tables import markdown
 from benchmarks.timing import Pair, Repeats, compare, spread
 from capaboost_core import UserError
 from capaboost_core.files import write_atomically
@@ -116,7 +116,7 @@ def finish(options: argparse.Namespace, device: torch.device, measured: Measured
     path = folder / f"{'-'.join(filter(None, (measured.benchmark, measured.variant, place, told)))}.json"
     text = json.dumps(result, indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
-    print(f"\n{markdown([result])}\nresult: {path}")
+    print(f"\n{markdown(result)}\nresult: {path}")
     return path
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import inference, make_tables, masks, peers, sparse, step, whole_run
+from benchmarks import inference, make_tables, masks, peers, sparse, step, tables, whole_run
 from benchmarks.command import run_command
 from benchmarks.looped import LoopedLinear
 from benchmarks.models import WORKLOADS, logits_of, loss_of
@@ -177,12 +177,12 @@ def test_command_leaves_a_complete_result(name, tmp_path, monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     main, arguments = COMMANDS[name]
     assert run_command(main, [*QUICK, *arguments, "--results", str(tmp_path)]) == 0
-    (result,) = make_tables.read_results(tmp_path)
+    (result,) = make_tables.read_results(tmp_path).values()
     assert result["benchmark"] == name
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert result["settings"]["seed"] == 0
     assert {"commit", "dirty"} == result["git"].keys()
-    assert ", MALLOC_ARENA_MAX=4" in make_tables.markdown([result])
+    assert ", MALLOC_ARENA_MAX=4" in tables.markdown(result)
     for peer in result["peers"].values():
         assert len(peer["values"]) == result["settings"]["repeats"] == 2
         assert min(peer["values"]) > 0
@@ -227,13 +227,37 @@ def test_tables_fill_their_regions_again_and_again(tmp_path):
         make_tables.main(["--results", str(tmp_path), "--page", str(page)])
     text = page.read_text()
     assert text.count("| tiny, d = 2 |") == 1
-    assert text.count("Not measured yet.") == len(make_tables.BENCHMARKS) - 1
+    assert text.count("Not measured yet.") == len(make_tables.BENCHMARKS)  # and the summary, but for the masks
+
+
+def test_the_summary_has_a_line_for_each_result_with_peers():
+    ratio = {"of": "capaboost-d2", "figure": None, "quartile_1": 0.9, "quartile_3": 1}
+    ratios = [ratio | {"to": "peft", "median": 0.95}, ratio | {"to": "floor", "median": 0.96}]
+    ratios.append(ratio | {"to": "peft", "median": 0.75, "figure": "file_bytes"})
+    settings = {"model": "vit", "batch": 8, "precision": "fp32", "mode": "eager"}
+    step = {"benchmark": "step", "settings": settings, "device": "cpu", "allocator": {}, "ratios": ratios}
+    lines = tables.summary([step, {"benchmark": "masks", "ratios": []}]).splitlines()
+    assert len(lines) == 3
+    cells = [cell.strip() for cell in lines[2].split("|")][1:-1]
+    assert cells[:2] == ["step, vit, batch 8, fp32, eager", "cpu"]
+    assert cells[2:4] == ["0.950 (0.900 to 1.000)", "0.960 (0.900 to 1.000)"]
+    assert not any(cells[4:])
+
+
+def test_a_page_shows_the_plot_of_a_result_that_names_one(tmp_path):
+    run_command(inference.main, [*QUICK, "--peers", "base", "capaboost-d2", "--results", str(tmp_path / "results")])
+    masks.main([*QUICK, "--results", str(tmp_path / "results")])
+    (picture,) = (path.with_suffix(".svg").name for path in (tmp_path / "results").glob("inference*"))
+    results = make_tables.read_results(tmp_path / "results")
+    regions = "".join(f"<!-- {name}:begin --><!-- {name}:end -->" for name in ("summary", *make_tables.BENCHMARKS))
+    text = make_tables.fill(regions, results, tmp_path / "docs" / "page.md")
+    assert text.count(f"](../results/{picture})") == text.count(".svg") == 1
 
 
 def test_tables_refuse_a_page_without_regions_and_a_foreign_file(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing\n")
-    with pytest.raises(UserError, match="no place for step"):
+    with pytest.raises(UserError, match="no place for summary"):
         make_tables.main(["--results", str(tmp_path), "--page", str(page)])
     (tmp_path / "a.json").write_text(json.dumps({"benchmark": "step"}))
     with pytest.raises(UserError, match="lacks settings"):
