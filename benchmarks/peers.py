@@ -55,8 +55,9 @@ def check_peers(names: list[str]) -> None:
         if name not in PEERS:
             raise UserError(f"there is no peer {name!r}; type some of: {', '.join(PEERS)}")
     if any(name.startswith("peft") for name in names) and not find_spec("peft"):
-        others = " ".join(name for name in names if not name.startswith("peft"))
-        raise UserError(f"peft is not installed; run pip install -e '.[bench]', or leave it out: --peers {others}")
+        others = [name for name in names if not name.startswith("peft")] or ["capaboost-d2"]
+        without = f"--peers {' '.join(others)}"
+        raise UserError(f"peft is not installed; run pip install -e '.[bench]', or leave it out: {without}")
 
 
 def build_peer(name: str, base: nn.Module, workload: Workload, rank: int) -> Peer:
