@@ -59,6 +59,7 @@ bench: install ## measure speed and memory beside peers (about an hour on an idl
 	$(BIN)/python -m benchmarks.whole_run
 	-$(BIN)/python -m benchmarks.sparse # refuses where there are no sparse tensor cores
 	$(BIN)/python -m benchmarks.make_tables
+	$(BIN)/python tools/make_plots.py benchmarks/results
 
 clean: ## remove the demo's runs, caches and build output; .venv and other runs stay
 	rm -rf runs/demo build dist capaboost.egg-info .pytest_cache .ruff_cache

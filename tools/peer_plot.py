@@ -28,7 +28,7 @@ def peers(report: Report) -> Figure:
         label(panel, f"{median:.3f}", high, row, INK, fontsize=8)
     panel.axvline(1, color=QUIET, linewidth=1, linestyle=":", zorder=1)
     panel.set_yticks(range(len(names)), names)
-    panel.invert_yaxis()
+    panel.set_ylim(len(names) - 0.5, -0.5)
     panel.grid(visible=False, axis="y")
     panel.margins(x=0.12)
     of = REFERENCES.get(reference, f"of {reference}")
