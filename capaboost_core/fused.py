@@ -55,8 +55,8 @@ class _IncrementedLinear(torch.autograd.Function):
     def forward(ctx, x, dropped, weight, bias, slices, a, b, scaling):
         rows = x.reshape(-1, x.shape[-1])
         seen = rows if dropped is None else dropped.reshape(rows.shape)
+        hidden = seen @ a.T  # before the large product, while what was just computed is in the cache
         out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        hidden = seen @ a.T
         if torch.compiler.is_compiling():
             out = out + scaling * _increments(hidden, b, slices, out.shape[-1]).view(out.shape)
         else:
@@ -73,11 +73,13 @@ class _IncrementedLinear(torch.autograd.Function):
         rows, seen, weight, hidden, a, b = ctx.saved_tensors
         needs_x, needs_dropped, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad = grad.reshape(-1, weight.shape[0])
+        places = list(_places(ctx.slices, len(b)))
         grad_hidden, grad_b = torch.empty_like(hidden), torch.empty_like(b)
-        for columns, at_hidden, at_b in _places(ctx.slices, len(b)):
-            part = grad[:, columns]
-            grad_hidden[:, at_hidden].addmm_(part, b[:, at_b].T, beta=0, alpha=ctx.scaling)
-            grad_b[:, at_b].addmm_(hidden[:, at_hidden].T, part, beta=0, alpha=ctx.scaling)
+        for columns, at_hidden, at_b in places:
+            grad_hidden[:, at_hidden].addmm_(grad[:, columns], b[:, at_b].T, beta=0, alpha=ctx.scaling)
+        for columns, at_hidden, at_b in places:
+            grad_b[:, at_b].addmm_(hidden[:, at_hidden].T, grad[:, columns], beta=0, alpha=ctx.scaling)
+        grad_a = grad_hidden.T @ seen  # as in forward: the small products come before the large one
         grad_x = grad_dropped = None
         if needs_x and ctx.undropped:
             grad_x = (grad_hidden @ a).to(grad.dtype)  # a backward pass within autocast has lowered it
@@ -88,7 +90,7 @@ class _IncrementedLinear(torch.autograd.Function):
             grad_dropped = (grad_hidden @ a).view(ctx.shape)
         grad_weight = grad.T @ rows if needs_weight else None
         grad_bias = grad.sum(0) if needs_bias else None
-        return grad_x, grad_dropped, grad_weight, grad_bias, None, grad_hidden.T @ seen, grad_b, None
+        return grad_x, grad_dropped, grad_weight, grad_bias, None, grad_a, grad_b, None
 
 
 def _increments(hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]], columns: int) -> Tensor:
