@@ -54,7 +54,7 @@ bench: install ## measure speed and memory beside peers (about an hour on an idl
 	set -e; for model in $(MODELS); do for compile in '' --compile; do \
 		$(BIN)/python -m benchmarks.step --model $$model $$compile; \
 		$(BIN)/python -m benchmarks.inference --model $$model $$compile; \
-	done; done
+	done; $(BIN)/python -m benchmarks.parts --model $$model --device cpu; done
 	$(BIN)/python -m benchmarks.masks
 	$(BIN)/python -m benchmarks.whole_run
 	-$(BIN)/python -m benchmarks.sparse # refuses where there are no sparse tensor cores

@@ -13,6 +13,10 @@ DETAILS = {
     "file_bytes": ("file, bytes", "{:,}".format),
     "entries": ("adapter entries", "{:,}".format),
     "bytes_per_entry": ("bytes held per entry", "{:.2f}".format),
+    "frozen_ms": ("frozen products, ms", "{:.1f}".format),
+    "small_ms": ("small products, ms", "{:.1f}".format),
+    "small_at_frozen_rate_ms": ("small products at the frozen ones' rate, ms", "{:.1f}".format),
+    "copies_ms": ("masked copies, ms", "{:.1f}".format),
 }
 RATIOS = {  # of the summary, each with the pairs that it may stand for
     "d = 2 / peft": [("capaboost-d2", "peft")],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import inference, make_tables, masks, peers, sparse, step, tables, whole_run
+from benchmarks import inference, make_tables, masks, parts, peers, sparse, step, tables, whole_run
 from benchmarks.command import run_command
 from benchmarks.looped import LoopedLinear
 from benchmarks.models import WORKLOADS, logits_of, loss_of
@@ -162,10 +162,26 @@ def test_sparse_factors_keep_two_of_each_four_along_the_sum():
         assert (factor.view(factor.shape[0], -1, 4) != 0).sum() == factor.numel() / 2
 
 
+@pytest.mark.parametrize(("name", "rank"), [("capaboost-d1", 8), ("capaboost-d2", 16)])
+def test_parts_of_a_step_count_every_product_of_the_adapted_layers_once(name, rank):
+    _, peer, inputs = build(name, "tiny-vit")
+    found = []
+    seconds = parts.make_measure(lambda: loss_of(peer.model, inputs, torch.tensor([0, 1])).backward(), found)()
+    (times,) = found
+    assert 0 < times["frozen_ms"] + times["small_ms"] + times["copies_ms"] < 1000 * seconds
+    assert (times["copies_ms"] > 0) == (name == "capaboost-d2")  # plain LoRA has nothing to mask
+    tokens, width, blocks = 2 * 5, 32, 2
+    of_factor = tokens * width * 2 * rank  # A or B of q and v, once over the tokens
+    small = (6 * blocks - 1) * of_factor  # the first block needs no gradient of its input
+    frozen = (2 * blocks - 1) * tokens * width * 3 * width
+    assert times["small_at_frozen_rate_ms"] / times["frozen_ms"] == pytest.approx(small / frozen)
+
+
 QUICK = ["--quick", "--device", "cpu", "--threads", "1"]
 COMMANDS = {
     "step": (step.main, ["--model", "roberta-base", "--peers", "floor", "capaboost-d2", "looped-d2"]),
     "inference": (inference.main, ["--peers", "base", "capaboost-d2", "capaboost-d2-merged"]),
+    "parts": (parts.main, ["--peers", "capaboost-d2"]),
     "masks": (masks.main, []),
     "whole_run": (whole_run.main, []),
 }
@@ -189,13 +205,15 @@ def test_command_leaves_a_complete_result(name, tmp_path, monkeypatch):
     if name == "step":
         floor, tied, looped = (peer["multiply_adds"] for peer in result["peers"].values())
         assert floor < tied == looped  # one product of d*r, or d products of r
-    assert len(result["ratios"]) >= {"step": 2, "inference": 2, "masks": 0, "whole_run": 3}[name]
+    assert len(result["ratios"]) >= {"step": 2, "inference": 2, "parts": 0, "masks": 0, "whole_run": 3}[name]
 
 
 WRONG = {
     "unknown peer": (step.main, ["--peers", "lora"], "no peer 'lora'"),
     "no repeats": (step.main, ["--repeats", "0"], "--repeats is 0"),
     "no rank": (inference.main, ["--rank", "0"], "--rank is 0"),
+    "compiled parts": (parts.main, ["--device", "cpu", "--compile"], "without --compile"),
+    "parts of peft's layers": (parts.main, ["--device", "cpu", "--peers", "looped-d2"], "--peers capaboost-d1"),
     "no sparse cores": (sparse.main, ["--device", "cpu"], "compute capability 8.0"),
     "unknown model": (whole_run.main, ["--model", "vit"], "no model 'vit'"),
 }
