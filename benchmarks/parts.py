@@ -94,7 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
     values = interleave(measures, repeats_of(setup.options))
     counted = {name: parts[-len(values[name]) :] for name, parts in found.items()}  # without the warm-ups
     details = {n: {key: statistics.median(p[key] for p in parts) for key in parts[0]} for n, parts in counted.items()}
-    finish(setup.options, setup.device, Measured("parts", setup.variant, "s", values, details, (), setup.settings))
+    measured = Measured("parts", setup.variant, "s", values, details, (), setup.settings, ("parts",))
+    finish(setup.options, setup.device, measured)
 
 
 if __name__ == "__main__":

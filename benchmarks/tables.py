@@ -18,6 +18,10 @@ DETAILS = {
     "small_at_frozen_rate_ms": ("small products at the frozen ones' rate, ms", "{:.1f}".format),
     "copies_ms": ("masked copies, ms", "{:.1f}".format),
 }
+SHOWN = {
+    "peers": "Time of each peer over that of the frozen model",
+    "parts": "Milliseconds that each part of an adapter adds to a step",
+}
 RATIOS = {  # of the summary, each with the pairs that it may stand for
     "d = 2 / peft": [("capaboost-d2", "peft")],
     "d = 2 / frozen": [("capaboost-d2", "floor"), ("capaboost-d2", "base")],
@@ -34,7 +38,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def folded(result: dict[str, Any], picture: str | None) -> str:
     """The same for a page: the tables open at a click, below the picture at a relative address."""
-    shown = [f"![Time of each peer over that of the frozen model]({picture})"] if picture else []
+    shown = [f"![{SHOWN[result['plots'][0]]}]({picture})"] if picture else []
     figures = ["<details>\n<summary>All figures</summary>", *_figures(result), "</details>"]
     return "\n\n".join([_heading(result), *shown, *figures]) + "\n"
 

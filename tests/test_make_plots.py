@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark_plots
 import make_plots
-import peer_plot
 import pytest
 import rank_plots
 
@@ -52,13 +52,22 @@ STEP = {
     "allocator": {},
     "peers": {"peft": {"values": [6, 9, 12]}, "floor": {"values": [2, 3, 6]}, "capaboost-d2": {"values": [2, 6, 9]}},
 }
+PARTS = STEP | {
+    "plots": ["parts"],
+    "benchmark": "parts",
+    "peers": {
+        "capaboost-d1": {"median": 2, "small_ms": 30, "small_at_frozen_rate_ms": 10, "copies_ms": 0},
+        "capaboost-d2": {"median": 2, "small_ms": 40, "small_at_frozen_rate_ms": 20, "copies_ms": 10},
+    },
+}
 REPORTS = {
     "a/study.json": STUDY,
     "b/one.json": ONE,
     "c/step.json": STEP,
+    "c/parts.json": PARTS,
     "theorem.json": {"plots": ["theorem"], **theorem()},
 }
-IMAGES = ["a/study-rank-parameters", "a/study-spectra", "b/one", "c/step", "theorem"]
+IMAGES = ["a/study-rank-parameters", "a/study-spectra", "b/one", "c/parts", "c/step", "theorem"]
 
 
 def write(folder: Path, reports: dict) -> Path:
@@ -105,7 +114,7 @@ def test_a_plot_shows_what_its_report_says(drawn):
 
 
 def test_peers_are_divided_by_the_floor_repeat_by_repeat():
-    (panel,) = peer_plot.peers(STEP).axes
+    (panel,) = benchmark_plots.peers(STEP).axes
     assert [text.get_text() for text in panel.get_yticklabels()] == ["peft", "capaboost-d2"]
     assert [text.get_text() for text in panel.texts] == ["3.000", "1.500"]  # of 3, 3, 2 and of 1, 2, 1.5
     spans = [
@@ -113,9 +122,16 @@ def test_peers_are_divided_by_the_floor_repeat_by_repeat():
     ]
     assert spans == [(2.5, 3), (1.25, 1.75)]
     without = STEP | {"peers": {name: STEP["peers"][name] for name in ("peft", "capaboost-d2")}}
-    (panel,) = peer_plot.peers(without).axes
+    (panel,) = benchmark_plots.peers(without).axes
     assert [text.get_text() for text in panel.texts] == ["0.667"]
     assert "time of peft" in panel.get_xlabel()
+
+
+def test_parts_are_stacked_and_add_up():
+    (panel,) = benchmark_plots.parts(PARTS).axes
+    bars = [(bar.get_y() > 0.5, bar.get_x(), bar.get_width()) for bar in panel.patches]
+    assert bars == [(False, 0, 10), (False, 10, 20), (False, 30, 0), (True, 0, 20), (True, 20, 20), (True, 40, 10)]
+    assert [text.get_text() for text in panel.texts] == ["30 ms, 1.5 % of the step", "50 ms, 2.5 % of the step"]
 
 
 def test_layers_of_lower_rank_shorten_no_line():

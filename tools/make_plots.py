@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from benchmark_plots import parts, peers
 from matplotlib.figure import Figure
-from peer_plot import peers
 from plot_style import STYLE
 from rank_plots import rank_parameters, spectra, theorem
 
@@ -34,6 +34,7 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
     "rank-parameters": rank_parameters,
     "theorem": theorem,
     "peers": peers,
+    "parts": parts,
 }
 
 
