@@ -87,8 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     setup = set_up(__doc__, DEFAULT, arguments)
     if setup.device.type != "cpu" or setup.options.compile:
         raise UserError("parts are those of eager steps on the CPU; pass --device cpu, without --compile")
-    if not all(name.startswith("capaboost") for name in setup.options.peers):
-        raise UserError(f"only CapaBoost's layers have these parts; pass some of: --peers {' '.join(DEFAULT)}")
+    if not set(DEFAULT).issuperset(setup.options.peers):
+        raise UserError(f"only unmerged layers of CapaBoost have parts; pass some of: --peers {' '.join(DEFAULT)}")
     found: dict[str, list[Parts]] = defaultdict(list)
     measures = {name: make_measure(make_step(peer, setup)[0], found[name]) for name, peer in setup.peers()}
     values = interleave(measures, repeats_of(setup.options))

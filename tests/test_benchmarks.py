@@ -213,7 +213,8 @@ WRONG = {
     "no repeats": (step.main, ["--repeats", "0"], "--repeats is 0"),
     "no rank": (inference.main, ["--rank", "0"], "--rank is 0"),
     "compiled parts": (parts.main, ["--device", "cpu", "--compile"], "without --compile"),
-    "parts of peft's layers": (parts.main, ["--device", "cpu", "--peers", "looped-d2"], "--peers capaboost-d1"),
+    "parts of other layers": (parts.main, ["--device", "cpu", "--peers", "looped-d2"], "--peers capaboost-d1"),
+    "parts of merged layers": (parts.main, ["--device", "cpu", "--peers", "capaboost-d2-merged"], "unmerged layers"),
     "no sparse cores": (sparse.main, ["--device", "cpu"], "compute capability 8.0"),
     "unknown model": (whole_run.main, ["--model", "vit"], "no model 'vit'"),
 }
