@@ -2,16 +2,8 @@
 
 from capaboost_core.config import PRESETS, CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
-from capaboost_core.inject import (
-    ParameterCounts,
-    disable,
-    inject,
-    merge,
-    merged,
-    parameter_counts,
-    trainable_parameters,
-    unmerge,
-)
+from capaboost_core.inject import ParameterCounts, inject, parameter_counts, trainable_parameters
+from capaboost_core.modes import disable, merge, merged, unload, unmerge
 from capaboost_core.plan import Plan, Target
 from capaboost_core.state import load_adapter, save_adapter
 
@@ -31,5 +23,6 @@ __all__ = [
     "resolve_config",
     "save_adapter",
     "trainable_parameters",
+    "unload",
     "unmerge",
 ]

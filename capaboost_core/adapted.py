@@ -17,6 +17,10 @@ class Adapted(nn.Module):
     """Mixin of layers that adopt a base layer's parameters and children, so that its state-dict keys stay.
 
     It stands before the base's class: `class CapaLinear(Adapted, nn.Linear)`.
+
+    Attributes:
+        path: Its module path in the base model.
+        disabled: How many `disable` contexts it is in; within one it computes as its base.
     """
 
     def adopt(self, base: nn.Module, path: str) -> None:
@@ -28,8 +32,12 @@ class Adapted(nn.Module):
             elif name not in vars(self):
                 setattr(self, name, value)
         self.adopted = frozenset(name for name, _ in base.named_parameters())
-        self.path, self.enabled = path, True
+        self.path, self.disabled = path, 0
         self.training = base.training
+
+    @property
+    def enabled(self) -> bool:
+        return not self.disabled
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters of the addition, without those adopted from the base."""

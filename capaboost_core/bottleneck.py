@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,18 +33,25 @@ class Bottleneck(nn.Module):
     def __init__(self, config: CapaBoostConfig, path: str, width: int, beside: Tensor):
         super().__init__()
         down, up = empty_beside(beside, config.r, width), empty_beside(beside, width, config.r)
-        if config.init == "lora":
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-            nn.init.zeros_(up)
-        else:
-            nn.init.normal_(down, std=0.02)
-            nn.init.normal_(up, std=0.02)
-        self.down = TiedWeight(config, mask_bits(config, path, "down", down.shape), down)
-        self.up = TiedWeight(config, mask_bits(config, path, "up", up.shape).T, up.T)
+        bound = 1 / math.sqrt(width)
+        fill_down, fill_up = partial(nn.init.uniform_, a=-bound, b=bound), nn.init.zeros_
+        if config.init == "official":
+            fill_down = fill_up = partial(nn.init.normal_, std=0.02)
+        self.down = TiedWeight(config, mask_bits(config, path, "down", down.shape), fill_down(down), fill_down)
+        self.up = TiedWeight(config, mask_bits(config, path, "up", up.shape).T, fill_up(up).T, fill_up)
         self.down_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, config.r)))
         self.up_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, width)))
         self.num_tied, self.scaling = config.num_tied, config.scaling
         self.dropout = dropout_of(config)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bottleneck:
+        """Biases that leave the meta device start at zero."""
+        was_meta = self.up_bias.is_meta
+        super()._apply(fn, recurse)
+        if was_meta and not self.up_bias.is_meta:
+            nn.init.zeros_(self.down_bias)
+            nn.init.zeros_(self.up_bias)
+        return self
 
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""

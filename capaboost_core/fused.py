@@ -57,7 +57,7 @@ class _IncrementedLinear(torch.autograd.Function):
         seen = rows if dropped is None else dropped.reshape(rows.shape)
         hidden = seen @ a.T  # before the large product, while what was just computed is in the cache
         out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             out = out + scaling * _increments(hidden, b, slices, out.shape[-1]).view(out.shape)
         else:
             out_rows = out.view(-1, out.shape[-1])
@@ -96,8 +96,8 @@ class _IncrementedLinear(torch.autograd.Function):
 def _increments(hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]], columns: int) -> Tensor:
     """The products (rows, columns) of all slices, zero in the columns between.
 
-    This is for the compiler alone: it fuses the sum with what reads it, and would copy an output for each slice that
-    is written to in place.
+    This is for compilers and exporters: the former fuse the sum with what reads it, and would copy an output for each
+    slice that is written to in place; torch.onnx's tracer loses what is written to a view.
     """
     parts, end = [], 0
     for at_out, at_hidden, at_b in sorted(_places(slices, len(b)), key=lambda places: places[0].start):
@@ -107,7 +107,7 @@ def _increments(hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]], co
 
 
 def _zeros(like: Tensor, columns: int) -> Tensor:
-    return like.new_zeros(()).expand(len(like), columns)
+    return like.new_zeros(()).expand(like.shape[0], columns)
 
 
 def _places(slices: Sequence[tuple[int, int]], rank: int) -> Iterator[tuple[slice, slice, slice]]:

@@ -1,15 +1,14 @@
-"""Put a planned adapter into a model, and what one does with the model then."""
+"""Put a planned adapter into a model, and say what it is then."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
 
 from capaboost_core.adapted import Adapted
 from capaboost_core.bottleneck import AdapterLinear, AdapterNorm
+from capaboost_core.bypass import check_reached, close_fast_paths
 from capaboost_core.config import CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
 from capaboost_core.lora import CapaLinear
@@ -41,7 +40,7 @@ class ParameterCounts:
     @property
     def percent(self) -> float:
         """Trainable share of the full model in percent, head not counted, as the paper's tables give it."""
-        return 100 * self.trainable / self.total
+        return 100 * self.trainable / self.total if self.total else 0.0
 
 
 def inject(model: nn.Module, config: CapaBoostConfig | dict | str, plan: Plan | None = None) -> nn.Module:
@@ -50,7 +49,8 @@ def inject(model: nn.Module, config: CapaBoostConfig | dict | str, plan: Plan | 
     Args:
         model: Any model; at initialisation its output stays as it is, but for `prefix`.
         config: A configuration, a dict of its settings, or the name of a preset.
-        plan: What to adapt; without one, `config.targets` has to list module suffixes.
+        plan: What to adapt, and what of the base trains as its head; without one, `config.targets` has to list
+            module suffixes, and all of the base is frozen.
 
     Raises:
         UserError: If nothing is to be adapted, a target is no layer of the method's kind, or the model has
@@ -77,6 +77,7 @@ def build(model: nn.Module, config: CapaBoostConfig, plan: Plan) -> dict[str, Ad
         if found not in layers:
             wanted = _wanted(config.method)
             raise UserError(f"target {target.path} is a {found.__name__}, not an {wanted}; choose other targets")
+        check_reached(model, target.path, modules[target.path])
     return {t.path: layers[type(modules[t.path])](modules[t.path], config, t) for t in chosen}
 
 
@@ -89,6 +90,7 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
     for path, layer in layers.items():
         model.set_submodule(path, layer)
     if layers:
+        close_fast_paths(model, layers)
         for path, attribute in injection.plan.switches:
             setattr(model.get_submodule(path), attribute, True)
     model.capaboost = injection
@@ -107,67 +109,16 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
-    """Count an adapted model's parameters.
+    """Count an adapted model's parameters: the same merged or not, and whether the head is frozen or not.
 
     Raises:
         UserError: If the model has not been adapted.
     """
-    head = sum(p.numel() for p in _head_parameters(model, injection_of(model).plan).values())
+    head = _head_parameters(model, injection_of(model).plan)
     added = sum(p.numel() for layer in adapted_layers(model) for p in layer.own_parameters().values())
-    trainable = sum(p.numel() for p in trainable_parameters(model).values())
-    everything = sum(p.numel() for p in model.parameters())
-    return ParameterCounts(trainable - head, head, everything - added - head)
-
-
-@contextmanager
-def disable(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the context the model computes as its base (with the trained head)."""
-    layers = adapted_layers(model)
-    before = [layer.enabled for layer in layers]
-    for layer in layers:
-        layer.enabled = False
-    try:
-        yield model
-    finally:
-        for layer, enabled in zip(layers, before, strict=True):
-            layer.enabled = enabled
-
-
-def merge(model: nn.Module) -> nn.Module:
-    """Add every increment to its frozen weight, so that the model runs as fast as its base.
-
-    The changed rows of the frozen weights are kept beside them until `unmerge`.
-
-    Raises:
-        UserError: If the method is an adapter or a prefix, whose nonlinearity no weight can hold.
-    """
-    layers = _mergeable_layers(model)
-    for layer in layers:
-        layer.merge()
-    return model
-
-
-def unmerge(model: nn.Module) -> nn.Module:
-    """Undo `merge` bit for bit."""
-    for layer in _mergeable_layers(model):
-        layer.unmerge()
-    return model
-
-
-@contextmanager
-def merged(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the context what can be merged is: evaluation at the speed of the base model.
-
-    Layers that cannot be merged, or are merged already, stay as they are.
-    """
-    layers = [layer for layer in adapted_layers(model) if isinstance(layer, CapaLinear) and not layer.merged]
-    for layer in layers:
-        layer.merge()
-    try:
-        yield model
-    finally:
-        for layer in layers:
-            layer.unmerge()
+    trainable = sum(p.numel() for name, p in trainable_parameters(model).items() if name not in head)
+    everything, of_head = (sum(p.numel() for p in ps) for ps in (model.parameters(), head.values()))
+    return ParameterCounts(trainable, of_head, everything - added - of_head)
 
 
 def mask_checksum(layers: list[Adapted]) -> str:
@@ -219,13 +170,6 @@ def _plan_explicit(model: nn.Module, config: CapaBoostConfig) -> Plan:
 
 def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if any(in_prefix(n, prefix) for prefix in plan.head)}
-
-
-def _mergeable_layers(model: nn.Module) -> list[CapaLinear]:
-    method = injection_of(model).config.method
-    if method in ("padapter", "hadapter", "prefix"):
-        raise UserError(f"{method} has a nonlinearity and cannot be merged into a weight; run it as it is")
-    return adapted_layers(model)
 
 
 def _accept_base_checkpoint(model: nn.Module, state: dict, prefix: str, *_) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, dropout_of, empty_beside
+from capaboost_core.adapted import HOOKS, Adapted, dropout_of, empty_beside
 from capaboost_core.config import CapaBoostConfig
+from capaboost_core.errors import UserError
 from capaboost_core.fused import incremented_linear
 from capaboost_core.masks import mask_bits
 from capaboost_core.plan import Target
@@ -27,6 +30,9 @@ class CapaLinear(Adapted, nn.Linear):
     out = x W^T + b is (64, 197, 2304); x A^T is (64, 197, 32), 16 columns for q and 16 for v; each
     times its B of (768, 16) is added to out[..., :768] and to out[..., 1536:].
 
+    Merged, it computes x (W + increments)^T with a sum made once and kept beside W: W itself never changes,
+    and the state dict is the same, merged or not.
+
     Args:
         base: The frozen layer to adopt.
         config: The adapter's configuration.
@@ -42,9 +48,12 @@ class CapaLinear(Adapted, nn.Linear):
         bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
         b = empty_beside(base.weight, config.r, sum(self.widths))
         masks_a, masks_b = self._masks(config)
-        self.lora_A = TiedWeight(config, masks_a, nn.init.uniform_(a, -bound, bound))
+        uniform = partial(nn.init.uniform_, a=-bound, b=bound)
+        self.lora_A = TiedWeight(config, masks_a, uniform(a), uniform)
         self.lora_B = TiedWeight(config, masks_b, nn.init.zeros_(b))
-        self.register_buffer("unmerged_rows", None, persistent=False)
+        self.register_buffer("merged_weight", None, persistent=False)
+        self.stays_merged, self.merging = False, 0
+        self.register_load_state_dict_post_hook(_merge_anew)
         self.train(base.training)
 
     def _masks(self, config: CapaBoostConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -55,24 +64,31 @@ class CapaLinear(Adapted, nn.Linear):
 
     @property
     def merged(self) -> bool:
-        return self.unmerged_rows is not None
+        return self.merged_weight is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
-        if self.merged or not self.enabled:
+        """x (..., in) -> (..., out).
+
+        Raises:
+            UserError: In a training step while merged, which would leave the increments without gradients.
+        """
+        if self.disabled:
             return F.linear(x, self.weight, self.bias)
+        merged_weight = self.merged_weight  # once: another thread may let go of it
+        if merged_weight is not None:
+            if self.training and torch.is_grad_enabled() and self.lora_A.packed.requires_grad:
+                raise UserError(f"{self.path} is merged and cannot be trained; call unmerge(model), or model.eval()")
+            return F.linear(x, merged_weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None
         return incremented_linear(x, self.weight, self.bias, self.slices, *self.factors(), self.scaling, dropped)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
+    def factors(self, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths)."""
-        return self.lora_A.copies().flatten(0, 2), self.lora_B.copies().flatten(0, 1)
+        return self.lora_A.copies(training).flatten(0, 2), self.lora_B.copies(training).flatten(0, 1)
 
     def factors_by_slice(self) -> list[tuple[Tensor, Tensor]]:
         """A (d*r, in) and alpha/r * B (width, d*r) of each slice, as evaluation sees them."""
-        training = self.training
-        a, b = self.eval().factors()
-        self.train(training)
+        a, b = self.factors(training=False)
         return list(zip(a.chunk(len(self.slices)), (self.scaling * b.T).split(self.widths), strict=True))
 
     @torch.no_grad()
@@ -81,23 +97,50 @@ class CapaLinear(Adapted, nn.Linear):
         with torch.autocast(self.weight.device.type, enabled=False):
             return [b @ a for a, b in self.factors_by_slice()]
 
-    @torch.no_grad()
     def merge(self) -> None:
-        """Add the increments to the weight; the rows that change are kept, so that unmerging is exact."""
-        if self.merged:
-            return
-        increments = self.increments()
-        self.unmerged_rows = torch.cat([self.weight[start:stop] for start, stop in self.slices])
-        for (start, stop), increment in zip(self.slices, increments, strict=True):
-            rows = self.weight[start:stop]
-            rows.copy_(rows.to(increment.dtype) + increment)
+        """Compute from now on with the sum of weight and increments, kept beside the weight until `unmerge`."""
+        self._settle(True, self.merging)
 
-    @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the kept rows back, bit for bit."""
-        if not self.merged:
-            return
-        rows = self.unmerged_rows.split(self.widths)
-        for (start, stop), original in zip(self.slices, rows, strict=True):
-            self.weight[start:stop] = original
-        self.unmerged_rows = None
+        """Let go of the sum; within `merged` contexts, at the end of the last."""
+        self._settle(False, self.merging)
+
+    def count_merging(self, change: int) -> None:
+        """Enter (1) or leave (-1) a context that needs the layer merged."""
+        self._settle(self.stays_merged, self.merging + change)
+
+    def _settle(self, stays_merged: bool, merging: int) -> None:
+        if not (stays_merged or merging):
+            self.merged_weight = None
+        elif not self.merged:
+            self.merged_weight = self.sum_of_weights()
+        self.stays_merged, self.merging = stays_merged, merging
+
+    @torch.inference_mode(False)  # a tensor made there could not take part in a gradient later
+    @torch.no_grad()
+    def sum_of_weights(self) -> Tensor:
+        """The weight with its increments, (out, in), in the weight's precision."""
+        total = self.weight.detach().clone()
+        for (start, stop), increment in zip(self.slices, self.increments(), strict=True):
+            rows = total[start:stop]
+            rows.copy_(rows.to(increment.dtype) + increment)
+        return total
+
+    def plain(self) -> nn.Linear:
+        """A plain layer that holds the sum."""
+        layer = nn.Linear(self.in_features, self.out_features, device="meta")
+        weight = self.sum_of_weights() if self.merged_weight is None else self.merged_weight
+        layer.weight, layer.bias = nn.Parameter(weight, self.weight.requires_grad), self.bias
+        for hooks in HOOKS:
+            vars(layer)[hooks].update(vars(self)[hooks])
+        return layer.train(self.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy made within a context stays as the layer is there: nothing else would end its merging."""
+        return vars(self) | {"stays_merged": self.merged, "merging": 0}
+
+
+def _merge_anew(layer: CapaLinear, _: Any) -> None:
+    """A state dict has come: what was merged before it is out of date."""
+    if layer.merged:
+        layer.merged_weight = layer.sum_of_weights()

@@ -62,7 +62,7 @@ def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str]
     """Target every `nn.Linear` outside the head whose path ends in one of the full suffixes.
 
     Raises:
-        UserError: If a suffix matches no linear layer.
+        UserError: If a suffix matches no linear layer; layers of another class are named.
     """
     linears = [
         path
@@ -71,12 +71,24 @@ def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str]
     ]
     for suffix in suffixes:
         if not any(has_suffix(path, suffix) for path in linears):
+            _refuse_other_layers(model, suffix)
             known = sorted({".".join(p for p in path.split(".") if not p.isdigit()) for path in linears})
             raise UserError(
                 f"targets: no linear layer of {type(model).__name__} ends in {suffix!r}; there are {', '.join(known)}"
             )
     chosen = (path for path in linears if any(has_suffix(path, suffix) for suffix in suffixes))
     return Plan(tuple(Target(path) for path in chosen), tuple(head))
+
+
+def _refuse_other_layers(model: nn.Module, suffix: str) -> None:
+    """Say what the layers are that a suffix matches, if they are linear ones of another class: GPT-2's Conv1D."""
+    for path, module in model.named_modules():
+        if has_suffix(path, suffix) and getattr(module, "weight", None) is not None:
+            found = type(module)
+            raise UserError(
+                f"targets: {path} is a {found.__module__}.{found.__name__}, and only nn.Linear takes an adapter; "
+                "choose other targets, or a model of nn.Linear layers"
+            )
 
 
 def in_prefix(path: str, prefix: str) -> bool:

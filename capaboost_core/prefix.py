@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,9 +42,10 @@ class Prefix(nn.Module):
 
     def __init__(self, config: CapaBoostConfig, path: str, width: int, beside: Tensor):
         super().__init__()
-        keys, values = (nn.init.normal_(empty_beside(beside, config.r, width), std=0.02) for _ in range(2))
-        self.keys = TiedWeight(config, mask_bits(config, path, "keys", keys.shape), keys)
-        self.values = TiedWeight(config, mask_bits(config, path, "values", values.shape), values)
+        fill = partial(nn.init.normal_, std=0.02)
+        keys, values = (fill(empty_beside(beside, config.r, width)) for _ in range(2))
+        self.keys = TiedWeight(config, mask_bits(config, path, "keys", keys.shape), keys, fill)
+        self.values = TiedWeight(config, mask_bits(config, path, "values", values.shape), values, fill)
         self.length = config.num_tied * config.r
 
     def prepend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from capaboost_core.inject import (
     trainable_parameters,
 )
 from capaboost_core.plan import Plan, in_prefix
+from capaboost_core.tied import column
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
 FORMAT = "capaboost-1"
@@ -83,6 +84,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     if mask_checksum(list(layers.values())) != record["mask_checksum"]:
         raise UserError(f"{folder}: the masks made from its seed differ from those it was trained with; it is damaged")
     tensors = _read_tensors(folder / WEIGHTS, record["mask_checksum"])
+    tensors = {name: column(t) if name.endswith(".packed") else t for name, t in tensors.items()}
     destinations = _destinations(model, injection, layers)
     _check_tensors(tensors, destinations, folder)
     with torch.no_grad():

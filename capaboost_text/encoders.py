@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -49,30 +49,36 @@ def from_pretrained(
         **kwargs: Passed to transformers' `from_pretrained`, such as `num_labels`; the default `dtype` is float32.
 
     Raises:
-        UserError: If the task or the architecture is not supported, or the weights cannot be had.
+        UserError: If the task or the architecture is not supported, or the weights cannot be had, have other
+            sizes, or are those of an adapted model.
     """
     if task not in HEADS:
         raise UserError(f"task is {task!r}; type one of: {', '.join(HEADS)}")
     config = resolve_config(capaboost)
+    resize_head = kwargs.pop("ignore_mismatched_sizes", False)
     try:
         with _quiet():
             model, report = HEADS[task].from_pretrained(
-                name_or_path, **{"dtype": torch.float32} | kwargs, output_loading_info=True
+                name_or_path,
+                **{"dtype": torch.float32} | kwargs,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that the report says which
             )
-    except RuntimeError as error:
-        raise UserError(
-            f"the head of {name_or_path} has other sizes than {kwargs}; pass ignore_mismatched_sizes=True"
-        ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot load {name_or_path}: {str(error).strip().splitlines()[0]}; give a folder with config.json and "
             "model.safetensors, or a hub name with a network"
         ) from error
+    _check_no_adapter(report["unexpected_keys"], name_or_path)
+    _check_sizes(model, report["mismatched_keys"], name_or_path, resize_head)
     return _inject(model, config, _missing_pooler(model, sorted(report["missing_keys"]), name_or_path))
 
 
 def inject(model: nn.Module, config: CapaBoostConfig | dict[str, Any] | str) -> nn.Module:
     """Adapt a transformers model in place, as `from_pretrained` does after loading.
+
+    The additions train, and so does the head of a model for a task. Of a base model alone, as `AutoModel` makes it,
+    and of a language model, whose output layers are pretrained, the additions alone train.
 
     Raises:
         UserError: If the configuration or the architecture is not supported.
@@ -83,6 +89,29 @@ def inject(model: nn.Module, config: CapaBoostConfig | dict[str, Any] | str) -> 
 def _inject(model: nn.Module, config: CapaBoostConfig, head: tuple[str, ...]) -> nn.Module:
     planned = plan(model, config)
     return inject_plan(model, config, replace(planned, head=planned.head + head))
+
+
+def _check_no_adapter(unexpected: Iterable[str], name: str | Path) -> None:
+    """Refuse what `save_pretrained` made of an adapted model: its masks and settings are not there."""
+    lost = sorted(key for key in unexpected if key.endswith(".packed"))
+    if lost:
+        raise UserError(
+            f"{name} holds weights of an adapter without its settings, such as {lost[0]}; save adapted models with "
+            "save_adapter, and load that with load_adapter into their base model"
+        )
+
+
+def _check_sizes(
+    model: nn.Module, mismatched: Iterable[tuple[str, Any, Any]], name: str | Path, resize_head: bool
+) -> None:
+    """Refuse other sizes than the checkpoint's: a head of another size is random, an encoder would stay so."""
+    of_encoder = {key: in_prefix(key, model.base_model_prefix) for key, _, _ in mismatched}
+    for key, there, here in sorted(mismatched, key=lambda entry: (not of_encoder[entry[0]], entry[0])):
+        sizes = f"{name}: {key} is {tuple(there)} in the weights and {tuple(here)} by config.json or the arguments"
+        if of_encoder[key]:
+            raise UserError(f"{sizes}; the encoder has to keep its sizes, set the one of its weights")
+        if not resize_head:
+            raise UserError(f"{sizes}; for a fresh head pass ignore_mismatched_sizes=True")
 
 
 def _missing_pooler(model: nn.Module, missing: list[str], name: str | Path) -> tuple[str, ...]:

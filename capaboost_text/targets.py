@@ -85,22 +85,23 @@ FAMILIES = {
         fused=True,
     ),
 }
-LAYER = re.compile(r"\.(layer|layers)\.\d+$")
+LAYER = re.compile(r"(^|\.)(layer|layers)\.\d+$")
 
 
 def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
-    """Plan an adapter for a transformers model with a head.
+    """Plan an adapter for a transformers model.
 
     LoRA goes to q and v (`attention-qv`, the default) or to q, k, v, o, f1 and f2 (`all-linear`). PAdapter
     follows the feed-forward part, inside the norm of the residual sum where there is one; HAdapter follows
     o and f2; a prefix goes to the self-attention. The head is all that stands outside the pretrained base
-    model, DeBERTa's pooler included.
+    model, DeBERTa's pooler included, and it trains; the base model alone has none. A language model's output
+    layers are pretrained like the rest and stay frozen, as in peft.
 
     Raises:
         UserError: If the architecture is not in the table and the targets are not explicit, or its attention
             takes no prefix.
     """
-    head = tuple(name for name, _ in model.named_children() if name != model.base_model_prefix)
+    head = _head(model)
     if config.method in ("linear", "full"):
         return Plan((), head)
     if config.method == "lora" and config.targets not in ("attention-qv", "all-linear"):
@@ -119,6 +120,13 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
         )
     layers = [(path, module) for path, module in model.named_modules() if LAYER.search(path)]
     return Plan(tuple(target for path, layer in layers for target in _targets(path, layer, layout, config)), head)
+
+
+def _head(model: nn.Module) -> tuple[str, ...]:
+    """The modules outside the base model, which are fresh unless they make a language model's output."""
+    if model.base_model is model or model.get_output_embeddings() is not None:
+        return ()
+    return tuple(name for name, _ in model.named_children() if name != model.base_model_prefix)
 
 
 def _targets(path: str, layer: nn.Module, layout: Layout, config: CapaBoostConfig) -> Iterator[Target]:

@@ -108,8 +108,10 @@ def _not_loaded(model: nn.Module, name: str, arguments: dict[str, Any], seed: in
 
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     try:
+        if ":" in name:  # timm takes the architecture from the hub or a folder
+            _notice_no_network(name)
         return timm.create_model(name, pretrained=pretrained, **arguments)
-    except (TypeError, RuntimeError, ValueError) as error:
+    except (TypeError, RuntimeError, ValueError, OSError) as error:
         if pretrained:
             raise
         raise UserError(f"model.name: timm cannot make {name} ({_short(error)})") from error

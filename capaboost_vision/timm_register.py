@@ -11,6 +11,7 @@ import timm
 from torch import nn
 
 from capaboost_core.config import CapaBoostConfig, resolve_config
+from capaboost_core.errors import UserError
 from capaboost_core.inject import inject as inject_plan
 from capaboost_vision.targets import plan
 
@@ -51,6 +52,11 @@ def _taking_capaboost(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.
         **kwargs: Any,
     ) -> nn.Module:
         config = None if capaboost is None else resolve_config(capaboost)
+        if config is not None and kwargs.get("features_only"):
+            raise UserError(
+                "features_only=True makes a wrapper that capaboost does not adapt; leave it out, and call "
+                "model.forward_intermediates(x) of the adapted model"
+            )
         model = entrypoint(pretrained=pretrained, **kwargs)
         return model if config is None else inject(model, config)
 

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from capaboost_core.config import CapaBoostConfig
-from capaboost_core.inject import merged
+from capaboost_core.modes import merged
 from capaboost_core.state import save_adapter
 from capaboost_core.training.checkpoint import check_folder
 from capaboost_core.training.optimize import make_accelerator

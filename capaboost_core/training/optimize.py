@@ -106,6 +106,9 @@ class Stepper:
 
 
 def _adamw(parameters: list[nn.Parameter], settings: TrainSection, device: torch.device) -> torch.optim.AdamW:
-    """One group: decay reaches every matrix, whose packed parameters are vectors, and as in the papers biases."""
+    """Decay reaches every matrix, packed or not; biases and norms only with `decay_biases`, as timm has it."""
+    spared = [p for p in parameters if p.ndim <= 1 and not settings.decay_biases]
+    decayed = [p for p in parameters if p.ndim > 1 or settings.decay_biases]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     fused = device.type in ("cuda", "cpu", "mps", "xpu")
-    return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    return torch.optim.AdamW([group for group in groups if group["params"]], settings.lr, fused=fused)

@@ -18,7 +18,8 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from capaboost_core.errors import DivergedError
-from capaboost_core.inject import merged, trainable_parameters
+from capaboost_core.inject import trainable_parameters
+from capaboost_core.modes import merged
 from capaboost_core.training.checkpoint import METRICS, State, check_folder, load_checkpoint, save_checkpoint
 from capaboost_core.training.optimize import Stepper
 from capaboost_core.training.progress import MetricsFile, Progress

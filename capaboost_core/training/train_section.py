@@ -26,6 +26,7 @@ class TrainSection:
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 1e-4
+    decay_biases: bool = False
     warmup_ratio: float = 0.1
     warmup_steps: int | None = None
     warmup_lr: float = 1e-6

@@ -53,7 +53,7 @@ class Loop:
     def masked(self, config, name, bits):
         """A dense leaf that holds the packed values, times each mask."""
         dense = torch.zeros(bits.shape, dtype=DOUBLE)
-        dense[bits != 0] = self.layer.get_parameter(name).detach().double()
+        dense[bits != 0] = self.layer.get_parameter(name).detach().double().squeeze(1)
         self.kept[name], self.leaves[name] = bits != 0, dense.requires_grad_()
         return [dense * ((bits >> copy & 1) != 0) for copy in range(config.num_tied)]
 
@@ -67,7 +67,7 @@ class Loop:
 
     def gradient(self, name):
         gradient = self.leaves[name].grad
-        return gradient[self.kept[name]] if name in self.kept else gradient
+        return gradient[self.kept[name]].unsqueeze(1) if name in self.kept else gradient
 
 
 def assert_near(actual, expected, tolerance):
@@ -246,5 +246,5 @@ def test_masked_copies_alone_can_be_differentiated_twice():
     (gradient,) = torch.autograd.grad(tied.copies().pow(3).sum(), tied.packed, create_graph=True)
     gradient.sum().backward()
     dense = torch.zeros(2, RANK, IN, dtype=DOUBLE)
-    dense[sum(masks) > 0] = 6 * tied.packed.detach()
-    torch.testing.assert_close(tied.packed.grad, (dense * sum(masks))[sum(masks) > 0], rtol=1e-12, atol=0)
+    dense[sum(masks) > 0] = 6 * tied.packed.detach().squeeze(1)
+    torch.testing.assert_close(tied.packed.grad.squeeze(1), (dense * sum(masks))[sum(masks) > 0], rtol=1e-12, atol=0)

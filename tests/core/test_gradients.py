@@ -18,7 +18,7 @@ def config_of(method, num_tied, kind, groups):
 def dense_and_masks(tied):
     """A dense leaf with the packed values at the kept places, and the d masks, by plain loops."""
     bits, shape = tied.bits.flatten().tolist(), tied.bits.shape
-    values = iter(tied.packed.tolist())
+    values = iter(tied.packed.flatten().tolist())
     dense = torch.tensor([next(values) if entry else 0.0 for entry in bits], dtype=torch.float64).view(shape)
     masks = [
         torch.tensor([float(entry >> copy & 1) for entry in bits], dtype=torch.float64).view(shape)
@@ -29,7 +29,7 @@ def dense_and_masks(tied):
 
 def assert_same_gradient(tied, dense):
     kept = tied.bits != 0
-    torch.testing.assert_close(tied.packed.grad, dense.grad[kept], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(tied.packed.grad.squeeze(1), dense.grad[kept], rtol=1e-10, atol=1e-12)
     assert dense.grad[kept].abs().sum() > 0
 
 

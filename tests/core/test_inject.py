@@ -13,11 +13,8 @@ from capaboost_core import (
     UserError,
     disable,
     inject,
-    merge,
-    merged,
     parameter_counts,
     trainable_parameters,
-    unmerge,
 )
 
 
@@ -88,45 +85,6 @@ def test_counts_by_hand():
     assert parameter_counts(adapted("linear")).trainable == 0
     full = parameter_counts(adapted("full"))
     assert (full.trainable, full.percent) == (full.total, 100)
-
-
-def test_merge_is_exact_and_unmerge_restores_every_bit():
-    model = randomise(adapted(alpha=8)).eval()
-    out, weights = model(X), {k: v.clone() for k, v in model.state_dict().items()}
-    merge(merge(model))
-    assert not torch.equal(model.first.weight, weights["first.weight"])
-    torch.testing.assert_close(model(X), out, rtol=1e-5, atol=1e-5)
-    plain = Net()
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k in plain.state_dict()})
-    torch.testing.assert_close(plain(X), out, rtol=1e-5, atol=1e-5)
-    unmerge(unmerge(model))
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
-    assert torch.equal(model(X), out)
-
-
-def test_merged_holds_within_its_context_only():
-    model = randomise(adapted(alpha=8)).eval()
-    out, weights = model(X), {k: v.clone() for k, v in model.state_dict().items()}
-    with merged(model):
-        assert model.first.merged
-        torch.testing.assert_close(model(X), out, rtol=1e-5, atol=1e-5)
-    assert not model.first.merged
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
-    with pytest.raises(RuntimeError), merged(model):
-        model(X[0, :1])  # one value where the first layer takes 16
-    assert not model.first.merged
-    with merged(merge(model)):
-        pass
-    assert model.first.merged  # as it was before
-    adapter = randomise(adapted("padapter")).eval()
-    out = adapter(X)
-    with merged(adapter):
-        assert torch.equal(adapter(X), out)
-
-
-def test_an_adapter_says_that_it_cannot_be_merged():
-    with pytest.raises(UserError, match="nonlinearity"):
-        merge(adapted("padapter"))
 
 
 def test_base_checkpoint_loads_strictly_but_a_partial_adapter_does_not():

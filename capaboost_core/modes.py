@@ -1,0 +1,115 @@
+"""The modes of an adapted model: as adapted, merged, or as its base; and the way back to a plain model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from capaboost_core.adapted import Adapted
+from capaboost_core.errors import UserError
+from capaboost_core.inject import adapted_layers, injection_of
+from capaboost_core.lora import CapaLinear
+
+LOCK = threading.RLock()  # threads that evaluate one model share its layers' counts
+
+
+@contextmanager
+def disable(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the context the model computes as its base (with the trained head), merged or not."""
+    layers = adapted_layers(model)
+    _count_disabled(layers, 1)
+    try:
+        yield model
+    finally:
+        _count_disabled(layers, -1)
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Compute with the sum of each frozen weight and its increment, so that the model runs as fast as its base.
+
+    The sums are kept beside the frozen weights, which stay as they are: the state dict of a merged model is that
+    of the unmerged one, and `load_state_dict` merges anew what it loads. A training step is refused until
+    `unmerge`; in evaluation gradients reach the input but not the increments. For plain layers that hold the
+    sums see `unload`.
+
+    Raises:
+        UserError: If the method is an adapter or a prefix, whose nonlinearity no weight can hold, or the weights
+            are sharded over processes. No layer is merged then.
+    """
+    layers = _mergeable_layers(model)
+    with LOCK:
+        for layer in layers:
+            layer.merge()
+    return model
+
+
+def unmerge(model: nn.Module) -> nn.Module:
+    """Undo `merge`."""
+    layers = _mergeable_layers(model)
+    with LOCK:
+        for layer in layers:
+            layer.unmerge()
+    return model
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the context what can be merged is: evaluation at the speed of the base model.
+
+    Layers that cannot be merged stay as they are. Contexts may be nested, and overlap in several threads.
+    """
+    layers = [layer for layer in adapted_layers(model) if isinstance(layer, CapaLinear) and not _sharded(layer)]
+    entered = []
+    try:
+        for layer in layers:
+            with LOCK:
+                layer.count_merging(1)
+            entered.append(layer)
+        yield model
+    finally:
+        with LOCK:
+            for layer in entered:
+                layer.count_merging(-1)
+
+
+def unload(model: nn.Module) -> nn.Module:
+    """Merge for good: plain layers with the increments in their weights, and no adapter any more.
+
+    The state dict then loads strictly into the plain model (with the trained head), and another adapter can be
+    injected. What `inject` froze stays frozen.
+
+    Raises:
+        UserError: As for `merge`. The model is then as it was.
+    """
+    plain = {layer.path: layer.plain() for layer in _mergeable_layers(model)}
+    for path, layer in plain.items():
+        model.set_submodule(path, layer)
+    del model.capaboost
+    return model
+
+
+def _count_disabled(layers: list[Adapted], change: int) -> None:
+    with LOCK:
+        for layer in layers:
+            layer.disabled += change
+
+
+def _mergeable_layers(model: nn.Module) -> list[CapaLinear]:
+    method = injection_of(model).config.method
+    layers = adapted_layers(model)
+    if not all(isinstance(layer, CapaLinear) for layer in layers):
+        raise UserError(f"{method} has a nonlinearity and cannot be merged into a weight; run it as it is")
+    if any(map(_sharded, layers)):
+        raise UserError(
+            "the weights are sharded over processes and cannot be merged; "
+            "save_adapter, then load_adapter into a whole base model and merge that"
+        )
+    return layers
+
+
+def _sharded(layer: CapaLinear) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in layer.parameters())

@@ -1,0 +1,112 @@
+"""What trains is what is said, whatever the model's head; and what a folder holds is loaded, or refused by name."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    Trainer,
+    TrainingArguments,
+)
+
+from capaboost_core import UserError, parameter_counts
+from capaboost_core import trainable_parameters as trainable
+from capaboost_text import from_pretrained, inject
+
+from .tiny_encoder import save_encoder
+
+SIZE = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+BERT = BertConfig(**SIZE)
+DISTILBERT = DistilBertConfig(vocab_size=99, dim=32, n_layers=2, n_heads=2, hidden_dim=48)
+MODERNBERT = ModernBertConfig(**SIZE, global_attn_every_n_layers=1, pad_token_id=0)
+LLAMA = LlamaConfig(**SIZE)
+EXPLICIT = {"targets": ["q_proj", "v_proj"], "r": 4}
+WITHOUT_HEAD = {
+    "bert": (AutoModel, BERT, {"r": 4}),
+    "distilbert": (AutoModel, DISTILBERT, {"r": 4}),
+    "modernbert": (AutoModel, MODERNBERT, {"r": 4}),
+    "bert prefix": (AutoModel, BERT, {"method": "prefix", "r": 4}),
+    "bert adapter": (AutoModel, BERT, {"method": "padapter", "r": 4}),
+    "bert words": (AutoModelForMaskedLM, BERT, {"r": 4}),
+    "distilbert words": (AutoModelForMaskedLM, DISTILBERT, {"r": 4}),
+    "llama": (AutoModel, LLAMA, EXPLICIT),
+    "llama words": (AutoModelForCausalLM, LLAMA, EXPLICIT),
+}
+
+
+@pytest.mark.hard_case(9, 19)
+@pytest.mark.parametrize(("auto", "config", "settings"), WITHOUT_HEAD.values(), ids=WITHOUT_HEAD)
+def test_without_a_head_of_its_own_a_model_trains_the_additions_alone(auto, config, settings):
+    model = auto.from_config(config)
+    total = sum(p.numel() for p in model.parameters())
+    counts = parameter_counts(inject(model, settings))
+    assert all(any(part in name for part in ("lora_", "adapter.", "prefix.")) for name in trainable(model))
+    assert counts.trainable == sum(p.numel() for p in trainable(model).values()) > 0
+    assert (counts.head, counts.total) == (0, total)
+    assert 0 < counts.percent < 100
+
+
+@pytest.mark.hard_case(19)
+def test_the_head_of_a_classifier_trains_and_is_counted():
+    model = AutoModelForSequenceClassification.from_config(LLAMA)
+    counts = parameter_counts(inject(model, EXPLICIT))
+    head = {name for name in trainable(model) if "lora_" not in name}
+    assert head == {"score.weight"}
+    assert counts.head == model.score.weight.numel()
+
+
+@pytest.mark.hard_case(10)
+@pytest.mark.parametrize("arguments", [{}, {"ignore_mismatched_sizes": True}], ids=["", "ignored"])
+def test_other_sizes_within_the_encoder_are_refused_by_name(tmp_path, arguments):
+    folder = save_encoder(tmp_path)
+    with pytest.raises(UserError, match=r"position_embeddings.weight is \(64, 32\).*\(1024, 32\)") as caught:
+        from_pretrained(folder, num_labels=2, max_position_embeddings=1024, **arguments)
+    assert "ignore_mismatched_sizes" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.hard_case(10)
+def test_a_head_of_another_size_is_refused_unless_a_fresh_one_is_asked_for(tmp_path):
+    encoder = AutoModelForSequenceClassification.from_pretrained(save_encoder(tmp_path / "base"), num_labels=3)
+    encoder.save_pretrained(tmp_path / "three")
+    with pytest.raises(UserError, match=r"classifier.bias is \(3,\).*ignore_mismatched_sizes=True"):
+        from_pretrained(tmp_path / "three", num_labels=2)
+    model = from_pretrained(tmp_path / "three", num_labels=2, ignore_mismatched_sizes=True)
+    assert model.classifier.out_features == 2
+    assert torch.equal(from_pretrained(tmp_path / "three").classifier.weight, encoder.classifier.weight)
+
+
+@pytest.mark.hard_case(7)
+@pytest.mark.parametrize("method", ["capaboost-lora", "capaboost-padapter", "capaboost-prefix"])
+def test_an_adapted_model_that_save_pretrained_wrote_is_refused(tmp_path, method):
+    adapted = from_pretrained(save_encoder(tmp_path / "base"), capaboost=method)
+    adapted.save_pretrained(tmp_path / "adapted")
+    with pytest.raises(UserError, match=r"packed; save adapted models with save_adapter"):
+        from_pretrained(tmp_path / "adapted", capaboost=method)
+
+
+@pytest.mark.hard_case(35)
+def test_layers_of_gpt2_are_refused_by_their_class():
+    model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
+    message = r"transformer\.h\.0\.attn\.c_attn is a transformers\.pytorch_utils\.Conv1D, and only nn\.Linear"
+    with pytest.raises(UserError, match=message):
+        inject(model, {"targets": ["c_attn"]})
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(UserError, match="no target table for gpt2"):
+        inject(model, "lora")
+
+
+@pytest.mark.hard_case(20)
+def test_trainer_decays_packed_weights_and_no_bias(tmp_path):
+    for settings in ({"r": 4}, {"method": "hadapter", "r": 4}):
+        model = inject(AutoModelForSequenceClassification.from_config(BERT), settings)
+        trainer = Trainer(model, TrainingArguments(tmp_path, report_to=[], use_cpu=True))
+        decayed = set(trainer.get_decay_parameter_names(model)) & trainable(model).keys()
+        assert decayed == {name for name, p in trainable(model).items() if p.ndim > 1}

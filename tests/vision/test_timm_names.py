@@ -1,0 +1,73 @@
+"""timm's other ways to name, wrap and export a model, with an adapter: they work, or one line says what to do."""
+
+import pytest
+import timm
+import torch
+from timm.models._hub import save_for_hf
+from timm.utils.onnx import onnx_export
+from torch import nn
+
+from capaboost_core import PRESETS, UserError, load_adapter, save_adapter, trainable_parameters
+from capaboost_vision.pretrained import create_model
+from capaboost_vision.vtab_run import ModelSection
+
+NAME = "vit_tiny_patch16_224"
+SMALL = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def adapted():
+    torch.manual_seed(0)
+    model = timm.create_model(NAME, num_classes=5, capaboost="capaboost-lora", **SMALL).eval()
+    for parameter in trainable_parameters(model).values():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.hard_case(16)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_onnx_export_of_timm_writes_the_adapted_model(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, file = adapted(), str(tmp_path / "model.onnx")
+    expected = model(X).detach()
+    onnx_export(model, file, example_input=X)
+    session = onnxruntime.InferenceSession(file)
+    (output,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.hard_case(35)
+def test_features_only_is_refused_in_a_line_before_the_model_is_made():
+    with pytest.raises(UserError, match=r"features_only=True .* model\.forward_intermediates\(x\)"):
+        timm.create_model(NAME, features_only=True, capaboost="capaboost-lora", **SMALL)
+    assert timm.create_model(NAME, features_only=True, out_indices=1, **SMALL)(X)
+    assert len(adapted().forward_intermediates(X, intermediates_only=True)) == 2
+
+
+@pytest.fixture
+def folder(tmp_path):
+    base = timm.create_model(NAME, num_classes=5, **SMALL)
+    save_for_hf(base, tmp_path / "model", model_args=SMALL)
+    return base, tmp_path / "model"
+
+
+@pytest.mark.hard_case(35)
+def test_a_model_from_a_folder_takes_an_adapter(folder, tmp_path):
+    base, path = folder
+    model = timm.create_model(f"local-dir:{path}", pretrained=True, capaboost="capaboost-lora")
+    assert torch.equal(model.eval()(X), base.eval()(X))
+    save_adapter(model, tmp_path / "adapter")
+    load_adapter(timm.create_model(f"local-dir:{path}", pretrained=True), tmp_path / "adapter")
+    section = ModelSection(name=f"local-dir:{path}", pretrained=True)
+    assert create_model(section, 5, PRESETS["capaboost-lora"]).capaboost.base_model == NAME
+
+
+@pytest.mark.hard_case(35)
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("name", ["hf-hub:timm/no-such", "hf_hub:timm/no-such", "local-dir:nowhere", "hub:x/y"])
+def test_names_that_cannot_be_had_are_one_line(name, pretrained, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=name.split("/")[0]) as caught:
+        create_model(ModelSection(name=name, pretrained=pretrained), 5, PRESETS["capaboost-lora"])
+    assert "\n" not in str(caught.value)
