@@ -12,8 +12,9 @@ from capaboost_core.inject import (
     trainable_parameters,
     unmerge,
 )
+from capaboost_core.loading import load_adapter
 from capaboost_core.plan import Plan, Target
-from capaboost_core.state import load_adapter, save_adapter
+from capaboost_core.state import save_adapter
 
 __all__ = [
     "PRESETS",

@@ -69,7 +69,7 @@ DAMAGE = [
     (lambda folder: (folder / "adapter_config.json").write_text("{}"), "no capaboost"),
     (edit(format="peft"), "no capaboost"),
     (edit(base_model="ViT"), "trained on ViT"),
-    (edit(mask_checksum="0"), "masks"),
+    (edit(mask_checksum="0"), "different adapters"),
     (edit(config={"seed": 1}), "masks"),
     (edit(config={"r": 8}), "masks"),
     (edit(config={"rank": 8}), "unknown adapter setting"),
