@@ -78,9 +78,7 @@ def _check_size(injection: Injection, adapter: Adapter) -> None:
     for target in injection.plan.targets if config.method in LAYERS else ():
         sizes = [t.numel() for name, t in adapter.tensors.items() if name.startswith(f"{target.path}.")]
         if config.r * config.density > max(sizes, default=0) + 1:
-            raise UserError(
-                f"{adapter.folder}: r is {config.r}, but {WEIGHTS} holds less of {target.path}; it is damaged"
-            )
+            raise UserError(f"{adapter.folder} is damaged: r is {config.r}, but {WEIGHTS} holds less of {target.path}")
 
 
 def _extra(adapter: Adapter, other: dict[str, nn.Parameter]) -> tuple[str, ...]:
