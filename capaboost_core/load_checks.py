@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,25 +11,22 @@ from capaboost_core.adapted import Adapted
 from capaboost_core.adapter_file import CONFIG, Adapter
 from capaboost_core.base_model import DifferentBaseWarning, differing, same_name
 from capaboost_core.errors import UserError
-from capaboost_core.inject import Injection, adapted_layers, base_name, mask_checksum
+from capaboost_core.inject import adapted_layers, base_name, mask_checksum
 from capaboost_core.plan import Plan
 from capaboost_core.state import check_complete, check_not_meta
 from capaboost_core.wrappers import is_sharded, unwrap
 
 
-def check_name(model: nn.Module, adapter: Adapter) -> None:
-    trained_on, name = adapter.record.base_model, _base_name(model)
-    if same_name(trained_on, name) is False:
-        raise _other_base(adapter, name)
-
-
-def check_adapted(model: nn.Module, injection: Injection, folder: Path) -> None:
-    here = model.capaboost
-    if (here.config, Plan.from_dict(here.plan.to_dict())) != (injection.config, injection.plan):
-        mine, theirs = here.config.to_dict(), injection.config.to_dict()
-        differing = [f"{key}: {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key]]
+def check_adapted(model: nn.Module, adapter: Adapter) -> None:
+    """Refuse an adapted model that is not what the adapter was saved from."""
+    _check_name(model, adapter)
+    here, record = model.capaboost, adapter.record
+    if (here.config, Plan.from_dict(here.plan.to_dict())) != (record.config, record.plan):
+        mine, theirs = here.config.to_dict(), record.config.to_dict()
+        unequal = [f"{key}: {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key]]
         raise UserError(
-            f"{folder} has another configuration ({'; '.join(differing) or 'targets'}); load into a fresh base model"
+            f"{adapter.folder} has another configuration ({'; '.join(unequal) or 'targets'}); load into a fresh base "
+            "model"
         )
     check_not_meta(model)
     if any(getattr(layer, "merged", False) for layer in adapted_layers(model)):
@@ -38,16 +34,18 @@ def check_adapted(model: nn.Module, injection: Injection, folder: Path) -> None:
     check_complete(model, here, adapted_layers(model))
 
 
-def check_base(model: nn.Module, plan: Plan, folder: Path) -> None:
+def check_base(model: nn.Module, adapter: Adapter) -> None:
+    """Refuse a base model, perhaps in a wrapper, that cannot take the adapter."""
     bare = unwrap(model)
-    check_not_meta(bare)
     parallel = any(isinstance(module, DistributedDataParallel) for module in model.modules())
     if parallel or any(map(is_sharded, bare.parameters())):
         raise UserError("the model is parallel already and would not train the adapter; load it before wrapping")
+    _check_name(bare, adapter)
+    check_not_meta(bare)
     try:
-        plan.check(bare)
+        adapter.record.plan.check(bare)
     except UserError as error:
-        raise UserError(f"{folder / CONFIG}: {error}") from error
+        raise UserError(f"{adapter.folder / CONFIG}: {error}") from error
 
 
 def check_record(adapter: Adapter, layers: dict[str, Adapted]) -> None:
@@ -75,6 +73,11 @@ def check_weights(model: nn.Module, adapter: Adapter, saved: dict[str, nn.Parame
             DifferentBaseWarning,
             stacklevel=3,
         )
+
+
+def _check_name(model: nn.Module, adapter: Adapter) -> None:
+    if same_name(adapter.record.base_model, name := _base_name(model)) is False:
+        raise _other_base(adapter, name)
 
 
 def _other_base(adapter: Adapter, name: str) -> UserError:

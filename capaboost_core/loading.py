@@ -11,7 +11,7 @@ from capaboost_core.adapted import Adapted
 from capaboost_core.adapter_file import CONFIG, WEIGHTS, Adapter, read_adapter
 from capaboost_core.errors import UserError
 from capaboost_core.inject import LAYERS, Injection, adapted_layers, attach, build
-from capaboost_core.load_checks import check_adapted, check_base, check_name, check_record, check_weights
+from capaboost_core.load_checks import check_adapted, check_base, check_record, check_weights
 from capaboost_core.rollback import undone_on_error
 from capaboost_core.state import check_finite, parts
 from capaboost_core.wrappers import copy_whole, unwrap
@@ -35,11 +35,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     adapter, bare = read_adapter(Path(folder)), unwrap(model)
     record, adapted = adapter.record, hasattr(bare, "capaboost")
     injection = Injection(record.config, record.plan, record.base_model)
-    check_name(bare, adapter)
     if adapted:
-        check_adapted(bare, injection, adapter.folder)
+        check_adapted(bare, adapter)
     else:
-        check_base(model, injection.plan, adapter.folder)
+        check_base(model, adapter)
     layers = {layer.path: layer for layer in adapted_layers(bare)} if adapted else _build(bare, injection, adapter)
     check_record(adapter, layers)
     parameters, other = parts(bare, injection, layers)

@@ -1,7 +1,12 @@
 """Adapter files come back exactly, from any wrapper: what is saved follows the plan, and is never unfit."""
 
 import copy
+import os
+import socket
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import timm.utils
@@ -14,6 +19,7 @@ from capaboost_core.base_model import DifferentBaseWarning
 from tests.core.adapter_case import CONFIG, WEIGHTS, contents, edit_record, edit_tensors, fresh_base, saved
 from tests.core.test_inject import X, adapted, randomise
 
+ROOT = Path(__file__).parents[2]
 METHODS = ["lora", "padapter", "hadapter", "linear", "full"]
 
 
@@ -213,3 +219,15 @@ def test_packed_entries_load_as_a_list_or_a_column(tmp_path, stored, held):
     load_adapter(other, tmp_path)
     for name, parameter in trainable_parameters(other).items():
         assert torch.equal(parameter.flatten(), model.get_parameter(name).flatten()), name
+
+
+@pytest.mark.hard_case("messages")
+def test_two_sharded_processes_save_the_file_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    command += ["-m", "tests.core.sharded_save", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert run.stdout.count("done") == 2, run.stderr
