@@ -3,9 +3,10 @@
 from capaboost_core.config import PRESETS, CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
 from capaboost_core.inject import ParameterCounts, inject, parameter_counts, trainable_parameters
+from capaboost_core.loading import load_adapter
 from capaboost_core.modes import disable, merge, merged, unload, unmerge
 from capaboost_core.plan import Plan, Target
-from capaboost_core.state import load_adapter, save_adapter
+from capaboost_core.state import save_adapter
 
 __all__ = [
     "PRESETS",

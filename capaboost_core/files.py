@@ -1,22 +1,97 @@
 """Files that are whole or not there."""
 
+from __future__ import annotations
+
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from capaboost_core.errors import UserError
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file beside `path`, bring it to the disk, and put it in the place of `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "wb") as file:
+Write = Callable[[BinaryIO], object]
+ADVICE = {
+    "read": "choose a path that you may read",
+    "write": "choose a folder that you may write to, with enough space",
+}
+
+
+def write_atomically(path: Path, write: Write) -> None:
+    """Let `write` fill a file beside `path`, bring it to the disk, and put it in the place of `path`.
+
+    Raises:
+        UserError: If that cannot be; the old file is then as it was, and nothing lies beside it.
+    """
+    write_together({path: write})
+
+
+def write_together(files: dict[Path, Write]) -> None:
+    """Write several files of one folder: all are whole on the disk before the first takes its place.
+
+    They take their places in the order given. After a kill between two of these steps the later files still
+    lie there whole, under the name that `partial_of` gives.
+
+    Raises:
+        UserError: If a file cannot be written; the old files are then as they were, and nothing lies beside them.
+    """
+    folder = next(iter(files)).parent
+    placed = False
+    with explained("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for path, write in files.items():
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, f"{path.name} is a folder")
+                _fill(partial_of(path), write)
+            for path in files:
+                os.replace(partial_of(path), path)
+                placed = True
+        except BaseException:
+            for path in () if placed else files:
+                with suppress(OSError):
+                    partial_of(path).unlink(missing_ok=True)
+            raise
+        _sync_folder(folder)
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file lies until it is whole."""
+    return path.with_name(f"{path.name}.partial")
+
+
+@contextmanager
+def explained(verb: str, path: Path) -> Iterator[None]:
+    """Turn an error of the operating system, such as a full disk or a read-only folder, into a line.
+
+    Args:
+        verb: What was tried: read or write.
+        path: The file or folder that the line names.
+
+    Raises:
+        UserError: In place of the OSError.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides the file's own error
+        if not isinstance(cause, OSError):
+            raise
+        reason = "it is a file or a dangling link" if isinstance(cause, FileExistsError) else cause.strerror or cause
+        raise UserError(f"cannot {verb} {path}: {reason}; {ADVICE[verb]}") from error
+
+
+def _fill(path: Path, write: Write) -> None:
+    with open(path, "wb") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name, too, outlives a power cut
+        os.fsync(folder)  # the new names, too, outlive a power cut
     finally:
         os.close(folder)

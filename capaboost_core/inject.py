@@ -15,6 +15,7 @@ from capaboost_core.lora import CapaLinear
 from capaboost_core.masks import checksum
 from capaboost_core.plan import Plan, in_prefix, plan_suffixes
 from capaboost_core.prefix import ATTENTIONS
+from capaboost_core.wrappers import named_parameters, unwrap
 
 ADAPTERS = {nn.Linear: AdapterLinear, nn.LayerNorm: AdapterNorm}
 LAYERS = {"lora": {nn.Linear: CapaLinear}, "padapter": ADAPTERS, "hadapter": ADAPTERS, "prefix": ATTENTIONS}
@@ -105,7 +106,7 @@ def adapted_layers(model: nn.Module) -> list[Adapted]:
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All trainable parameters by name, the head's included: what an optimizer gets and a file holds."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in named_parameters(model).items() if parameter.requires_grad}
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
@@ -136,6 +137,7 @@ def injection_of(model: nn.Module) -> Injection:
     Raises:
         UserError: If there is none.
     """
+    model = unwrap(model)
     if not hasattr(model, "capaboost"):
         raise UserError("the model has no adapter; call inject(model, config) first")
     return model.capaboost
@@ -169,7 +171,7 @@ def _plan_explicit(model: nn.Module, config: CapaBoostConfig) -> Plan:
 
 
 def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
-    return {n: p for n, p in model.named_parameters() if any(in_prefix(n, prefix) for prefix in plan.head)}
+    return {n: p for n, p in named_parameters(model).items() if any(in_prefix(n, prefix) for prefix in plan.head)}
 
 
 def _accept_base_checkpoint(model: nn.Module, state: dict, prefix: str, *_) -> None:

@@ -10,6 +10,8 @@ from torch import nn
 
 from capaboost_core.errors import UserError
 
+SWITCHES = ("qkv_bias_separate",)  # of timm's BEiT, EVA and SwinV2
+
 
 @dataclass(frozen=True)
 class Target:
@@ -44,13 +46,76 @@ class Plan:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Plan:
-        """Read back `to_dict`, also after JSON made lists of its tuples."""
-        targets = tuple(
-            Target(t["path"], None if t["slices"] is None else tuple((a, b) for a, b in t["slices"]))
-            for t in values["targets"]
-        )
-        return cls(targets, tuple(values["head"]), tuple((a, b) for a, b in values["switches"]))
+    def from_dict(cls, values: Any) -> Plan:
+        """Read back `to_dict`, also after JSON made lists of its tuples.
+
+        Raises:
+            UserError: If a value is missing or of another type, a target is there twice, or its slices are no
+                ranges in rising order.
+        """
+        if not isinstance(values, dict) or not {"targets", "head", "switches"} <= values.keys():
+            raise UserError("plan must hold targets, head and switches")
+        targets = tuple(_read_target(value) for value in _sequence("plan.targets", values["targets"]))
+        names("plan.targets", [target.path for target in targets])
+        switches = [names("plan.switches", value) for value in _sequence("plan.switches", values["switches"])]
+        if any(len(switch) != 2 for switch in switches):
+            raise UserError("plan.switches must be pairs of a module path and an attribute")
+        return cls(targets, names("plan.head", values["head"]), tuple(switches))
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a plan that is not one for the model.
+
+        Raises:
+            UserError: If a path does not exist, a slice ends outside its layer, or a switch is none that a model
+                needs (`qkv_bias_separate`).
+        """
+        modules = dict(model.named_modules())
+        known = modules.keys() | {name for name, _ in model.named_parameters()}
+        for target in self.targets:
+            if target.path not in modules:
+                raise UserError(f"the model has no {target.path!r}, which plan.targets names")
+            width = getattr(modules[target.path], "out_features", 0)
+            if target.slices and target.slices[-1][1] > width:
+                raise UserError(f"plan.targets: slices of {target.path!r} end outside its {width} outputs")
+        for prefix in self.head:
+            if prefix not in known:
+                raise UserError(f"the model has no {prefix!r}, which plan.head names")
+        for path, attribute in self.switches:
+            if attribute not in SWITCHES or not isinstance(getattr(modules.get(path), attribute, None), bool):
+                raise UserError(f"plan.switches may set {', '.join(SWITCHES)} only, not {attribute!r} of {path!r}")
+
+
+def names(key: str, values: Any) -> tuple[str, ...]:
+    """A list of distinct names.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    values = _sequence(key, values)
+    if not all(isinstance(value, str) and value for value in values) or len({*values}) < len(values):
+        raise UserError(f"{key} must be a list of distinct names")
+    return tuple(values)
+
+
+def _sequence(key: str, values: Any) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(values, (list, tuple)):
+        raise UserError(f"{key} must be a list")
+    return values
+
+
+def _read_target(values: Any) -> Target:
+    if not isinstance(values, dict) or not {"path", "slices"} <= values.keys():
+        raise UserError("plan.targets must each hold a path and slices")
+    (path,) = names("plan.targets: path", [values["path"]])
+    if values["slices"] is None:
+        return Target(path)
+    slices = tuple(tuple(_sequence("slices", pair)) for pair in _sequence("slices", values["slices"]))
+    bounds = [bound for pair in slices for bound in pair]
+    pairs = bool(slices) and all(len(pair) == 2 for pair in slices) and all(type(bound) is int for bound in bounds)
+    rising = pairs and bounds[0] >= 0 and all(start < stop for start, stop in slices)
+    if not rising or sorted(bounds) != bounds:
+        raise UserError(f"plan.targets: slices of {path!r} must be (start, stop) in rising order, without overlap")
+    return Target(path, slices)
 
 
 def has_suffix(path: str, suffix: str) -> bool:

@@ -1,164 +1,119 @@
-"""Adapter files: what was trained, the head included, and the seed from which its masks come again."""
+"""Save what an adapter has trained."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.config import CapaBoostConfig
+from capaboost_core.adapter_file import CONFIG, WEIGHTS, write_adapter
+from capaboost_core.base_model import fingerprint, gathered
 from capaboost_core.errors import UserError
-from capaboost_core.inject import (
-    Injection,
-    adapted_layers,
-    attach,
-    base_name,
-    build,
-    injection_of,
-    mask_checksum,
-    trainable_parameters,
-)
-from capaboost_core.plan import Plan, in_prefix
-from capaboost_core.tied import column
+from capaboost_core.inject import LAYERS, Injection, adapted_layers, injection_of, mask_checksum
+from capaboost_core.plan import in_prefix
+from capaboost_core.record import FORMAT, Record
+from capaboost_core.wrappers import clean, is_sharded, named_parameters, unwrap
 
-WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
-FORMAT = "capaboost-1"
+__all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
-    """Write `adapter.safetensors` and `adapter_config.json`, each complete or not at all.
+    """Write `adapter.safetensors` and `adapter_config.json`.
 
-    The first holds every trained parameter under its name in the model, the second the configuration,
-    the plan, the base model's name and the masks' checksum. Masks themselves are not stored.
+    The first holds the additions, the head and all else that is trainable, each parameter under its name in the bare
+    model, whether or not they are frozen at the moment; for method `full` every parameter. The second holds the
+    configuration, the plan, the base model's name and a fingerprint of its frozen weights, and checksums. Masks are
+    not stored. Equal adapters give equal files.
+
+    After a kill at any moment the folder holds the adapter that it held or the new one. A compiled, parallel or
+    averaged model is seen through. If its parameters are sharded (FSDP2), all processes must call this together: they
+    gather the values, the first writes, and all return, or raise, when it has.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: If the model has no adapter.
+        UserError: If the model has no adapter or only a part of it, a value is not finite, or the folder cannot be
+            written. Nothing is written then.
     """
-    injection = injection_of(model)
-    record = {
-        "format": FORMAT,
-        "base_model": injection.base_model,
-        "config": injection.config.to_dict(),
-        "plan": injection.plan.to_dict(),
-        "mask_checksum": mask_checksum(adapted_layers(model)),
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in trainable_parameters(model).items()}
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file(tensors, partial, {"format": FORMAT, "mask_checksum": record["mask_checksum"]})
-    os.replace(partial, folder / WEIGHTS)
-    partial = folder / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(partial, folder / CONFIG)
+    model, folder = unwrap(model), Path(folder)
+    injection, layers = injection_of(model), adapted_layers(model)
+    check_complete(model, injection, layers)
+    parameters, other = parts(model, injection, {layer.path: layer for layer in layers})
+    extra = {name: parameter for name, parameter in other.items() if parameter.requires_grad}
+    parameters |= extra
+    tensors = _values(model, parameters)
+    record = Record(
+        base_model=injection.base_model,
+        config=injection.config,
+        plan=injection.plan,
+        mask_checksum=mask_checksum(layers),
+        extra=tuple(extra),
+        fingerprint=fingerprint(model, parameters),
+    )
+    if any(map(is_sharded, model.parameters())):
+        _write_once(folder, record, tensors)
+    else:
+        write_adapter(folder, record, tensors)
     return folder
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Load an adapter into its base model, or into a model adapted with the same configuration.
+def parts(
+    model: nn.Module, injection: Injection, layers: dict[str, Adapted]
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The parameters that the plan trains, by name, and all others.
 
-    Everything is checked first: on an error the model is as it was.
-
-    Raises:
-        UserError: If a file is missing, truncated or foreign, or belongs to another base model,
-            configuration, head size or set of masks.
+    Args:
+        model: An adapted model or its base.
+        injection: What is or will be adapted.
+        layers: The adapted layers by path, also while the model does not hold them yet.
     """
-    folder = Path(folder)
-    record = _read_record(folder)
-    injection = Injection(
-        CapaBoostConfig.from_dict(record["config"]), Plan.from_dict(record["plan"]), record["base_model"]
-    )
-    adapted = hasattr(model, "capaboost")
-    _check_model(model, injection, folder)
-    layers = {layer.path: layer for layer in adapted_layers(model)} if adapted else _build(model, injection)
-    if mask_checksum(list(layers.values())) != record["mask_checksum"]:
-        raise UserError(f"{folder}: the masks made from its seed differ from those it was trained with; it is damaged")
-    tensors = _read_tensors(folder / WEIGHTS, record["mask_checksum"])
-    tensors = {name: column(t) if name.endswith(".packed") else t for name, t in tensors.items()}
-    destinations = _destinations(model, injection, layers)
-    _check_tensors(tensors, destinations, folder)
-    with torch.no_grad():
-        for name, parameter in destinations.items():
-            parameter.copy_(tensors[name])
-    return model if adapted else attach(model, injection, layers)
+    added = {f"{path}.{name}": p for path, layer in layers.items() for name, p in layer.own_parameters().items()}
+    own = {name: p for name, p in named_parameters(model).items() if name not in added}
+    full, head = injection.config.method == "full", injection.plan.head
+    planned = {name: p for name, p in own.items() if full or any(in_prefix(name, prefix) for prefix in head)}
+    return added | planned, {name: p for name, p in own.items() if name not in planned}
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / CONFIG).read_text())
-    except OSError as error:
-        raise UserError(f"{folder} holds no {CONFIG}; give a folder that save_adapter wrote") from error
-    except ValueError as error:
-        raise UserError(f"{folder / CONFIG} is not JSON; it is damaged, save the adapter again") from error
-    keys = {"base_model", "config", "plan", "mask_checksum"}
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not keys <= record.keys():
-        raise UserError(f"{folder / CONFIG} is no {FORMAT} adapter; give a folder that save_adapter wrote")
-    return record
+def check_complete(model: nn.Module, injection: Injection, layers: list[Adapted]) -> None:
+    """Refuse to save a part for the whole."""
+    wanted = {target.path for target in injection.plan.targets} if injection.config.method in LAYERS else set()
+    found = {clean(path) for path, module in model.named_modules() if isinstance(module, Adapted)}
+    for path in sorted((wanted ^ found) | (wanted ^ {layer.path for layer in layers})):
+        raise UserError(f"{path} is not as inject left it; save the model that inject returned, with all its layers")
 
 
-def _build(model: nn.Module, injection: Injection) -> dict[str, Adapted]:
-    state = torch.get_rng_state()  # the initial values are overwritten: leave the caller's stream alone
-    layers = build(model, injection.config, injection.plan)
-    torch.set_rng_state(state)
-    return layers
+def check_not_meta(model: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UserError("the model is on the meta device and has no values; call to_empty and load its weights first")
 
 
-def _check_model(model: nn.Module, injection: Injection, folder: Path) -> None:
-    if PurePath(base_name(model)).name != PurePath(injection.base_model).name:  # a copy in another folder will do
-        raise UserError(
-            f"{folder} was trained on {injection.base_model}, but the model is {base_name(model)}; load that one"
-        )
-    if not hasattr(model, "capaboost"):
-        return
-    if (model.capaboost.config, model.capaboost.plan) != (injection.config, injection.plan):
-        mine, theirs = model.capaboost.config.to_dict(), injection.config.to_dict()
-        differing = [f"{key}: {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key]]
-        raise UserError(
-            f"{folder} has another configuration ({'; '.join(differing) or 'targets'}); load into a fresh base model"
-        )
-    if any(getattr(layer, "merged", False) for layer in adapted_layers(model)):
-        raise UserError("the model is merged; call unmerge(model) before load_adapter")
+def check_finite(name: str, tensor: Tensor, advice: str) -> None:
+    if not tensor.isfinite().all():
+        raise UserError(f"{name} holds values that are not finite; {advice}")
 
 
-def _read_tensors(path: Path, mask_checksum: str) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            stored = (file.metadata() or {}).get("mask_checksum")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is missing or truncated; copy or save the adapter again") from error
-    if stored != mask_checksum:
-        raise UserError(f"{path} and {CONFIG} belong to different adapters; copy both files of one adapter")
+def _values(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The values to save."""
+    if not parameters:
+        raise UserError("the model has nothing that is trained; its head or its layers were removed after inject")
+    check_not_meta(model)
+    values_of = gathered(model)
+    tensors = {name: values_of(parameter).cpu().contiguous() for name, parameter in parameters.items()}
+    for name, tensor in tensors.items():
+        check_finite(name, tensor, "nothing was saved; go back to values from before the training diverged")
     return tensors
 
 
-def _destinations(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> dict[str, nn.Parameter]:
-    added = {f"{path}.{n}": p for path, layer in layers.items() for n, p in layer.own_parameters().items()}
-    own = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if injection.config.method == "full" or any(in_prefix(name, prefix) for prefix in injection.plan.head)
-    }
-    return own | added
-
-
-def _check_tensors(tensors: dict[str, Tensor], wanted: dict[str, nn.Parameter], folder: Path) -> None:
-    for name in sorted(tensors.keys() ^ wanted.keys()):
-        where = "lacks" if name in wanted else "has besides"
-        raise UserError(f"{folder / WEIGHTS} {where} {name}; it belongs to another model")
-    for name, parameter in wanted.items():
-        if tensors[name].shape != parameter.shape:
-            raise UserError(
-                f"{folder / WEIGHTS}: {name} is {tuple(tensors[name].shape)}, the model's is "
-                f"{tuple(parameter.shape)}; create the model with the same num_classes"
-            )
+def _write_once(folder: Path, record: Record, tensors: dict[str, Tensor]) -> None:
+    """Write on the first process; all return, or raise, when it has."""
+    failure = [None]
+    if distributed.get_rank() == 0:
+        try:
+            write_adapter(folder, record, tensors)
+        except UserError as error:
+            failure = [str(error)]
+    distributed.broadcast_object_list(failure)
+    if failure[0]:
+        raise UserError(failure[0])

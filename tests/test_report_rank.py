@@ -96,8 +96,8 @@ def truncated(folder):
     path.write_bytes(path.read_bytes()[:-9])
 
 
-WRONG = {no_adapter: "holds no sound", padapter: "padapter adds no increment", foreign_base: "nowhere/no_vit",
-         truncated: "holds no sound"}  # fmt: skip
+WRONG = {no_adapter: "save_adapter wrote", padapter: "padapter adds no increment", foreign_base: "nowhere/no_vit",
+         truncated: "truncated"}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", WRONG)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
 
 import timm
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig
 
 import capaboost_vision.backbone  # noqa: F401  registers the embedded backbone
 from capaboost_core import UserError, load_adapter
+from capaboost_core.adapter_file import Adapter, read_adapter
+from capaboost_core.base_model import DifferentBaseWarning
 from capaboost_core.plan import in_prefix
-from capaboost_core.state import CONFIG, WEIGHTS
 from capaboost_text.encoders import HEADS
 
 Shapes = dict[str, tuple[int, ...]]
@@ -27,22 +27,27 @@ def load_saved(folder: Path) -> nn.Module:
     Raises:
         UserError: If the folder holds no sound adapter, or its base cannot be built here.
     """
-    name, head = _read(folder)
+    adapter = read_adapter(folder)
+    name, head = adapter.record.base_model, _head(adapter)
     labels = min((shape[0] for shape in head.values() if len(shape) == 2), default=0)
-    base = timm.create_model(name, num_classes=labels) if timm.is_model(name) else _encoder(name, head, labels)
-    return load_adapter(base, folder)
+    base = _timm_model(name, labels) if timm.is_model(name) else _encoder(name, head, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DifferentBaseWarning)  # the weights are random on purpose
+        return load_adapter(base, folder)
 
 
-def _read(folder: Path) -> tuple[str, Shapes]:
-    """The base model's name, and the shapes of the saved head."""
+def _head(adapter: Adapter) -> Shapes:
+    """Names and shapes of the saved head."""
+    prefixes = adapter.record.plan.head
+    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
+    return {name: shape for name, shape in shapes.items() if any(in_prefix(name, prefix) for prefix in prefixes)}
+
+
+def _timm_model(name: str, labels: int) -> nn.Module:
     try:
-        record = json.loads((folder / CONFIG).read_text())
-        prefixes, name = record["plan"]["head"], str(record["base_model"])
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no sound {CONFIG} and {WEIGHTS}; give a saved adapter's folder") from error
-    return name, {key: shape for key, shape in shapes.items() if any(in_prefix(key, prefix) for prefix in prefixes)}
+        return timm.create_model(name, num_classes=labels)
+    except RuntimeError as error:
+        raise UserError(f"timm cannot build {name}: {error}; save the adapter of a model that it knows") from error
 
 
 def _encoder(name: str, head: Shapes, labels: int) -> nn.Module:

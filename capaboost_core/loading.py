@@ -1,0 +1,113 @@
+"""Load an adapter into its base model: check everything, then change the model as a whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from capaboost_core.adapted import Adapted
+from capaboost_core.adapter_file import CONFIG, WEIGHTS, Adapter, read_adapter
+from capaboost_core.errors import UserError
+from capaboost_core.inject import LAYERS, Injection, adapted_layers, attach, build
+from capaboost_core.load_checks import check_adapted, check_base, check_record, check_weights
+from capaboost_core.rollback import undone_on_error
+from capaboost_core.state import check_finite, parts
+from capaboost_core.wrappers import copy_whole, unwrap
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Load an adapter into its base model, or into a model adapted with the same configuration.
+
+    Everything is checked first, and what fails later is undone: on an error the model is as it was. All that was
+    saved is trainable then. Frozen weights other than those that the adapter was trained on give a warning.
+
+    Returns:
+        The model that was given, wrapped as it was.
+
+    Raises:
+        UserError: If a file is missing, damaged or foreign, or belongs to another base model, configuration, head
+            size or set of masks.
+    """
+    adapter, bare = read_adapter(Path(folder)), unwrap(model)
+    record, adapted = adapter.record, hasattr(bare, "capaboost")
+    injection = Injection(record.config, record.plan, record.base_model)
+    if adapted:
+        check_adapted(bare, adapter)
+    else:
+        check_base(model, adapter)
+    layers = {layer.path: layer for layer in adapted_layers(bare)} if adapted else _build(bare, injection, adapter)
+    check_record(adapter, layers)
+    parameters, other = parts(bare, injection, layers)
+    extra = {name: other[name] for name in _extra(adapter, other)}
+    parameters |= extra
+    tensors = _fitting(adapter, parameters)
+    check_weights(bare, adapter, parameters)
+    written = {id(parameter) for parameter in parameters.values()}
+    with undone_on_error(bare, [parameter for parameter in bare.parameters() if id(parameter) in written]):
+        if not adapted:
+            attach(bare, injection, layers)
+        for name, parameter in parameters.items():
+            copy_whole(parameter, tensors[name])
+        for parameter in extra.values():
+            parameter.requires_grad_(True)
+    return model
+
+
+def _build(model: nn.Module, injection: Injection, adapter: Adapter) -> dict[str, Adapted]:
+    _check_size(injection, adapter)
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    try:
+        with torch.random.fork_rng(devices):  # the initial values are overwritten: leave the caller's streams alone
+            return build(model, injection.config, injection.plan)
+    except UserError:
+        raise
+    except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{adapter.folder}: its layers cannot be made ({type(error).__name__}); it is damaged"
+        ) from error
+
+
+def _check_size(injection: Injection, adapter: Adapter) -> None:
+    """A wrong r must not fill the memory: each layer has a weight with r rows, of which a share is in the file."""
+    config = injection.config
+    for target in injection.plan.targets if config.method in LAYERS else ():
+        sizes = [t.numel() for name, t in adapter.tensors.items() if name.startswith(f"{target.path}.")]
+        if config.r * config.density > max(sizes, default=0) + 1:
+            raise UserError(f"{adapter.folder} is damaged: r is {config.r}, but {WEIGHTS} holds less of {target.path}")
+
+
+def _extra(adapter: Adapter, other: dict[str, nn.Parameter]) -> tuple[str, ...]:
+    """Names of the further parameters; older records do not say which, their weights do."""
+    if adapter.record.extra is None:
+        return tuple(name for name in adapter.tensors if name in other)
+    for name in adapter.record.extra:
+        if name not in other:
+            raise UserError(f"{adapter.folder / CONFIG}: the model has no {name!r}, which extra names")
+    return adapter.record.extra
+
+
+def _fitting(adapter: Adapter, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The stored tensors, each with the shape and precision of its parameter."""
+    path, tensors = adapter.folder / WEIGHTS, adapter.tensors
+    for name in sorted(tensors.keys() ^ parameters.keys()):
+        where = "lacks" if name in parameters else "has besides"
+        raise UserError(f"{path} {where} {name}; it belongs to another model")
+    fitting = {}
+    for name, parameter in parameters.items():
+        tensor, shape = tensors[name], parameter.shape
+        if tensor.dtype not in FLOATING:
+            raise UserError(f"{path}: {name} is {tensor.dtype}; save the adapter with floating values")
+        if name.endswith(".packed") and max(tensor.shape, default=0) == tensor.numel() == shape.numel():
+            tensor = tensor.reshape(shape)  # a list of entries is stored as (n,) or (n, 1)
+        if tensor.shape != shape:
+            raise UserError(
+                f"{path}: {name} is {tuple(tensor.shape)}, the model's is {tuple(shape)}; create the model with the "
+                "same num_classes"
+            )
+        fitting[name] = tensor.to(parameter.dtype)
+        check_finite(f"{path}: {name}", fitting[name], "save a sound adapter again")
+    return fitting

@@ -1,0 +1,119 @@
+"""The record of an adapter, `adapter_config.json`: what it says, and that it says it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from capaboost_core.base_model import Fingerprint
+from capaboost_core.config import CapaBoostConfig
+from capaboost_core.errors import UserError
+from capaboost_core.plan import Plan, names
+
+FORMAT = "capaboost-1"
+REQUIRED = {"base_model", "config", "plan", "mask_checksum"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an adapter file says besides its weights; None stands for what older files do not say.
+
+    Attributes:
+        base_model: Name of the model that it was trained on.
+        config: The adapter's configuration.
+        plan: What was adapted.
+        mask_checksum: SHA-256 of all masks.
+        extra: Names of further parameters that were trained and are saved.
+        fingerprint: That of the frozen weights.
+        weights_sha256: SHA-256 of `adapter.safetensors`.
+        intact: Whether nobody has changed the record since it was written.
+    """
+
+    base_model: str
+    config: CapaBoostConfig
+    plan: Plan
+    mask_checksum: str
+    extra: tuple[str, ...] | None = None
+    fingerprint: Fingerprint | None = None
+    weights_sha256: str | None = None
+    intact: bool = True
+
+    def to_json(self) -> str:
+        """The text of the file; equal records have equal texts."""
+        values = {
+            "format": FORMAT,
+            "base_model": self.base_model,
+            "config": self.config.to_dict(),
+            "plan": self.plan.to_dict(),
+            "mask_checksum": self.mask_checksum,
+            "extra": list(self.extra or ()),
+            "fingerprint": self.fingerprint and self.fingerprint.to_dict(),
+            "weights_sha256": self.weights_sha256,
+        }
+        values["checksum"] = _checksum(json.loads(json.dumps(values)))
+        return json.dumps(values, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Read back `to_json`, and what earlier versions wrote.
+
+        Raises:
+            UserError: If the text is no JSON, or not that of a record: a key is missing, a type or value is wrong.
+        """
+        try:
+            return cls._from_values(_parse(text))
+        except RecursionError as error:
+            raise UserError("nested too deeply; it is damaged, save the adapter again") from error
+
+    @classmethod
+    def _from_values(cls, values: Any) -> Record:
+        known = isinstance(values, dict) and values.get("format") == FORMAT
+        if not known or not values.keys() >= REQUIRED:
+            raise UserError(f"no {FORMAT} adapter; give a folder that save_adapter wrote")
+        for key in ("base_model", "mask_checksum"):
+            if not isinstance(values[key], str) or not values[key]:
+                raise UserError(f"{key} must be text; it is damaged, save the adapter again")
+        if not isinstance(values["config"], dict):
+            raise UserError("config must map settings to values; it is damaged, save the adapter again")
+        extra, found, digest = (values.get(key) for key in ("extra", "fingerprint", "weights_sha256"))
+        if not isinstance(digest, str | None):
+            raise UserError("weights_sha256 must be text; it is damaged, save the adapter again")
+        return cls(
+            base_model=values["base_model"],
+            config=CapaBoostConfig.from_dict(values["config"]),
+            plan=Plan.from_dict(values["plan"]),
+            mask_checksum=values["mask_checksum"],
+            extra=None if extra is None else names("extra", extra),
+            fingerprint=None if found is None else Fingerprint.from_dict(found),
+            weights_sha256=digest,
+            intact=values.get("checksum") in (None, _checksum(values)),
+        )
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError("not JSON; it is damaged, save the adapter again") from error
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise UserError(f"{text[:20]} is too large; numbers must be finite")
+    return number
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """SHA-256 of all that a record holds but this."""
+    rest = {key: value for key, value in values.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

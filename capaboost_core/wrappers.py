@@ -1,0 +1,64 @@
+"""Models inside wrappers: a compiled, parallel or averaged model is the model that it wraps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from capaboost_core.errors import UserError
+
+WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
+TIMM_AVERAGES = {"ModelEmaV2", "ModelEmaV3"}  # by name: the core does not import timm
+INNER = {"_orig_mod", "_checkpoint_wrapped_module"}  # where torch.compile and activation checkpointing keep a module
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile, (Distributed)DataParallel, AveragedModel and timm's ModelEmaV2 and V3.
+
+    Raises:
+        UserError: If the wrapper is FSDP's first version, which keeps flat parameters without names.
+    """
+    while True:
+        names = {cls.__name__ for cls in type(model).__mro__}
+        if "FullyShardedDataParallel" in names:
+            raise UserError("FullyShardedDataParallel hides the parameters; shard with fully_shard (FSDP2) instead")
+        if "_orig_mod" in model._modules:
+            model = model._orig_mod
+        elif isinstance(model, WRAPPERS) or names & TIMM_AVERAGES:
+            model = model.module
+        else:
+            return model
+
+
+def clean(name: str) -> str:
+    """A dotted name without the parts that wrappers of inner modules add."""
+    return ".".join(part for part in name.split(".") if part not in INNER)
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters under the names that they have in the bare model."""
+    return {clean(name): parameter for name, parameter in unwrap(model).named_parameters()}
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which each process holds a part."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The values of a tensor; of a DTensor all of them, gathered from all processes, which must call it together."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def copy_whole(parameter: nn.Parameter, values: Tensor) -> None:
+    """Copy values of the whole shape into a parameter; into a DTensor this process's part of them."""
+    if is_sharded(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
+        values = values.to(parameter.device, parameter.dtype)
+        values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    with torch.no_grad():
+        parameter.copy_(values)

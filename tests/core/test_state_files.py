@@ -1,0 +1,231 @@
+"""Adapter files on the disk: equal, with the usual modes, whole after kills and full disks; errors are one line."""
+
+import builtins
+import json
+import os
+import resource
+import shutil
+import signal
+import stat
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from capaboost_core import UserError, load_adapter, save_adapter
+from capaboost_core.files import write_atomically
+from tests.core.adapter_case import CONFIG, WEIGHTS, contents, edit_record, fresh_base, saved
+from tests.core.test_inject import X, adapted, randomise
+
+
+@pytest.mark.hard_case(33)
+def test_equal_adapters_are_equal_files(tmp_path):
+    model = saved(tmp_path / "0")
+    for i in range(1, 9):
+        save_adapter(model, tmp_path / str(i))
+    load_adapter(other := fresh_base(), tmp_path / "0")
+    save_adapter(other, tmp_path / "loaded")
+    assert all(contents(folder) == contents(tmp_path / "0") for folder in tmp_path.iterdir())
+
+
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_modes_that_umask_gives(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        saved(tmp_path)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+@contextmanager
+def nobody():
+    """As a user who is not root: root may do anything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def shared():
+    """A folder that other users can reach."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_file_that_may_not_be_read_is_said_to_be_so(shared, name):
+    saved(shared / "adapter")
+    (shared / "adapter").chmod(0o755)
+    (shared / "adapter" / name).chmod(0)
+    with nobody(), pytest.raises(UserError, match=f"cannot read .*{name}: Permission denied"):
+        load_adapter(fresh_base(), shared / "adapter")
+
+
+def below_a_file(folder):
+    (folder / "file").touch()
+    return folder / "file" / "adapter"
+
+
+def a_file(folder):
+    (folder / "file").touch()
+    return folder / "file"
+
+
+def dangling_link(folder):
+    (folder / "link").symlink_to(folder / "nowhere")
+    return folder / "link"
+
+
+def record_a_folder(folder):
+    (folder / "adapter" / CONFIG).mkdir(parents=True)
+    return folder / "adapter"
+
+
+FOLDERS = {
+    "below a file": (below_a_file, "Not a directory"),
+    "a file": (a_file, "it is a file or a dangling link"),
+    "a dangling link": (dangling_link, "it is a file or a dangling link"),
+    "a long name": (lambda folder: folder / ("n" * 300), "File name too long"),
+    "below /proc": (lambda folder: Path("/proc/x/adapter"), "No such file"),
+    "a folder for a file": (record_a_folder, "Is a directory|is a folder"),
+}
+
+
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_that_cannot_be_written_are_one_line(tmp_path, case):
+    make, hint = FOLDERS[case]
+    folder = make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=hint) as caught:
+        save_adapter(adapted(), folder)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError):
+        load_adapter(fresh_base(), folder)
+
+
+@pytest.mark.hard_case("messages")
+def test_a_read_only_folder_is_one_line(shared):
+    saved(shared)
+    before = contents(shared)
+    with nobody():
+        with pytest.raises(UserError, match=r"cannot write .*: Permission denied"):
+            save_adapter(adapted(), shared)
+        with pytest.raises(UserError, match=r"cannot write .*: Permission denied"):
+            save_adapter(adapted(), shared / "new")
+    assert contents(shared) == before
+
+
+@pytest.fixture
+def little_space():
+    """Files may not grow beyond 1,000 bytes, as on a full disk."""
+    limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, action)
+
+
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize("write", [torch.save, lambda value, file: file.write(bytes(10_000))])
+def test_a_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path, little_space, write):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UserError, match=r"cannot write .*: File too large"):
+        write_atomically(path, lambda file: write(torch.zeros(10_000), file))
+    assert contents(tmp_path) == {"file": b"old"}
+
+
+@pytest.mark.hard_case("messages")
+def test_a_full_disk_keeps_the_old_adapter(tmp_path, request):
+    model = saved(tmp_path)
+    before = contents(tmp_path)
+    randomise(model)
+    request.getfixturevalue("little_space")
+    with pytest.raises(UserError, match="File too large"):
+        save_adapter(model, tmp_path)
+    assert contents(tmp_path) == before
+
+
+def save_and_die(model, folder, steps):
+    """Save in a process that is killed in place of the step after `steps`; whether it was."""
+    if not (child := os.fork()):
+        done = []
+
+        def counted(call):
+            def step(*args, **options):
+                done.append(call)
+                if len(done) > steps:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*args, **options)
+
+            return step
+
+        builtins.open, os.fsync, os.replace = map(counted, (builtins.open, os.fsync, os.replace))
+        save_adapter(model, folder)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def another():
+    """A model with the same masks, other weights and another scale."""
+    return randomise(randomise(adapted(alpha=3)))
+
+
+def outputs(folder):
+    try:
+        return load_adapter(fresh_base(), folder)(X).tolist()
+    except UserError:
+        return None
+
+
+def test_after_a_kill_at_any_step_the_old_or_the_new_adapter_loads(tmp_path):
+    old = saved(tmp_path / "old")(X).tolist()
+    model = saved(tmp_path / "new", another())
+    new, found = model(X).tolist(), []
+    for step in range(20):
+        shutil.copytree(tmp_path / "old", tmp_path / "over")
+        killed = [save_and_die(model, folder, step) for folder in (tmp_path / "over", tmp_path / "first")]
+        found.append((outputs(tmp_path / "over"), outputs(tmp_path / "first")))
+        if not any(killed):
+            break
+        saved(tmp_path / "over")  # and the next save leaves nothing behind
+        assert sorted(contents(tmp_path / "over")) == [WEIGHTS, CONFIG]
+        shutil.rmtree(tmp_path / "over")
+        shutil.rmtree(tmp_path / "first", ignore_errors=True)
+    over, first = zip(*found, strict=True)
+    turn = over.index(new)
+    assert 0 < turn < len(over) - 1
+    assert list(over) == [old] * turn + [new] * (len(over) - turn)
+    assert list(first) == [None] * turn + [new] * (len(over) - turn)
+
+
+def test_a_stale_partial_record_is_not_taken(tmp_path):
+    model = saved(tmp_path)
+    (tmp_path / f"{CONFIG}.partial").write_text('{"format": "capab')
+    assert outputs(tmp_path) == model(X).tolist()
+    saved(tmp_path / "other", another())
+    shutil.copy(tmp_path / "other" / CONFIG, tmp_path / f"{CONFIG}.partial")
+    assert outputs(tmp_path) == model(X).tolist()
+
+
+def test_files_of_the_first_version_load(tmp_path):
+    """As `capaboost-1` was written before it had checksums, a fingerprint and further parameters."""
+    model = saved(tmp_path)
+    known = {"format", "base_model", "config", "plan", "mask_checksum"}
+    edit_record(tmp_path, lambda record: [record.pop(key) for key in record.keys() - known])
+    assert json.loads((tmp_path / CONFIG).read_text()).keys() == known
+    assert outputs(tmp_path) == model(X).tolist()
