@@ -75,7 +75,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     folder = Path(folder)
     record = _read_record(folder)
     injection = Injection(
-        CapaBoostConfig.from_dict(record["config"]), Plan.from_dict(record["plan"]), record["base_model"]
+        CapaBoostConfig.from_record(record["config"]), Plan.from_dict(record["plan"]), record["base_model"]
     )
     adapted = hasattr(model, "capaboost")
     _check_model(model, injection, folder)
