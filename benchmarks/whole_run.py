@@ -53,7 +53,7 @@ def make_run(options: argparse.Namespace, device: torch.device) -> Run:
     if options.quick:
         images = Subset(images, range(32))
     precision = "bf16" if device.type == "cuda" else "no"
-    train = TrainSection(options.epochs, options.batch, warmup_ratio=0.0, mixed_precision=precision)
+    train = TrainSection(epochs=options.epochs, batch_size=options.batch, warmup_ratio=0.0, mixed_precision=precision)
     return Run(options.model, device, images, decode(images, "decoding"), train)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.wrappers import clean, named_parameters, whole
 
@@ -91,12 +90,6 @@ def same_name(trained_on: str, model: str) -> bool | None:
     return None if names[0].name == names[1].name and 1 in map(len, (n.parts for n in names)) else False
 
 
-def gathered(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function that gives the values of a model's tensor: all of a DTensor's, and without what `merge` added."""
-    merged = {id(layer.weight): layer for layer in model.modules() if getattr(layer, "merged", False)}
-    return lambda tensor: _unmerged(merged[id(tensor)]) if id(tensor) in merged else whole(tensor)
-
-
 def _is_folder(name: str) -> bool:
     """A hub's name has at most one slash, and nothing lies at it."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).is_dir()
@@ -107,8 +100,7 @@ def _values(mapping: Any) -> list[Any]:
 
 
 def _frozen(model: nn.Module, saved: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Floating parameters and persistent buffers by name, merged weights as they were before."""
-    values_of = gathered(model)
+    """Floating parameters and persistent buffers by name."""
     buffers = {
         clean(f"{path}.{name}" if path else name): buffer
         for path, module in model.named_modules()
@@ -117,15 +109,7 @@ def _frozen(model: nn.Module, saved: Collection[str]) -> Iterator[tuple[str, Ten
     }
     for name, tensor in (named_parameters(model) | buffers).items():
         if tensor.is_floating_point() and name not in saved:
-            yield name, values_of(tensor)
-
-
-def _unmerged(layer: Adapted) -> Tensor:
-    """A merged layer's weight as it was before."""
-    weight = layer.weight.detach().clone()
-    for (start, stop), rows in zip(layer.slices, layer.unmerged_rows.split(layer.widths), strict=True):
-        weight[start:stop] = rows
-    return weight
+            yield name, whole(tensor)
 
 
 def _sample_sum(tensor: Tensor) -> tuple[float, float, float]:

@@ -1,127 +1,128 @@
-"""The adapter's configuration: a frozen dataclass that checks itself."""
+"""The adapter's configuration, which checks itself, and its presets."""
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
-import yaml
+from pydantic import Field, model_validator
 
 from capaboost_core.errors import UserError
+from capaboost_core.method_settings import UNTIED, used_settings
+from capaboost_core.settings import Settings, Text, Texts, refuse
+from capaboost_core.yaml_file import read_yaml
 
-METHODS = ("lora", "padapter", "hadapter", "prefix", "linear", "full")
-MASKS = ("random", "nm", "same", "dropout")
-INITS = ("lora", "official")
-MAX_TIED = 8  # the masks of an entry are the bits of one byte
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}; type one of: {', '.join(choices)}")
+FLOAT32 = (2.0**-126, 2.0**127)  # within its normal range
 
 
-def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        bounds = f"from {low} to {high}" if high is not None else f"of {low} or more"
-        raise UserError(f"{name} is {value!r}; type a whole number {bounds}")
-
-
-def _check_number(name: str, value: Any, wanted: str, holds) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not holds(value):
-        raise UserError(f"{name} is {value!r}; type a number {wanted}")
-
-
-@dataclass(frozen=True)
-class CapaBoostConfig:
+class CapaBoostConfig(Settings):
     """What is tuned, and how d parallel modules share one weight (arXiv 2407.01320, Eq. 3-5).
 
     A weight w of shape (out, in) is seen by module i as w * m_i, with m_i a boolean mask of exactly
-    round(density * numel) ones. `num_tied=1, density=1.0` is the plain method.
-
-    Attributes:
-        method: `lora`, `padapter` (after the feed-forward part), `hadapter` (after attention too), `prefix`
-            (keys and values in front of the attention's own), and the baselines `linear` (head only) and
-            `full` (every weight).
-        r: Inner dimension of one module: LoRA's rank, an adapter's bottleneck width, a prefix's length.
-        num_tied: d, the number of parallel modules that share the weight (1 to 8).
-        density: Share of entries that each mask keeps, in (0, 1].
-        mask: `random`: one mask per copy; `same`: all copies share the first mask; `nm`: n of each m
-            neighbours along the reduction dimension; `dropout`: redrawn at every training step.
-        n: Kept entries of each group, with `mask="nm"`; density is then n / m.
-        m: Group length, with `mask="nm"`.
-        seed: Seed of the masks; independent of the run's own seed.
-        alpha: The increment is scaled by alpha / r; None means alpha = r, a scale of 1. Not with `prefix`.
-        dropout: Probability of dropping an entry of the module's input in training. Not with `prefix`.
-        init: `lora`: Kaiming-uniform A over its fan-in, B = 0; `official`: the authors' code, that is
-            A ~ U(-1/sqrt(r), 1/sqrt(r)) for LoRA, N(0, 0.02) on both factors for adapters. A prefix
-            starts from N(0, 0.02) with either.
-        targets: `attention-qv`, `all-linear`, or full suffixes of module paths such as `attn.proj`.
+    round(density * numel) ones. `num_tied=1, density=1.0` is the plain method. `method` may be given by
+    position. A setting that means nothing to the method is refused, unless it has its default.
 
     Raises:
-        UserError: If a value is out of range.
+        UserError: If a setting is unknown, means nothing to the method, or is out of range.
     """
 
-    method: str = "lora"
-    r: int = 8
-    num_tied: int = 2
-    density: float = 0.5
-    mask: str = "random"
-    n: int | None = None
-    m: int | None = None
-    seed: int = 0
-    alpha: float | None = None
-    dropout: float = 0.0
-    init: str = "lora"
-    targets: str | tuple[str, ...] = "attention-qv"
+    kind: ClassVar[str] = "adapter setting"
 
-    def __post_init__(self) -> None:
-        _check_choice("method", self.method, METHODS)
-        _check_choice("mask", self.mask, MASKS)
-        _check_choice("init", self.init, INITS)
-        _check_whole("r", self.r, 1)
-        _check_whole("num_tied", self.num_tied, 1, MAX_TIED)
-        _check_whole("seed", self.seed, 0)
-        _check_number("density", self.density, "above 0 and at most 1, such as 0.5", lambda v: 0 < v <= 1)
-        _check_number("dropout", self.dropout, "from 0 to below 1, such as 0.1", lambda v: 0 <= v < 1)
-        if self.alpha is not None:
-            _check_number("alpha", self.alpha, "above 0, or leave it out for alpha = r", lambda v: v > 0)
-        self._check_prefix()
+    method: Literal["lora", "padapter", "hadapter", "prefix", "linear", "full"] = Field(
+        "lora",
+        description="lora, padapter (after the feed-forward part), hadapter (after attention too), prefix (keys and "
+        "values in front of the attention's own), and the baselines linear (head only) and full (every weight).",
+    )
+    r: int = Field(
+        8,
+        ge=1,
+        le=65536,
+        description="Inner dimension of one module: LoRA's rank, an adapter's bottleneck width, a prefix's length.",
+    )
+    num_tied: int = Field(
+        2,
+        ge=1,
+        le=8,  # the masks of an entry are the bits of one byte
+        description="d, the number of parallel modules that share the weight.",
+    )
+    density: float = Field(
+        0.5, gt=0, le=1, examples=["0.5"], description="Share of entries that each mask keeps; n / m with mask nm."
+    )
+    mask: Literal["random", "nm", "same", "dropout"] = Field(
+        "random",
+        description="random: one mask per copy; same: all copies share the first mask; nm: n of each m neighbours "
+        "along the reduction dimension; dropout: redrawn at every training step.",
+    )
+    n: int | None = Field(None, ge=1, description="Kept entries of each group, with mask nm.")
+    m: int | None = Field(None, ge=1, description="Group length, with mask nm.")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**64,
+        description="Seed of the masks, independent of the run's own; only with masks that are drawn once.",
+    )
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        examples=["16"],
+        json_schema_extra={"null": "alpha = r"},
+        description="The increment is scaled by alpha / r; of lora and the adapters.",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        examples=["0.1"],
+        description="Probability of dropping an entry of the module's input in training; of lora and the adapters.",
+    )
+    init: Literal["lora", "official"] = Field(
+        "lora",
+        description="lora: Kaiming-uniform A over its fan-in, B = 0; official: the authors' code, A ~ U(-1/sqrt(r), "
+        "1/sqrt(r)) for LoRA, N(0, 0.02) on both factors for adapters. A prefix always starts from N(0, 0.02).",
+    )
+    targets: Text | Texts = Field(
+        "attention-qv",
+        examples=["attention-qv"],
+        description="attention-qv or all-linear with lora, or full suffixes of module paths, such as [attn.proj], "
+        "with lora and the adapters.",
+    )
+
+    def __init__(self, method: str = "lora", **values: Any):
+        super().__init__(method=method, **values)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
         self._check_groups()
-        self._check_targets()
-
-    def _check_prefix(self) -> None:
-        if self.method == "prefix" and self.alpha is not None:
-            raise UserError("alpha scales an increment, and method prefix has none; drop alpha")
-        if self.method == "prefix" and self.dropout:
-            raise UserError("dropout acts on a module's input, and method prefix has none; set dropout: 0")
+        self._check_used()
+        if not FLOAT32[0] <= self.scaling <= FLOAT32[1]:
+            refuse("alpha", self.alpha, f"alpha / r scales the increment and has to fit into float32; try {self.r}")
+        return self
 
     def _check_groups(self) -> None:
+        n, m = self.n, self.m
         if self.mask != "nm":
-            if self.n is not None or self.m is not None:
-                raise UserError(f"n and m belong to mask: nm, but mask is {self.mask}; set mask: nm or drop them")
+            if n is not None or m is not None:
+                raise ValueError(f"n and m belong to mask: nm, but mask is {self.mask}; set mask: nm or drop them")
             return
-        if self.n is None or self.m is None:
-            raise UserError("mask: nm needs n and m; for 2:4 masks set n: 2 and m: 4")
-        _check_whole("n", self.n, 1)
-        _check_whole("m", self.m, 1)
-        if self.n > self.m:
-            raise UserError(f"n is {self.n} and m is {self.m}; n of each m are kept, so set n to {self.m} or less")
-        if self.density not in (self.n / self.m, CapaBoostConfig.density):
-            raise UserError(f"density follows from n and m with mask: nm; drop it or set it to {self.n / self.m}")
-        object.__setattr__(self, "density", self.n / self.m)
+        if n is None or m is None:
+            raise ValueError("mask: nm needs n and m; for 2:4 masks set n: 2 and m: 4")
+        if n > m:
+            raise ValueError(f"n is {n} and m is {m}; n of each m are kept, so set n to {m} or less")
+        if "density" in self.model_fields_set and self.density != n / m:
+            raise ValueError(f"density follows from n and m with mask: nm; drop it or set it to {n / m}")
+        self.derive("density", n / m)
 
-    def _check_targets(self) -> None:
-        targets = (self.targets,) if isinstance(self.targets, str) else self.targets
-        if not isinstance(targets, (list, tuple)) or not targets or not all(isinstance(t, str) for t in targets):
-            raise UserError(
-                f"targets is {self.targets!r}; type attention-qv, all-linear, or a list of module suffixes"
-            )
-        if not isinstance(self.targets, str):
-            object.__setattr__(self, "targets", tuple(self.targets))
+    def _check_used(self) -> None:
+        used = used_settings(self.__dict__)
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name in used or value in (field.default, UNTIED.get(name)):
+                continue
+            why = "means nothing without masks that are drawn once" if name == "seed" and "r" in used else ""
+            refuse(name, value, f"it {why or f'means nothing to method {self.method}'}; drop it")
+        for name in UNTIED.keys() - used:
+            self.derive(name, UNTIED[name])
 
     @property
     def scaling(self) -> float:
@@ -129,43 +130,30 @@ class CapaBoostConfig:
         return 1.0 if self.alpha is None else self.alpha / self.r
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> CapaBoostConfig:
-        """Build from plain values, as read from YAML or JSON.
+    def from_record(cls, values: Mapping[str, Any]) -> Self:
+        """Read back what an adapter file holds; settings that its method does not use are passed over.
+
+        Versions before 0.2 recorded them, such as the r that a config file gave to `linear`.
 
         Raises:
-            UserError: If a key is unknown or a value is out of range.
+            UserError: If a setting is unknown or out of range.
         """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-                raise UserError(f"unknown adapter setting {key!r}; {hint}")
-        return cls(**values)
+        if not isinstance(values, Mapping):
+            return cls.from_dict(values)
+        used = used_settings({**values, "method": cls(values.get("method", "lora")).method})
+        return cls.from_dict({name: v for name, v in values.items() if name in used or name not in cls.model_fields})
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> CapaBoostConfig:
+    def from_yaml(cls, path: str | Path) -> Self:
         """Read a YAML file that maps setting names to values.
 
         Raises:
             UserError: If the file is missing, is no mapping, or holds a wrong setting.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        values = read_yaml(path)
         if not isinstance(values, dict):
             raise UserError(f"{path} must map setting names to values, such as `r: 8`")
         return cls.from_dict(values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that `from_dict` reads back and JSON can hold."""
-        values = asdict(self)
-        if isinstance(self.targets, tuple):
-            values["targets"] = list(self.targets)
-        return values
 
 
 PLAIN = dict(num_tied=1, density=1.0)
@@ -194,7 +182,7 @@ def resolve_config(value: CapaBoostConfig | dict[str, Any] | str, **changes: Any
             raise UserError(f"unknown preset {value!r}; type one of: {', '.join(PRESETS)}")
         value = PRESETS[value]
     if isinstance(value, CapaBoostConfig):
-        return replace(value, **changes) if changes else value
+        return value.replace(**changes) if changes else value
     if isinstance(value, dict):
         return CapaBoostConfig.from_dict({**value, **changes})
     raise UserError(

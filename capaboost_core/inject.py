@@ -13,6 +13,7 @@ from capaboost_core.config import CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
 from capaboost_core.lora import CapaLinear
 from capaboost_core.masks import checksum
+from capaboost_core.method_settings import TARGET_WORDS
 from capaboost_core.plan import Plan, in_prefix, plan_suffixes
 from capaboost_core.prefix import ATTENTIONS
 from capaboost_core.wrappers import named_parameters, unwrap
@@ -161,7 +162,7 @@ def _plan_explicit(model: nn.Module, config: CapaBoostConfig) -> Plan:
         raise UserError(
             "method prefix depends on the architecture; use capaboost_vision.inject or capaboost_text.inject"
         )
-    if config.method in LAYERS and config.targets in ("attention-qv", "all-linear"):
+    if config.method in LAYERS and config.targets in TARGET_WORDS:
         raise UserError(
             f"targets: {config.targets} depends on the architecture; use capaboost_vision.inject for timm models, "
             "or list module suffixes such as [attn.qkv, mlp.fc1]"

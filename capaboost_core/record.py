@@ -83,7 +83,7 @@ class Record:
             raise UserError("weights_sha256 must be text; it is damaged, save the adapter again")
         return cls(
             base_model=values["base_model"],
-            config=CapaBoostConfig.from_dict(values["config"]),
+            config=CapaBoostConfig.from_record(values["config"]),
             plan=Plan.from_dict(values["plan"]),
             mask_checksum=values["mask_checksum"],
             extra=None if extra is None else names("extra", extra),

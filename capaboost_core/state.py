@@ -8,12 +8,12 @@ from torch import Tensor, distributed, nn
 
 from capaboost_core.adapted import Adapted
 from capaboost_core.adapter_file import CONFIG, WEIGHTS, write_adapter
-from capaboost_core.base_model import fingerprint, gathered
+from capaboost_core.base_model import fingerprint
 from capaboost_core.errors import UserError
 from capaboost_core.inject import LAYERS, Injection, adapted_layers, injection_of, mask_checksum
 from capaboost_core.plan import in_prefix
 from capaboost_core.record import FORMAT, Record
-from capaboost_core.wrappers import clean, is_sharded, named_parameters, unwrap
+from capaboost_core.wrappers import clean, is_sharded, named_parameters, unwrap, whole
 
 __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
 
@@ -99,8 +99,7 @@ def _values(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, 
     if not parameters:
         raise UserError("the model has nothing that is trained; its head or its layers were removed after inject")
     check_not_meta(model)
-    values_of = gathered(model)
-    tensors = {name: values_of(parameter).cpu().contiguous() for name, parameter in parameters.items()}
+    tensors = {name: whole(parameter).cpu().contiguous() for name, parameter in parameters.items()}
     for name, tensor in tensors.items():
         check_finite(name, tensor, "nothing was saved; go back to values from before the training diverged")
     return tensors

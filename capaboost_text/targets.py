@@ -11,6 +11,7 @@ from torch import nn
 import capaboost_text.prefix  # noqa: F401  registers the attentions that take a prefix
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
+from capaboost_core.method_settings import TARGET_WORDS
 from capaboost_core.plan import Plan, Target, plan_suffixes
 
 
@@ -104,7 +105,7 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
     head = _head(model)
     if config.method in ("linear", "full"):
         return Plan((), head)
-    if config.method == "lora" and config.targets not in ("attention-qv", "all-linear"):
+    if config.targets not in TARGET_WORDS:
         suffixes = (config.targets,) if isinstance(config.targets, str) else config.targets
         return plan_suffixes(model, suffixes, head)
     layout = FAMILIES.get(model.config.model_type)

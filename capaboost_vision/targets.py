@@ -14,6 +14,7 @@ from torch import nn
 
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
+from capaboost_core.method_settings import TARGET_WORDS
 from capaboost_core.plan import Plan, Target, plan_suffixes
 from capaboost_vision.prefix import check_attention
 
@@ -38,7 +39,7 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
     head = _head(model)
     if config.method in ("linear", "full"):
         return Plan((), head)
-    if config.method == "lora" and config.targets not in ("attention-qv", "all-linear"):
+    if config.targets not in TARGET_WORDS:
         suffixes = (config.targets,) if isinstance(config.targets, str) else config.targets
         explicit = plan_suffixes(model, suffixes, head)
         return Plan(explicit.targets, head, _switches(model))

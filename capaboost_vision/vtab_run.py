@@ -4,64 +4,71 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
 
 from capaboost_core.config import CapaBoostConfig
+from capaboost_core.settings import Settings, Text, refuse
 from capaboost_core.training.results import run_folder
-from capaboost_core.training.train_section import TrainSection, require
+from capaboost_core.training.train_section import TrainSection
 
 
-@dataclass(frozen=True)
-class ModelSection:
+class ModelSection(Settings):
     """The frozen model.
 
-    Attributes:
-        name: As timm has it.
-        weights: A local file with the pretrained weights, in place of timm's source.
-        pretrained: Off, the model starts from random weights.
-
     Raises:
-        UserError: If a value is out of range.
+        UserError: If a setting is unknown, of a wrong type or out of range.
     """
 
-    name: str = "vit_base_patch16_224.orig_in21k"
-    weights: str | None = None
-    pretrained: bool = True
-    drop_path_rate: float = 0.1
+    name: Text = Field("vit_base_patch16_224.orig_in21k", description="Name of the model, as timm has it.")
+    weights: Text | None = Field(
+        None, description="A local file with the pretrained weights, in place of timm's source."
+    )
+    pretrained: bool = Field(True, description="false: the model starts from random weights.")
+    drop_path_rate: float = Field(
+        0.1, ge=0, lt=1, examples=["0.1"], description="Probability of leaving a block out of a training step."
+    )
 
-    def __post_init__(self) -> None:
-        rate = self.drop_path_rate
-        require("model.drop_path_rate", rate, "a number from 0 to below 1", 0 <= rate < 1)
-        both = "true, or leave model.weights out" if self.weights else "true or false"
-        require("model.pretrained", self.pretrained, both, self.pretrained or not self.weights)
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.weights and not self.pretrained:
+            refuse("pretrained", self.pretrained, "type true, or leave model.weights out")
+        return self
 
 
-@dataclass(frozen=True)
-class DataSection:
+class DataSection(Settings):
     """The images and what is reported on them.
 
-    Attributes:
-        num_classes: None takes the task's own number.
-        normalize: Pixel statistics: the `model`'s own, `imagenet`'s, or `none` (values from 0 to 1).
-        protocol: `test`: train on train800val200, test after the last epoch; `select`: train on
-            train800, test the weights of the epoch that is best on val200.
-
     Raises:
-        UserError: If a value is out of range.
+        UserError: If a setting is unknown, of a wrong type or out of range.
     """
 
-    dataset: str
-    source: Literal["tfds", "folder", "digits"] = "tfds"
-    dir: str | None = None
-    num_classes: int | None = None
-    normalize: Literal["model", "imagenet", "none"] = "model"
-    protocol: Literal["test", "select"] = "test"
+    dataset: Text = Field(description="Name of the task, without folders.")
+    source: Literal["tfds", "folder", "digits"] = Field("tfds", description="Where the images come from.")
+    dir: Text | None = Field(None, description="Folder of the tfds data, or of the task folders.")
+    num_classes: int | None = Field(
+        None,
+        ge=2,
+        le=1_000_000,
+        json_schema_extra={"null": "the task's own"},
+        description="Classes of the head.",
+    )
+    normalize: Literal["model", "imagenet", "none"] = Field(
+        "model", description="Pixel statistics: the model's own, imagenet's, or none (values from 0 to 1)."
+    )
+    protocol: Literal["test", "select"] = Field(
+        "test",
+        description="test: train on train800val200, test after the last epoch; select: train on train800, test the "
+        "weights of the epoch that is best on val200.",
+    )
 
-    def __post_init__(self) -> None:
-        plain = bool(self.dataset) and self.dataset == Path(self.dataset).name
-        require("data.dataset", self.dataset, "a task's name, without folders", plain)
-        count = self.num_classes
-        require("data.num_classes", count, "a whole number of 2 or more", count is None or count >= 2)
+    @field_validator("dataset")
+    @classmethod
+    def _check_plain(cls, name: str) -> str:
+        if name != Path(name).name:
+            refuse("dataset", name, "type a task's name, without folders")
+        return name
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def report_methods(options: argparse.Namespace) -> None:
     report = make_report(subject, methods, changes, options.methods != "all", peak)
     record = {"model": options.model, "inputs": describe(subject), "settings": changes, **asdict(report)}
     comparisons, about_paper = compare_paper(options.model)
-    settings = " ".join(options.set) or f"those of the presets, such as adapter.r={CapaBoostConfig.r}"
+    settings = " ".join(options.set) or f"those of the presets, such as adapter.r={CapaBoostConfig().r}"
     facts = {"model": f"{options.model}, {describe(subject)}", "settings": settings, "peak memory": how}
     record["paper"] = [asdict(comparison) for comparison in comparisons]
     finish(options, record, facts | report.facts() | about_paper, [*report.sheets(), *sheets(comparisons)])

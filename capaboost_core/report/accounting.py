@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from capaboost_core.config import PLAIN, CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
 from capaboost_core.inject import parameter_counts, trainable_parameters
+from capaboost_core.method_settings import MASKS, METHOD_SETTINGS
 from capaboost_core.report.flops import FlopCounts, count_flops
 from capaboost_core.state import FORMAT
 
 BACKWARD = ("backward", "tied_backward")  # operators of a step's backward pass
-TYING = ("num_tied", "density", "mask", "n", "m")
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -100,6 +100,8 @@ def _forward_of(step: FlopCounts) -> Products:
 def settings_of(preset: str, changes: dict[str, Any]) -> CapaBoostConfig:
     """A preset with changed settings; what ties or masks weights leaves a plain method plain.
 
+    The baselines `linear` and `full` have no settings and stay as they are.
+
     Raises:
         UserError: If the preset or a setting is unknown, or a value is out of range.
     """
@@ -107,8 +109,10 @@ def settings_of(preset: str, changes: dict[str, Any]) -> CapaBoostConfig:
     if "method" in changes:
         raise UserError("adapter.method is not a setting here; choose methods with --methods")
     checked = CapaBoostConfig.from_dict(changes)
+    if not METHOD_SETTINGS[config.method]:
+        return config
     plain = {name: getattr(config, name) for name in PLAIN} == PLAIN
-    kept = [name for name in changes if not (plain and name in TYING)]
+    kept = [name for name in changes if not (plain and name in MASKS)]
     return resolve_config(config, **{name: getattr(checked, name) for name in kept})
 
 

@@ -95,7 +95,7 @@ def run_experiment(run: Run, folder: Path, resume: bool, prepare: Prepare) -> di
     check_folder(folder, resume)
     accelerator = make_accelerator(run.train, folder)
     # The precision that the launcher chose, where the config leaves it open.
-    train = dataclasses.replace(run.train, mixed_precision=accelerator.mixed_precision)
+    train = run.train.replace(mixed_precision=accelerator.mixed_precision)
     run = dataclasses.replace(run, train=train)
     set_seed(run.train.seed)
     made = prepare(run, accelerator)

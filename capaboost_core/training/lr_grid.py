@@ -33,7 +33,7 @@ def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: 
     _check(run, folder, list(folders.values()), resume)
     results: dict[float, dict[str, Any]] = {}
     for rate, place in folders.items():
-        one = dataclasses.replace(run, train=dataclasses.replace(run.train, lr=rate))
+        one = dataclasses.replace(run, train=run.train.replace(lr=rate))
         try:
             results[rate] = run_experiment(one, place, resume, prepare)
         except DivergedError as error:

@@ -1,20 +1,20 @@
 """A run's configuration from plain values, strictly.
 
-A run is a frozen dataclass whose fields are its sections, each a frozen dataclass that checks itself.
+A run is a frozen dataclass whose fields are its sections, each a `Settings` that checks itself.
 Nothing here knows a task: vision and text bring their own sections and share `TrainSection`.
 """
 
 from __future__ import annotations
 
-import difflib
-import types
 import typing
-from dataclasses import MISSING, asdict, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from capaboost_core.config import resolve_config
+from capaboost_core.config import PLAIN, resolve_config
 from capaboost_core.errors import UserError
+from capaboost_core.method_settings import METHOD_SETTINGS, used_settings
+from capaboost_core.settings import Settings, hint
 from capaboost_core.training.run_file import Raw, merge_settings, parse_assignments, read_config
 
 Run = TypeVar("Run")
@@ -23,24 +23,43 @@ Run = TypeVar("Run")
 def load_run(cls: type[Run], path: Path, flags: Raw, method: str | None, assignments: list[str]) -> Run:
     """The file's settings, under the flags', under the preset `method`'s, under those of `--set`.
 
+    A default that the file spells out stays a default: what is typed makes it give way, as `--lr 1e-7` does
+    with a higher `min_lr`. With `--method` what means nothing to that method is left out of the file's settings.
+
     Raises:
         UserError: If anything is unknown, of a wrong type or out of range.
     """
-    preset = preset_settings(method) if method else {}
-    return build_run(cls, merge_settings(read_config(path), flags, preset, parse_assignments(assignments)))
+    typed = merge_settings(flags, parse_assignments(assignments))
+    file = _without_defaults(sections_of(cls), read_config(path))
+    if method is not None:
+        adapter = preset_settings(method, file.get("adapter", {}), typed.get("adapter", {}))
+        file = file | {"adapter": adapter}
+    return build_run(cls, merge_settings(file, typed))
 
 
-def preset_settings(method: str) -> Raw:
-    """What a preset says on the method; r, dropout and seed stay as the config has them.
+def preset_settings(method: str, configured: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
+    """What a preset says of the adapter, over what the file says that its method can use.
 
-    A prefix has neither alpha nor dropout, so that the config's are dropped.
+    Args:
+        method: Name of the preset, which sets method, num_tied and density.
+        configured: The file's settings; r, dropout and the mask seed stay as they are there.
+        typed: What `--set` changes later; density gives way to masks of n and m.
 
     Raises:
         UserError: If there is no such preset.
     """
     preset = resolve_config(method)
-    names = ("method", "num_tied", "density") + (("alpha", "dropout") if preset.method == "prefix" else ())
-    return {"adapter": {name: getattr(preset, name) for name in names}}
+    own = {"method": preset.method}
+    if METHOD_SETTINGS[preset.method]:
+        own |= {name: getattr(preset, name) for name in PLAIN}
+    under = configured | own
+    used = used_settings(under | typed) - ({"density"} if (under | typed).get("mask") == "nm" else set())
+    return {name: value for name, value in under.items() if name in used}
+
+
+def sections_of(cls: type) -> dict[str, type[Settings]]:
+    """The sections of a run by name."""
+    return typing.get_type_hints(cls)
 
 
 def build_run(cls: type[Run], raw: Raw) -> Run:
@@ -49,76 +68,25 @@ def build_run(cls: type[Run], raw: Raw) -> Run:
     Raises:
         UserError: If a section or a setting is unknown, missing, of a wrong type or out of range.
     """
-    sections = typing.get_type_hints(cls)
+    sections = sections_of(cls)
     for name in raw:
         if name not in sections:
-            raise UserError(f"unknown section {name!r}; {_hint(name, sections)}")
-    return cls(**{name: _section(section, name, raw.get(name, {})) for name, section in sections.items()})
-
-
-def _section(cls: type, name: str, values: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(cls)
-    settings = {field.name: field for field in fields(cls)}
-    for key in values:
-        if key not in settings:
-            raise UserError(f"unknown setting {name}.{key}; {_hint(key, settings, f'{name}.')}")
-    for key, field in settings.items():
-        if key not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise UserError(f"{name}.{key} is not set; add it to the config or pass --set {name}.{key}=VALUE")
-    return cls(**{key: _typed(f"{name}.{key}", value, hints[key]) for key, value in values.items()})
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    converted = _convert(value, hint)
-    if converted is MISSING:
-        raise UserError(f"{name} is {value!r}; type {_wanted(hint)}")
-    return converted
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """The value as the hint has it, or MISSING."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return next((v for v in (_convert(value, h) for h in typing.get_args(hint)) if v is not MISSING), MISSING)
-    if origin is Literal:
-        value = "no" if value is False else value  # YAML reads a bare `no` as false
-        return value if value in typing.get_args(hint) else MISSING
-    if origin is tuple:
-        return tuple(value) if isinstance(value, (list, tuple)) else MISSING
-    if hint is float:
-        return _number(value)
-    same = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    return value if same else MISSING
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as a text."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return MISSING
-    try:
-        return float(value)
-    except ValueError:
-        return MISSING
-
-
-def _wanted(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-    if typing.get_origin(hint) is Literal:
-        return ", ".join(typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return "a list"
-    return names.get(hint) or " or ".join(_wanted(part) for part in typing.get_args(hint))
-
-
-def _hint(name: Any, known: Any, prefix: str = "") -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(prefix + k for k in known)}"
+            raise UserError(f"unknown section {name!r}; {hint(name, sections)}")
+    return cls(**{name: section.from_dict(raw.get(name, {}), f"{name}.") for name, section in sections.items()})
 
 
 def to_dict(run: Any) -> dict[str, Any]:
     """The whole run as plain values that JSON can hold."""
-    return {section: _plain(values) for section, values in asdict(run).items()}
+    return {field.name: getattr(run, field.name).to_dict() for field in fields(run)}
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+def _without_defaults(sections: dict[str, type[Settings]], raw: Raw) -> Raw:
+    return {
+        name: {key: value for key, value in settings.items() if not _is_default(sections.get(name), key, value)}
+        for name, settings in raw.items()
+    }
+
+
+def _is_default(section: type[Settings] | None, key: str, value: Any) -> bool:
+    field = section.model_fields.get(key) if section else None
+    return field is not None and (type(value), value) == (type(field.default), field.default)

@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from capaboost_core.errors import UserError
+from capaboost_core.settings_text import shown
+from capaboost_core.yaml_file import parse_yaml, read_yaml
 
 Raw = dict[str, dict[str, Any]]
 
@@ -24,13 +26,7 @@ def read_config(path: str | Path) -> Raw:
 def _read(path: Path, inheritors: tuple[Path, ...]) -> Raw:
     if path.resolve() in inheritors:
         raise UserError(f"{path} inherits from itself; mend the `base:` lines")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(f"cannot read {path}: {reason}; give the path of a YAML file") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    raw = read_yaml(path)
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise UserError(f"{path} must map section names to settings, such as `train: {{lr: 1e-3}}`")
@@ -63,7 +59,8 @@ def parse_assignments(assignments: list[str]) -> Raw:
         if not (equals and dot and section and key):
             raise UserError(f"--set {assignment!r} is not of the form section.key=value, such as train.lr=3e-4")
         try:
-            layers.append({section: {key: yaml.safe_load(text)}})
+            layers.append({section: {key: parse_yaml(text)}})
         except yaml.YAMLError as error:
-            raise UserError(f"--set {assignment!r}: the value is not YAML; quote it") from error
+            reason = getattr(error, "problem", None) or "it may need quotes"
+            raise UserError(f"--set {shown(assignment)}: the value is not YAML: {reason}") from error
     return merge_settings(*layers)

@@ -2,53 +2,89 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
 
 from capaboost_core.errors import UserError
+from capaboost_core.settings import Settings, refuse
 from capaboost_core.training.schedule import Schedule
 
 
-@dataclass(frozen=True)
-class TrainSection:
+class TrainSection(Settings):
     """How a run trains, for every task.
 
-    `batch_size` is the global batch of one optimizer step: processes share it, and
-    `gradient_accumulation_steps` splits it further, so neither changes what is computed.
-    The warm-up takes `warmup_steps` steps, or else the share `warmup_ratio` of the run.
-    `mixed_precision` None leaves the choice to `accelerate launch`.
-
     Raises:
-        UserError: If a value is out of range.
+        UserError: If a setting is unknown, of a wrong type or out of range.
     """
 
-    epochs: int = 100
-    batch_size: int = 64
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    decay_biases: bool = False
-    warmup_ratio: float = 0.1
-    warmup_steps: int | None = None
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-5
-    schedule: Literal["cosine", "linear"] = "cosine"
-    seed: int = 0
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    max_grad_norm: float | None = None
-    gradient_accumulation_steps: int = 1
+    epochs: int = Field(100, ge=1, le=1_000_000, description="Passes over the training rows.")
+    batch_size: int = Field(
+        64,
+        ge=1,
+        le=1_000_000,
+        description="Rows of one optimizer step, over all processes and slices: neither changes what is computed.",
+    )
+    lr: float = Field(1e-3, gt=0, examples=["1e-3"], description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(1e-4, ge=0, le=1000, examples=["0.01"], description="Weight decay of AdamW.")
+    decay_biases: bool = Field(
+        False, description="Decay biases and norms too, as FacT does; the authors' trainer and timm leave them out."
+    )
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, examples=["0.1"], description="Share of the run's steps over which the rate rises to lr."
+    )
+    warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000_000,
+        json_schema_extra={"null": "warmup_ratio"},
+        description="Steps over which the rate rises to lr, in place of warmup_ratio.",
+    )
+    warmup_lr: float = Field(
+        1e-6, ge=0, examples=["0"], description="Rate of the first step; at most lr, to which the default is lowered."
+    )
+    min_lr: float = Field(
+        1e-5, ge=0, examples=["0"], description="Rate to fall to; at most lr, to which the default is lowered."
+    )
+    schedule: Literal["cosine", "linear"] = Field("cosine", description="How the rate falls from lr to min_lr.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seed of head, order and dropout; adapter.seed is that of the masks."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
+        None,
+        json_schema_extra={"null": "accelerate's choice"},
+        description="Precision of the products; accelerate launch chooses where the config does not.",
+    )
+    max_grad_norm: float | None = Field(
+        None,
+        gt=0,
+        examples=["1.0"],
+        json_schema_extra={"null": "no clipping"},
+        description="Norm to which gradients are clipped.",
+    )
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="Slices of a batch that go through the model one by one; at most batch_size."
+    )
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
-            require(f"train.{name}", getattr(self, name), "1 or more", getattr(self, name) >= 1)
-        for name in ("weight_decay", "warmup_lr", "min_lr", "seed"):
-            require(f"train.{name}", getattr(self, name), "0 or more", getattr(self, name) >= 0)
-        require("train.lr", self.lr, "a number above 0, such as 1e-3", 0 < self.lr < float("inf"))
-        require("train.max_grad_norm", self.max_grad_norm, "a number above 0", (self.max_grad_norm or 1) > 0)
-        require("train.warmup_ratio", self.warmup_ratio, "a number from 0 to below 1", 0 <= self.warmup_ratio < 1)
-        require("train.warmup_steps", self.warmup_steps, "0 or more", (self.warmup_steps or 0) >= 0)
-        limit = f"at most train.batch_size = {self.batch_size}"
-        steps = self.gradient_accumulation_steps
-        require("train.gradient_accumulation_steps", steps, limit, steps <= self.batch_size)
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _read_no(cls, value: Any) -> Any:
+        """YAML 1.1 reads a bare `no` as false."""
+        return "no" if value is False else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.gradient_accumulation_steps > self.batch_size:
+            limit = f"type at most train.batch_size = {self.batch_size}"
+            refuse("gradient_accumulation_steps", self.gradient_accumulation_steps, limit)
+        for name in ("warmup_lr", "min_lr"):
+            rate = getattr(self, name)
+            if rate <= self.lr:
+                continue
+            if name in self.model_fields_set:
+                refuse(name, rate, f"type at most train.lr = {self.lr}, or leave it out")
+            self.derive(name, self.lr)
+        return self
 
     def schedule_of(self, total_steps: int) -> Schedule:
         """The learning rates of a run of so many optimizer steps.
@@ -59,12 +95,9 @@ class TrainSection:
         warmup = self.warmup_steps
         if warmup is None:
             warmup = min(round(self.warmup_ratio * total_steps), total_steps - 1)
-        limit = f"a number below the run's {total_steps} steps, or null for the share train.warmup_ratio"
-        require("train.warmup_steps", warmup, limit, warmup < total_steps)
+        if warmup >= total_steps:
+            raise UserError(
+                f"train.warmup_steps is {warmup}; type a number below the run's {total_steps} steps, "
+                "or null for the share train.warmup_ratio"
+            )
         return Schedule(self.lr, total_steps, warmup, self.warmup_lr, self.min_lr, self.schedule)
-
-
-def require(name: str, value: Any, wanted: str, holds: bool) -> None:
-    """Raise a UserError that names the setting unless `holds`."""
-    if not holds:
-        raise UserError(f"{name} is {value!r}; type {wanted}")

@@ -6,47 +6,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field, field_validator
+
 from capaboost_core.config import CapaBoostConfig
+from capaboost_core.settings import Settings, Text
 from capaboost_core.training.results import run_folder
-from capaboost_core.training.train_section import TrainSection, require
+from capaboost_core.training.train_section import TrainSection
 from capaboost_text.glue.tasks import find_task
 
 DEBERTA = "deberta-v3-base"
 
 
-@dataclass(frozen=True)
-class ModelSection:
-    """The frozen encoder: a name on the hub, or a folder that `save_pretrained` wrote."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class GlueSection:
-    """The sentences and what is reported on them.
-
-    Attributes:
-        dir: A folder with the original GLUE folders; None loads from the hub.
-        protocol: `propetl`: an epoch is selected on rows of their own (Table 2); `adalora`: dev is the
-            test set, and the last epoch counts (Table 3).
-        max_length: Tokens of the longest row.
-        max_train_rows: Train on at most so many rows, always the same ones.
+class ModelSection(Settings):
+    """The frozen encoder.
 
     Raises:
-        UserError: If a value is out of range.
+        UserError: If a setting is unknown or of a wrong type.
     """
 
-    task: str
-    dir: str | None = None
-    protocol: Literal["propetl", "adalora"] = "propetl"
-    max_length: int = 128
-    max_train_rows: int | None = None
+    name: Text = Field(description="A name on the hub, or a folder that save_pretrained wrote.")
 
-    def __post_init__(self) -> None:
-        find_task(self.task)
-        require("data.max_length", self.max_length, "a whole number of 8 or more", self.max_length >= 8)
-        rows = self.max_train_rows
-        require("data.max_train_rows", rows, "a whole number of 1 or more, or null", rows is None or rows >= 1)
+
+class GlueSection(Settings):
+    """The sentences and what is reported on them.
+
+    Raises:
+        UserError: If a setting is unknown, of a wrong type or out of range.
+    """
+
+    task: Text = Field(description="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte.")
+    dir: Text | None = Field(
+        None, json_schema_extra={"null": "the hub"}, description="A folder with the original GLUE folders."
+    )
+    protocol: Literal["propetl", "adalora"] = Field(
+        "propetl",
+        description="propetl: an epoch is selected on rows of their own (Table 2); adalora: dev is the test set, and "
+        "the last epoch counts (Table 3).",
+    )
+    max_length: int = Field(128, ge=8, le=1_000_000, description="Tokens of the longest row.")
+    max_train_rows: int | None = Field(
+        None,
+        ge=1,
+        json_schema_extra={"null": "all"},
+        description="Train on so many rows at most, always the same.",
+    )
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, name: str) -> str:
+        find_task(name)
+        return name
 
 
 @dataclass(frozen=True)

@@ -6,43 +6,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field, field_validator
+
 from capaboost_core.config import CapaBoostConfig
+from capaboost_core.settings import Settings, Text
 from capaboost_core.training.results import run_folder
-from capaboost_core.training.train_section import TrainSection, require
+from capaboost_core.training.train_section import TrainSection
 from capaboost_text.glue.run import ModelSection
 from capaboost_text.squad.data import find_source
 
 
-@dataclass(frozen=True)
-class SquadSection:
+class SquadSection(Settings):
     """The questions and what is reported on them.
 
-    Attributes:
-        dir: A folder with the official JSON files; None loads from the hub.
-        protocol: `test`: dev is the test set, and the last epoch counts, as in the paper; `select`: half of
-            dev selects the epoch, the other half is the test set.
-        max_length: Tokens of a window.
-        stride: Context tokens that consecutive windows share.
-        max_train_rows: Train on at most so many questions, always the same ones.
-        max_dev_rows: Likewise of the dev split.
-
     Raises:
-        UserError: If a value is out of range.
+        UserError: If a setting is unknown, of a wrong type or out of range.
     """
 
-    dataset: str
-    dir: str | None = None
-    protocol: Literal["test", "select"] = "test"
-    max_length: int = 384
-    stride: int = 128
-    max_train_rows: int | None = None
-    max_dev_rows: int | None = None
+    dataset: Text = Field(description="squad_v1 or squad_v2.")
+    dir: Text | None = Field(
+        None, json_schema_extra={"null": "the hub"}, description="A folder with the official JSON files."
+    )
+    protocol: Literal["test", "select"] = Field(
+        "test",
+        description="test: dev is the test set, and the last epoch counts, as in the paper; select: half of dev "
+        "selects the epoch, the other half is the test set.",
+    )
+    max_length: int = Field(384, ge=8, le=1_000_000, description="Tokens of a window.")
+    stride: int = Field(128, ge=0, description="Context tokens that consecutive windows share.")
+    max_train_rows: int | None = Field(
+        None,
+        ge=1,
+        json_schema_extra={"null": "all"},
+        description="Train on at most so many questions, always the same ones.",
+    )
+    max_dev_rows: int | None = Field(
+        None,
+        ge=2,
+        json_schema_extra={"null": "all"},
+        description="Select and test on at most so many questions of dev, always the same ones.",
+    )
 
-    def __post_init__(self) -> None:
-        find_source(self.dataset)
-        for name, low in (("max_train_rows", 1), ("max_dev_rows", 2)):
-            rows = getattr(self, name)
-            require(f"data.{name}", rows, f"a whole number of {low} or more, or null", rows is None or rows >= low)
+    @field_validator("dataset")
+    @classmethod
+    def _check_dataset(cls, name: str) -> str:
+        find_source(name)
+        return name
 
 
 @dataclass(frozen=True)

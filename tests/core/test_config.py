@@ -6,7 +6,7 @@ from capaboost_core import PRESETS, CapaBoostConfig, UserError, resolve_config
 
 WRONG = [
     ({"method": "ia3"}, "padapter"),
-    ({"r": 0}, "1 or more"),
+    ({"r": 0}, "from 1 to 65536"),
     ({"r": 2.5}, "whole number"),
     ({"r": True}, "whole number"),
     ({"num_tied": 0}, "from 1 to 8"),
@@ -17,7 +17,7 @@ WRONG = [
     ({"density": float("nan")}, "at most 1"),
     ({"alpha": 0}, "alpha = r"),
     ({"dropout": 1.0}, "below 1"),
-    ({"seed": -1}, "0 or more"),
+    ({"seed": -1}, "from 0 to 18446744073709551615"),
     ({"mask": "block"}, "nm"),
     ({"mask": "nm"}, "n: 2 and m: 4"),
     ({"mask": "nm", "n": 5, "m": 4}, "4 or less"),
@@ -26,7 +26,7 @@ WRONG = [
     ({"init": "zero"}, "official"),
     ({"targets": []}, "attention-qv"),
     ({"targets": 3}, "attention-qv"),
-    ({"rnak": 4}, "known keys"),
+    ({"rnak": 4}, "known: method, r, "),
     ({"densty": 0.5}, "did you mean density"),
 ]
 

@@ -1,26 +1,25 @@
 """A run from settings to result.json, and a grid of learning rates, on a toy task."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from capaboost_core import CapaBoostConfig, UserError, inject
 from capaboost_core.plan import Plan, Target
+from capaboost_core.settings import Settings
 from capaboost_core.training.experiment import Prepared, run_experiment
 from capaboost_core.training.lr_grid import parse_rates, run_grid
 from capaboost_core.training.train_section import TrainSection
 from tests.core.toy_run import Toy, model, settings
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(Settings):
     name: str = "toy"
 
 
-@dataclass(frozen=True)
-class Data:
+class Data(Settings):
     protocol: str = "select"
 
 
@@ -39,7 +38,7 @@ class Scored(Toy):
 
 
 def make(protocol="select", **changes) -> Run:
-    return Run(Model(), Data(protocol), settings(**changes), CapaBoostConfig(r=2))
+    return Run(Model(), Data(protocol=protocol), settings(**changes), CapaBoostConfig(r=2))
 
 
 def prepare(run, accelerator):
@@ -116,7 +115,7 @@ def test_the_warmup_is_a_share_unless_it_is_set_in_steps(changes, steps):
 
 
 def test_a_warmup_longer_than_the_run_is_refused():
-    assert replace(TrainSection(), warmup_ratio=0.99).schedule_of(10).warmup_steps == 9
+    assert TrainSection(warmup_ratio=0.99).schedule_of(10).warmup_steps == 9
     with pytest.raises(UserError, match=r"train\.warmup_steps is 100; type a number below the run's 100 steps"):
         TrainSection(warmup_steps=100).schedule_of(100)
 

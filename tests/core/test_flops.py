@@ -107,7 +107,8 @@ STEPS = {
 @pytest.mark.parametrize(("method", "backward", "tied_backward"), STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize(("num_tied", "density"), [(1, 1.0), (2, 0.5), (4, 0.25), (2, 1.0)])
 def test_training_step_by_hand(method, backward, tied_backward, num_tied, density):
-    config = CapaBoostConfig(method, r=R, num_tied=num_tied, density=density)
+    trains_modules = method not in ("linear", "full")
+    config = CapaBoostConfig(method, **(dict(r=R, num_tied=num_tied, density=density) if trains_modules else {}))
     model = inject(Net(), config, Plan((Target("second"),), head=("head",)))
     counts = count_flops(model, torch.ones(TOKENS), backward=True)
     forward = {"linear": BASE, "backward": backward}

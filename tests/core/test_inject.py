@@ -30,9 +30,14 @@ class Net(nn.Module):
 PLAN = Plan((Target("first", ((0, 16),)), Target("second")), head=("head",))
 
 
+def config_of(method, **settings):
+    """With r = 4 where the method has one."""
+    return CapaBoostConfig(method, **({} if method in ("linear", "full") else {"r": 4}), **settings)
+
+
 def adapted(method="lora", **settings):
     torch.manual_seed(0)
-    return inject(Net(), CapaBoostConfig(method, r=4, **settings), PLAN)
+    return inject(Net(), config_of(method, **settings), PLAN)
 
 
 def randomise(model):
@@ -49,7 +54,7 @@ def test_output_and_state_of_the_base_stay(method):
     base = Net()
     before, keys = copy.deepcopy(base), base.state_dict().keys()
     out = base(X)
-    model = inject(base, CapaBoostConfig(method, r=4), PLAN)
+    model = inject(base, config_of(method), PLAN)
     assert torch.equal(model(X), out)
     assert keys <= model.state_dict().keys()
     for key in keys:

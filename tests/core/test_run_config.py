@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from capaboost_core import CapaBoostConfig, UserError
+from capaboost_core.settings import Settings
 from capaboost_core.training.run_config import build_run, load_run, to_dict
 from capaboost_core.training.run_file import merge_settings, parse_assignments, read_config
 from capaboost_core.training.train_section import TrainSection
@@ -44,22 +45,22 @@ WRONG = {
     "train.epoch=1": r"unknown setting train\.epoch; did you mean train\.epochs",
     "train.zzz=1": r"known: train\.epochs",
     "adapter.rank=4": r"unknown setting adapter\.rank",
-    "train.epochs=0": r"train\.epochs is 0; type 1 or more",
+    "train.epochs=0": r"train\.epochs is 0; type a whole number from 1 to 1000000",
     "train.epochs=2.5": r"train\.epochs is 2\.5; type a whole number",
     "train.epochs=true": "type a whole number",
     "train.epochs=null": "type a whole number",
     "train.lr=0": "a number above 0",
     "train.lr=.nan": "a number above 0",
     "train.lr=fast": r"train\.lr is 'fast'; type a number",
-    "train.seed=-1": "0 or more",
-    "train.batch_size=0": "1 or more",
+    "train.seed=-1": "a whole number from 0 to 4294967295",
+    "train.batch_size=0": "from 1 to 1000000",
     "train.max_grad_norm=-1": "a number above 0",
-    "train.schedule=step": "type cosine, linear",
+    "train.schedule=step": "type cosine or linear",
     "train.mixed_precision=fp8": "type no, fp16, bf16 or null",
-    "train.warmup_ratio=1": r"train\.warmup_ratio is 1\.0; type a number from 0 to below 1",
-    "train.warmup_steps=-1": r"train\.warmup_steps is -1; type 0 or more",
+    "train.warmup_ratio=1": r"train\.warmup_ratio is 1; type a number from 0 to below 1",
+    "train.warmup_steps=-1": r"train\.warmup_steps is -1; type a whole number from 0 to 1000000000, or null",
     "train.gradient_accumulation_steps=65": r"at most train\.batch_size = 64",
-    "adapter.r=0": "r is 0; type a whole number of 1 or more",
+    "adapter.r=0": r"adapter\.r is 0; type a whole number from 1 to 65536",
     "adapter.density=2": "density is 2",
     "train.lr": "not of the form section.key=value",
     "lr=1": "not of the form section.key=value",
@@ -92,8 +93,7 @@ def test_wrong_files_are_named_in_one_line(tmp_path, text, message):
 
 
 def test_a_setting_without_default_has_to_be_given():
-    @dataclass(frozen=True)
-    class Data:
+    class Data(Settings):
         dataset: str
 
     with pytest.raises(UserError, match=r"data\.dataset is not set"):

@@ -182,7 +182,7 @@ def test_what_fails_after_the_checks_is_undone(tmp_path, monkeypatch, failing, i
 
 def test_other_configuration_and_other_head_are_named(tmp_path):
     saved(tmp_path)
-    with pytest.raises(UserError, match="alpha: None there, 3 here"):
+    with pytest.raises(UserError, match=r"alpha: None there, 3\.0 here"):
         load_adapter(adapted(alpha=3), tmp_path)
     wider = fresh_base()
     wider.head = nn.Linear(16, 7)

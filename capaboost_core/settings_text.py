@@ -1,0 +1,82 @@
+"""Settings in words: what may be typed for one, what was typed, and the help on all of them."""
+
+from __future__ import annotations
+
+import textwrap
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+LONGEST = 60  # characters of a wrong value in a message
+
+
+def shown(value: Any) -> str:
+    """A value as YAML has it or Python shows it, shortened."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of too many digits"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def wanted(field: FieldInfo) -> str:
+    """What may be typed for a setting: `a number above 0, such as 1e-3, or null`."""
+    *some, last = _alternatives(field.annotation, field)
+    return f"{', '.join(some)}{',' if ' ' in some[-1] else ''} or {last}" if some else last
+
+
+def help_on(sections: dict[str, type[BaseModel]], width: int = 79) -> str:
+    """Every setting of the sections as `--set` takes it, with its default, its text and what may be typed."""
+    return "\n".join(_help_on_setting(section, name, field, width)
+                     for section, cls in sections.items() for name, field in cls.model_fields.items())  # fmt: skip
+
+
+def _help_on_setting(section: str, name: str, field: FieldInfo, width: int) -> str:
+    default = "VALUE" if field.is_required() else yaml.safe_dump(field.default).removesuffix("\n...\n").strip()
+    text = textwrap.wrap(f"{field.description} Type {wanted(field)}.", width - 6)
+    return "\n      ".join([f"  {section}.{name}={default}", *text])
+
+
+def _alternatives(hint: Any, field: FieldInfo) -> Iterator[str]:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        for part in get_args(hint):
+            yield from _alternatives(part, field)
+    elif origin is Annotated:
+        yield from _alternatives(get_args(hint)[0], field)
+    elif origin is Literal:
+        yield from (str(choice) for choice in get_args(hint))
+    elif origin is tuple:
+        yield "a list of texts"
+    elif hint is type(None):
+        meaning = (field.json_schema_extra or {}).get("null")
+        yield f"null for {meaning}" if meaning else "null"
+    else:
+        example = f", such as {field.examples[0]}" if field.examples else ""
+        yield f"{WORDS[hint]}{_bounds(hint, field)}{example}"
+
+
+def _bounds(hint: type, field: FieldInfo) -> str:
+    names = ("ge", "gt", "le", "lt")
+    limits = {name: getattr(part, name) for part in field.metadata for name in names if hasattr(part, name)}
+    if hint is int and "lt" in limits:
+        limits["le"] = limits.pop("lt") - 1
+    match limits:
+        case {"ge": low, "le": high}:
+            return f" from {low} to {high}"
+        case {"ge": low, "lt": high}:
+            return f" from {low} to below {high}"
+        case {"gt": low, "le": high}:
+            return f" above {low} and at most {high}"
+        case {"ge": low}:
+            return f" of {low} or more"
+        case {"gt": low}:
+            return f" above {low}"
+    return ""

@@ -1,0 +1,78 @@
+"""YAML as settings need it: small, plain, and without surprises."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from capaboost_core.errors import UserError
+
+DEEPEST = 20  # levels of nesting
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file; a byte-order mark is passed over.
+
+    Raises:
+        UserError: If the file cannot be read, is not YAML, or holds what `parse_yaml` refuses.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise UserError(f"cannot read {path}: {reason}; give the path of a YAML file") from error
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Values of plain types, with `1e-3` a number as in YAML 1.2.
+
+    Raises:
+        YAMLError: If the text is not YAML, gives a name twice, has names that are no texts, tags of Python,
+            aliases, or more than 20 levels.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, OverflowError) as error:
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader that refuses what would be lost in silence, or would not fit into memory."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise _refused("aliases such as *name are not read; write the value out", self.peek_event().start_mark)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise _refused(f"more than {DEEPEST} levels of nesting", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        names = set()
+        for key, _ in node.value:
+            name = self.construct_object(key)
+            if not isinstance(name, str):
+                raise _refused(f"the name {key.value!r} is no text; quote it", key.start_mark)
+            if name in names:
+                raise _refused(f"{name} is given twice; drop one", key.start_mark)
+            names.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _refused(problem: str, mark: yaml.Mark) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
+
+
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
