@@ -19,9 +19,10 @@ from transformers import (
 from transformers.utils import logging
 
 from capaboost_core.config import CapaBoostConfig, resolve_config
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, reason_of
 from capaboost_core.inject import inject as inject_plan
 from capaboost_core.plan import in_prefix
+from capaboost_text.hub import reach_hub
 from capaboost_text.targets import plan
 
 HEADS = {
@@ -55,7 +56,7 @@ def from_pretrained(
         raise UserError(f"task is {task!r}; type one of: {', '.join(HEADS)}")
     config = resolve_config(capaboost)
     try:
-        with _quiet():
+        with _quiet(), reach_hub(name_or_path):
             model, report = HEADS[task].from_pretrained(
                 name_or_path, **{"dtype": torch.float32} | kwargs, output_loading_info=True
             )
@@ -63,9 +64,9 @@ def from_pretrained(
         raise UserError(
             f"the head of {name_or_path} has other sizes than {kwargs}; pass ignore_mismatched_sizes=True"
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers and safetensors fail in many ways on damaged files
         raise UserError(
-            f"cannot load {name_or_path}: {str(error).strip().splitlines()[0]}; give a folder with config.json and "
+            f"cannot load {name_or_path} ({reason_of(error)}); give a folder with a sound config.json and "
             "model.safetensors, or a hub name with a network"
         ) from error
     return _inject(model, config, _missing_pooler(model, sorted(report["missing_keys"]), name_or_path))
