@@ -11,6 +11,12 @@ class DivergedError(UserError):
     """The loss of a run is no longer finite."""
 
 
+def shown(value: object, width: int = 200) -> str:
+    """A value that a user gave, as `repr` has it, its middle cut out where it is long."""
+    text = repr(value)
+    return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
+
+
 def reason_of(error: BaseException, width: int = 200) -> str:
     """What another library's error says, in one line; its type where the text alone says little."""
     text = textwrap.shorten(str(error), width, placeholder=" ...")

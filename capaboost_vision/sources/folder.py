@@ -5,13 +5,13 @@ A path may lead out of the folder, as where tasks share their images: files are 
 
 from __future__ import annotations
 
+import os.path
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, shown
 from capaboost_vision.sources.pixels import open_rgb
 from capaboost_vision.vtab import TASKS
 
@@ -28,12 +28,14 @@ class Folder:
 
     def __init__(self, data_dir: Path, dataset: str, split: str):
         self.root = data_dir / dataset
-        if not _is(Path.is_dir, self.root):
-            there = sorted(path.name for path in data_dir.glob("*") if path.is_dir()) if data_dir.is_dir() else []
+        if not os.path.isdir(self.root):
+            there = (
+                sorted(path.name for path in data_dir.glob("*") if path.is_dir()) if os.path.isdir(data_dir) else []
+            )
             found = f"it holds {', '.join(there)}" if there else "give the folder that holds the tasks' folders"
             raise UserError(f"{data_dir} has no folder {dataset}; {found}")
         self.listing = self.root / f"{split}.txt"
-        if not _is(Path.is_file, self.listing):
+        if not os.path.isfile(self.listing):
             raise UserError(f"{self.listing} is missing; write one line `relative/path label` for each image")
         limit = TASKS[dataset].num_classes if dataset in TASKS else None
         lines = enumerate(_read(self.listing).split("\n"), start=1)
@@ -44,12 +46,12 @@ class Folder:
     def _row(self, number: int, line: str, limit: int | None) -> tuple[int, str, int]:
         place, found = f"{self.listing}, line {number}", LINE.fullmatch(line)
         if not found:
-            raise UserError(f"{place}: {_shown(line)} is not of the form {FORM}")
+            raise UserError(f"{place}: {shown(line)} is not of the form {FORM}")
         path, label = found["path"], int(found["label"])
         if limit is not None and label >= limit:
             raise UserError(f"{place}: label {label} is outside 0 to {limit - 1}")
-        if not _is(Path.is_file, self.root / path):
-            raise UserError(f"{place}: there is no image {_shown(path)} in {self.root}")
+        if not os.path.isfile(self.root / path):
+            raise UserError(f"{place}: there is no image {shown(path)} in {self.root}")
         return number, path, label
 
     @property
@@ -65,17 +67,6 @@ class Folder:
             return open_rgb(self.root / path), label
         except UserError as error:
             raise UserError(f"{self.listing}, line {number}: {self.root / path} {error}") from error
-
-
-def _is(kind: Callable[[Path], bool], path: Path) -> bool:
-    try:
-        return kind(path)
-    except OSError:  # a name too long, a folder that may not be entered
-        return False
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) < 200 else f"{text[:90]} ... {text[-90:]}")
 
 
 def _read(listing: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from capaboost_core.errors import UserError, reason_of
+from capaboost_core.errors import UserError
 
 MOST_PIXELS = 89_478_485  # where PIL warns of a decompression bomb
 SMALLEST_DEEP = 256  # 32-bit integers below it may be those of 8 bits
@@ -32,7 +32,7 @@ def open_rgb(path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise _too_large() from error
     except Exception as error:  # decoders fail in many ways on damaged files
-        raise UserError(f"is no readable image ({reason_of(error)}); replace it or drop its line") from error
+        raise UserError("is no readable image; replace it or drop its line") from error
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
