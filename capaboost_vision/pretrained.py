@@ -32,13 +32,18 @@ def check_model(section: ModelSection) -> None:
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"did you mean {close[0]}?" if close else "timm.list_models() lists the names"
         raise UserError(f"model.name: timm has no model {section.name!r}; {hint}")
-    if tag and ":" not in section.name and section.name not in (known := timm.list_pretrained(f"{name}.*")):
-        raise UserError(
-            f"model.name: {name} has no pretrained weights {tag!r}; "
-            + (f"type {', '.join(known)}" if known else f"type {name} with --set model.pretrained=false")
-        )
+    if tag and ":" not in section.name and not _has_tag(section.name):
+        known = timm.list_pretrained(f"{name}.*") or [f"{name} with --set model.pretrained=false"]
+        raise UserError(f"model.name: {name} has no pretrained weights {tag!r}; type {', '.join(known)}")
     if section.weights and not Path(section.weights).is_file():
         raise UserError(f"--weights {section.weights}: there is no such file")
+
+
+def _has_tag(name: str) -> bool:
+    try:
+        return timm.models.get_pretrained_cfg(name) is not None
+    except RuntimeError:  # what timm raises of an unknown one
+        return False
 
 
 def create_model(section: ModelSection, num_classes: int, adapter: CapaBoostConfig) -> nn.Module:
