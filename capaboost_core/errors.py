@@ -1,5 +1,7 @@
 """The one exception that a command shows without a stack trace."""
 
+import textwrap
+
 
 class UserError(ValueError):
     """A mistake that its maker can mend: the message is one line and says what to type instead."""
@@ -7,3 +9,16 @@ class UserError(ValueError):
 
 class DivergedError(UserError):
     """The loss of a run is no longer finite."""
+
+
+def shown(value: object, width: int = 200) -> str:
+    """A value that a user gave, as `repr` has it, its middle cut out where it is long."""
+    text = repr(value)
+    return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
+
+
+def reason_of(error: BaseException, width: int = 200) -> str:
+    """What another library's error says, in one line; its type where the text alone says little."""
+    text = textwrap.shorten(str(error), width, placeholder=" ...")
+    bare = not text or isinstance(error, (LookupError, TypeError, AttributeError, ArithmeticError))
+    return f"{type(error).__name__}: {text}".removesuffix(": ") if bare else text

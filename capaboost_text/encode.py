@@ -11,8 +11,9 @@ import numpy as np
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, reason_of
 from capaboost_text.glue.load import Example
+from capaboost_text.hub import reach_hub
 
 CHUNK = 1000
 
@@ -40,20 +41,21 @@ def load_tokenizer(name_or_path: str | Path, max_length: int) -> Any:
         UserError: If it cannot be had or has no vocabulary, or the model reads fewer than `max_length` tokens.
     """
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, ImportError) as error:
+        with reach_hub(name_or_path):
+            config = AutoConfig.from_pretrained(name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+        most = min(tokenizer.model_max_length, readable_tokens(config))
+    except Exception as error:  # transformers fails in many ways on damaged files
         raise UserError(
-            f"cannot load the tokenizer of {name_or_path}: {str(error).strip().splitlines()[0]}; give a folder with "
+            f"cannot load the tokenizer of {name_or_path} ({reason_of(error)}); give a folder with "
             "config.json and tokenizer.json, or a hub name with a network"
         ) from error
-    words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     if not any(any(map(str.isalnum, word)) for word in words):  # what transformers makes of a folder without its files
         raise UserError(
             f"the tokenizer of {name_or_path} has no vocabulary; add tokenizer.json or what else the model's "
             "tokenizer was saved as"
         )
-    most = min(tokenizer.model_max_length, readable_tokens(config))
     if max_length > most:
         raise UserError(f"data.max_length is {max_length}, but {name_or_path} reads {most} tokens; set {most} or less")
     return tokenizer

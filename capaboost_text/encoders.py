@@ -19,9 +19,10 @@ from transformers import (
 from transformers.utils import logging
 
 from capaboost_core.config import CapaBoostConfig, resolve_config
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, reason_of
 from capaboost_core.inject import inject as inject_plan
 from capaboost_core.plan import in_prefix
+from capaboost_text.hub import reach_hub
 from capaboost_text.targets import plan
 
 HEADS = {
@@ -57,16 +58,16 @@ def from_pretrained(
     config = resolve_config(capaboost)
     resize_head = kwargs.pop("ignore_mismatched_sizes", False)
     try:
-        with _quiet():
+        with _quiet(), reach_hub(name_or_path):
             model, report = HEADS[task].from_pretrained(
                 name_or_path,
                 **{"dtype": torch.float32} | kwargs,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that the report says which
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # transformers and safetensors fail in many ways on damaged files
         raise UserError(
-            f"cannot load {name_or_path}: {str(error).strip().splitlines()[0]}; give a folder with config.json and "
+            f"cannot load {name_or_path} ({reason_of(error)}); give a folder with a sound config.json and "
             "model.safetensors, or a hub name with a network"
         ) from error
     _check_no_adapter(report["unexpected_keys"], name_or_path)

@@ -1,10 +1,27 @@
-"""Data sets from the hub."""
+"""What comes from the hub: data sets, and whether it is there at all."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from capaboost_core.errors import UserError
+from huggingface_hub import constants
+
+from capaboost_core.errors import UserError, reason_of
+from capaboost_core.network import offline_unless_reachable
+
+
+def reach_hub(name_or_path: str | Path, *modules: ModuleType) -> AbstractContextManager[None]:
+    """Within it the hub's client fails at once if the hub does not answer; nothing is asked for a folder.
+
+    Args:
+        name_or_path: What is loaded.
+        *modules: Those that keep a switch of their own beside that of `huggingface_hub`.
+    """
+    local = Path(name_or_path).is_dir()
+    return nullcontext() if local else offline_unless_reachable(constants.ENDPOINT, constants, *modules)
 
 
 def load_from_hub(name: str, *config: str, split: str, otherwise: str) -> Any:
@@ -19,10 +36,13 @@ def load_from_hub(name: str, *config: str, split: str, otherwise: str) -> Any:
     Raises:
         UserError: If it cannot be had.
     """
-    from datasets import load_dataset  # takes a second, and is needed for no local file
+    from datasets import config as settings  # takes a second, and is needed for no local file
+    from datasets import load_dataset
 
     try:
-        return load_dataset(name, *config, split=split)
+        with reach_hub(name, settings):
+            return load_dataset(name, *config, split=split)
     except Exception as error:  # its network layers raise errors of many libraries
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot load {' '.join((name, *config))} from the hub ({reason}); {otherwise}") from error
+        raise UserError(
+            f"cannot load {' '.join((name, *config))} from the hub ({reason_of(error)}); {otherwise}"
+        ) from error

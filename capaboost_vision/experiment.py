@@ -46,10 +46,14 @@ def check_data(data: DataSection, classes: int) -> None:
     """Open every split of the protocol, before a model is made or loaded.
 
     Raises:
-        UserError: If a split is missing or wrong, or has a label that the model has no class for.
+        UserError: If a split is missing or wrong, has a label that the model has no class for, or has only one
+            class to train on.
     """
     for split in PROTOCOL_SPLITS[data.protocol]:
-        largest = max(_open(data, split, (1, 1)).labels or [0])
+        labels = _open(data, split, (1, 1)).labels or range(2)
+        if split.startswith("train") and len(set(labels)) < 2:
+            raise UserError(f"{data.dataset} {split} has images of one class only; list images of two or more")
+        largest = max(labels)
         if largest >= classes:
             raise UserError(
                 f"{data.dataset} {split} has label {largest}, but there are {classes} classes; "

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import socket
-import textwrap
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import timm
 import torch
@@ -16,7 +13,8 @@ from huggingface_hub import constants as hub
 from torch import nn
 
 from capaboost_core.config import CapaBoostConfig
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, reason_of
+from capaboost_core.network import offline_unless_reachable
 from capaboost_vision.timm_register import inject
 from capaboost_vision.vtab_run import ModelSection
 
@@ -27,15 +25,25 @@ def check_model(section: ModelSection) -> None:
     """Check what can be checked before a model is made.
 
     Raises:
-        UserError: If timm has no such model, or there is no such weights file.
+        UserError: If timm has no such model or no such weights of it, or there is no such weights file.
     """
-    name = section.name.split(".")[0]
+    name, _, tag = section.name.partition(".")
     if ":" not in section.name and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"did you mean {close[0]}?" if close else "timm.list_models() lists the names"
         raise UserError(f"model.name: timm has no model {section.name!r}; {hint}")
+    if tag and ":" not in section.name and not _has_tag(section.name):
+        known = timm.list_pretrained(f"{name}.*") or [f"{name} with --set model.pretrained=false"]
+        raise UserError(f"model.name: {name} has no pretrained weights {tag!r}; type {', '.join(known)}")
     if section.weights and not Path(section.weights).is_file():
         raise UserError(f"--weights {section.weights}: there is no such file")
+
+
+def _has_tag(name: str) -> bool:
+    try:
+        return timm.models.get_pretrained_cfg(name) is not None
+    except RuntimeError:  # what timm raises of an unknown one
+        return False
 
 
 def create_model(section: ModelSection, num_classes: int, adapter: CapaBoostConfig) -> nn.Module:
@@ -56,25 +64,21 @@ def create_model(section: ModelSection, num_classes: int, adapter: CapaBoostConf
 
 
 def _from_timm(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
-    _notice_no_network(section.name)
     try:
-        return _create(section.name, True, arguments)
+        with _reach_hub(section.name):
+            return _create(section.name, True, arguments)
     except Exception as error:  # hub clients fail in many ways
         raise UserError(
-            f"cannot load the pretrained weights of {section.name} ({_short(error)}); pass --weights FILE, "
+            f"cannot load the pretrained weights of {section.name} ({reason_of(error)}); pass --weights FILE, "
             f"or --model {OFFLINE}, or --set model.pretrained=false"
         ) from error
 
 
-def _notice_no_network(name: str) -> None:
-    """Without a name server the hub's client retries for a minute; offline it takes its cache, or fails at once."""
+def _reach_hub(name: str) -> AbstractContextManager[None]:
+    """Without a network the hub's client takes its cache, or fails at once; weights in a file need none."""
     cfg = timm.models.get_pretrained_cfg(name) if ":" not in name else None
-    if (cfg and cfg.file) or getproxies():
-        return
-    try:
-        socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
-    except OSError:
-        hub.HF_HUB_OFFLINE = True
+    local = name.startswith("local-dir:") or (cfg and cfg.file)
+    return nullcontext() if local else offline_unless_reachable(hub.ENDPOINT, hub)
 
 
 def _from_file(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
@@ -85,7 +89,7 @@ def _from_file(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
     try:
         model = _create(section.name, True, arguments | {"pretrained_cfg_overlay": overlay})
     except Exception as error:  # a foreign file may fail in any way
-        raise UserError(f"--weights {file} does not fit {section.name}: {_short(error)}") from error
+        raise UserError(f"--weights {file} does not fit {section.name}: {reason_of(error)}") from error
     lacking = _not_loaded(model, section.name, arguments, seed)
     if lacking:
         raise UserError(f"--weights {file} does not fit {section.name}: it lacks {lacking[0]}; name its --model")
@@ -114,8 +118,4 @@ def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module
     except (TypeError, RuntimeError, ValueError, OSError) as error:
         if pretrained:
             raise
-        raise UserError(f"model.name: timm cannot make {name} ({_short(error)})") from error
-
-
-def _short(error: Exception) -> str:
-    return textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+        raise UserError(f"model.name: timm cannot make {name} ({reason_of(error)})") from error

@@ -8,8 +8,6 @@ import make_tables
 import pytest
 from make_tables import settings_of
 
-from capaboost_core import UserError
-
 RESULT = {
     "task": "digits",
     "model": "tiny",
@@ -71,7 +69,17 @@ def test_readme_gets_the_table_between_its_markers(tmp_path, capsys):
     assert "accuracy 90 (1 seed)" in capsys.readouterr().out
 
 
-def test_wrong_input_is_one_clear_line(tmp_path):
+def refusal(capsys, *arguments: str) -> str:
+    """The one line with which the command refuses, after exit code 2."""
+    assert make_tables.main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert not out
+    return line
+
+
+def test_wrong_input_is_one_clear_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     write(tmp_path / "twice" / "a")
     write(tmp_path / "twice" / "b")
@@ -80,17 +88,57 @@ def test_wrong_input_is_one_clear_line(tmp_path):
     (tmp_path / "broken" / "result.json").write_text("{")
     expected = {"empty": "no result.json", "twice": "same run", "lacking": "usable value", "broken": "JSON"}
     for folder, message in expected.items():
-        with pytest.raises(UserError, match=message) as caught:
-            make_tables.main([str(tmp_path / folder)])
-        assert "\n" not in str(caught.value)
+        assert message in refusal(capsys, str(tmp_path / folder))
+    assert "there is no folder" in refusal(capsys, str(tmp_path / "none"))
 
 
-def test_readme_without_markers_is_refused_and_kept(tmp_path):
+ODD = {
+    "a list": (b"[]", "holds no result"),
+    "nested": (b"[" * 100_000, "is not readable JSON"),
+    "binary": (b"\x80\xff", "is not readable JSON"),
+    "digits": (b"9" * 5000, "is not readable JSON"),
+    "not a number": (RESULT | {"value": float("nan")}, "lacks a usable value"),
+    "beyond a float": (RESULT | {"value": 10**400}, "lacks a usable value"),
+    "a note": (RESULT | {"split_note": 3}, "lacks a usable split_note"),
+    "settings": (RESULT | {"config": []}, "lacks a usable config;"),
+    "a section": (RESULT | {"config": {"adapter": 3}}, "lacks a usable config.adapter;"),
+    "a rate": (RESULT | {"config": {"train": {"lr": "fast"}}}, "lacks a usable config.train.lr"),
+    "no rank": (RESULT | {"config": {"adapter": {"method": "lora"}}}, "lacks a usable config.adapter.r"),
+    "a scale": (RESULT | {"config": {"adapter": {"method": "lora", "r": 1, "alpha": []}}}, "config.adapter.alpha"),
+}
+
+
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize("case", ODD)
+def test_an_odd_file_is_named_and_leaves_no_table(case, tmp_path, capsys):
+    content, message = ODD[case]
+    write(tmp_path / "good")
+    write(tmp_path / "odd")
+    path = tmp_path / "odd" / "result.json"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    line = refusal(capsys, str(tmp_path), "--csv", str(tmp_path / "table.csv"))
+    assert line.startswith(f"error: {path} ")
+    assert message in line
+    assert not (tmp_path / "table.csv").exists()
+
+
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize("name", ["/proc/x/y", "/proc/x", "{}", "{}/run/result.json/table", "{}/" + "a" * 300])
+@pytest.mark.parametrize("flag", ["--csv", "--markdown", "--readme"])
+def test_a_target_that_cannot_be_written_is_found_first(flag, name, tmp_path, capsys):
+    write(tmp_path / "run")
+    target = name.format(tmp_path)
+    line = refusal(capsys, str(tmp_path), "--csv", str(tmp_path / "new" / "table.csv"), flag, target)
+    assert f"{flag} " in line
+    assert "cannot be written" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_readme_without_markers_is_refused_and_kept(tmp_path, capsys):
     write(tmp_path / "a")
     readme = tmp_path / "README.md"
     readme.write_text("no place\n")
-    with pytest.raises(UserError, match="results:begin"):
-        make_tables.main([str(tmp_path / "a"), "--readme", str(readme)])
+    assert "results:begin" in refusal(capsys, str(tmp_path / "a"), "--readme", str(readme))
     assert readme.read_text() == "no place\n"
 
 

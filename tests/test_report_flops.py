@@ -169,6 +169,16 @@ def test_a_mistake_is_one_line(arguments, message, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize("stem", ["/proc/x/y", "{}/" + "a" * 300, "{}/file/y"])
+def test_a_target_that_cannot_be_written_is_found_before_counting(stem, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert report_flops.main(["--model", "no such model", "--output", stem.format(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --output '")
+    assert "cannot be written" in line
+
+
 def test_the_command_itself_answers_in_one_line():
     command = [sys.executable, report_flops.__file__, "--model", VIT, "--methods", "lorra"]
     run = subprocess.run(command, capture_output=True, text=True)

@@ -140,6 +140,23 @@ def test_a_finished_study_is_not_trained_again_and_other_settings_are_refused(st
     assert {path: path.stat().st_mtime_ns for path in (study / "runs").rglob("*")} == files
 
 
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "adapter.method=padapter"], "only lora has increments to report"),
+        (["--set", "adapter.r=3"], "type --r 3"),
+        (["--set", "adapter.num_tied=3"], "type --num-tied 3"),
+        (["--output", "/proc/x/y.json"], "--output '/proc/x/y.json' cannot be written"),
+    ],
+)
+def test_what_cannot_be_reported_is_not_trained(arguments, message, tmp_path, capsys):
+    assert report_rank.main([*STUDY, "--output-dir", str(tmp_path / "runs"), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "runs").exists()
+
+
 def test_table_has_the_papers_layout_and_marks_where_the_width_is_the_bound():
     plain, tied = (randomised(timm_model(r=8, **d)) for d in (dict(num_tied=1, density=1.0), dict(num_tied=2)))
     wide = randomised(timm_model(r=64, num_tied=4))  # on layers of width 64

@@ -75,6 +75,7 @@ WRONG = {
     "a value": (["--epochs", "0"], "train.epochs is 0"),
     "a preset": (["--method", "capaboost-lra"], "unknown preset"),
     "a model": (["--model", "vit_tny_patch16_224"], "did you mean vit_tiny_patch16_224?"),
+    "a tag": (["--model", "capaboost_vit_micro_patch8_64.foo"], "type capaboost_vit_micro_patch8_64.tiny_imagenet"),
     "a class": (["--model", "resnet18"], "does not support ResNet"),
     "no file": (["--set", "model.pretrained=true", "--weights", "none.pth"], "there is no such file"),
     "classes": (["--set", "data.num_classes=4"], "data.num_classes=10"),

@@ -19,11 +19,14 @@ from typing import Any
 
 import matplotlib
 from benchmark_plots import parts, peers
+from command_line import answer
 from matplotlib.figure import Figure
+from outputs import check_outputs
 from plot_style import STYLE
 from rank_plots import rank_parameters, spectra, theorem
 
 from capaboost_core import UserError
+from capaboost_core.errors import reason_of, shown
 from capaboost_core.files import write_atomically
 
 Report = dict[str, Any]
@@ -48,7 +51,7 @@ def find_reports(folders: list[Path]) -> Iterator[tuple[Path, Report]]:
     for path in sorted({path for folder in folders for path in folder.rglob("*.json")}):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is not readable JSON; delete the file or write it again") from error
         if isinstance(report, dict) and report.get("plots"):
             found = True
@@ -65,19 +68,30 @@ def draw(path: Path, report: Report) -> Iterator[Path]:
     Raises:
         UserError: If a plot is unknown, or the report lacks what it needs; that plot is not written.
     """
-    for kind in report["plots"]:
-        if kind not in PLOTS:
-            raise UserError(f"{path} asks for the plot {kind!r}; known plots: {', '.join(PLOTS)}")
-        stem = path.stem if len(report["plots"]) == 1 else f"{path.stem}-{kind}"
+    kinds = report["plots"] if isinstance(report["plots"], list) else [report["plots"]]
+    for kind in kinds:
+        if not isinstance(kind, str) or kind not in PLOTS:
+            raise UserError(f"{path} asks for the plot {shown(kind)}; known plots: {', '.join(PLOTS)}")
+        check_outputs("the plot", *(path.with_name(f"{path.stem}-{kind}.{suffix}") for suffix in METADATA))
+        stem = path.stem if len(kinds) == 1 else f"{path.stem}-{kind}"
         with matplotlib.rc_context(STYLE):
             try:
                 figure = PLOTS[kind](report)
-            except (KeyError, TypeError, IndexError, ValueError) as error:
-                raise UserError(f"{path} lacks what the plot {kind} needs ({error!r}); write it again") from error
+            except Exception as error:  # an edited report fails in many ways
+                raise UserError(
+                    f"{path} lacks what the plot {kind} needs ({reason_of(error)}); write it again"
+                ) from error
             for suffix, metadata in METADATA.items():
                 save = partial(figure.savefig, format=suffix, metadata=metadata)
                 write_atomically(path.with_name(f"{stem}.{suffix}"), save)
                 yield path.with_name(f"{stem}.{suffix}")
+
+
+def draw_all(folders: list[Path]) -> None:
+    """Draw the plots of every report, and name the files."""
+    for path, report in find_reports(folders):
+        for target in draw(path, report):
+            print(target)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,14 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "folders", nargs="*", type=Path, default=FOLDERS, metavar="DIR", help="default: results benchmarks/results"
     )
-    try:
-        for path, report in find_reports(parser.parse_args(arguments).folders):
-            for target in draw(path, report):
-                print(target)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+    return answer(lambda: draw_all(options.folders), "the same command draws all again")
 
 
 if __name__ == "__main__":

@@ -12,22 +12,27 @@ import argparse
 import csv
 import io
 import json
-import math
-import os
+import os.path
 import statistics
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from command_line import answer
+from outputs import check_outputs
 from rich.table import Table
 
 from capaboost_core import UserError
 from capaboost_core.console import show_table
+from capaboost_core.errors import reason_of, shown
+from capaboost_core.files import write_atomically
 
 TEXTS = ("task", "model", "method", "protocol", "metric", "device")
 NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs")
 PLACES = ("seed", "output_dir", "resume", "data_dir")  # settings in which two runs of one row may differ
+LARGEST = 1e300  # what a float holds, and no infinity or NaN
+WITHOUT_RANK = (None, "linear", "full")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 TITLES = ("task", "model", "method", "settings", "protocol", "value")
 TITLES += ("trainable", "% trainable", "epochs", "device", "split")
@@ -68,6 +73,9 @@ def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
     Raises:
         UserError: If there is none, or one is malformed.
     """
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise UserError(f"there is no folder {shown(str(folder))}; give one that holds runs")
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")})
     if not paths:
         raise UserError(f"no result.json under {', '.join(map(str, folders))}; run tools/train_vtab.py first")
@@ -77,20 +85,36 @@ def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON; delete the file or run its task again") from error
     if not isinstance(result, dict):
         raise UserError(f"{path} holds no result; delete the file or run its task again")
     wrong = [name for name in TEXTS if not isinstance(result.get(name), str)]
     wrong += [name for name in NUMBERS if not _is_number(result.get(name))]
-    wrong += [] if isinstance(result.get("config", {}), dict) else ["config"]
+    wrong += [] if isinstance(result.get("split_note") or "", str) else ["split_note"]
+    wrong += _wrong_settings(result.get("config", {}))
     if wrong:
         raise UserError(f"{path} lacks a usable {', '.join(wrong)}; delete the file or run its task again")
     return result
 
 
+def _wrong_settings(config: Any) -> list[str]:
+    """Names of the settings that `settings_of` cannot show."""
+    if not isinstance(config, dict):
+        return ["config"]
+    sections = {name: config.get(name, {}) for name in ("model", "train", "adapter")}
+    if wrong := [f"config.{name}" for name, section in sections.items() if not isinstance(section, dict)]:
+        return wrong
+    train, adapter = sections["train"], sections["adapter"]
+    wrong = [] if _is_number(train.get("lr", 0)) else ["config.train.lr"]
+    if adapter.get("method") not in WITHOUT_RANK:
+        wrong += [] if _is_number(adapter.get("r")) else ["config.adapter.r"]
+        wrong += [] if adapter.get("alpha") is None or _is_number(adapter["alpha"]) else ["config.adapter.alpha"]
+    return wrong
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def make_rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
@@ -136,7 +160,7 @@ def settings_of(config: dict[str, Any]) -> str:
     model, train, adapter = (config.get(section, {}) for section in ("model", "train", "adapter"))
     parts = [] if model.get("pretrained", True) else ["random weights"]
     parts += [f"lr {train['lr']:g}"] if "lr" in train else []
-    if adapter.get("method") not in (None, "linear", "full"):
+    if adapter.get("method") not in WITHOUT_RANK:
         alpha = adapter.get("alpha") or adapter["r"]
         parts += [f"r {adapter['r']}", f"alpha {alpha:g}"]
         parts += [adapter["targets"]] if adapter.get("targets") == "all-linear" else []
@@ -164,20 +188,12 @@ def fill(path: Path, table: str) -> str:
     """
     try:
         before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give the path of a text file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}; give the path of a text file") from error
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{path} has no place for the table; add the lines {BEGIN} and {END}")
     return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
-
-
-def write(path: Path, text: str) -> None:
-    """Write the whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def show(rows: list[Row]) -> None:
@@ -198,20 +214,24 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
+def make(options: argparse.Namespace) -> None:
+    """Read all, show the table, write it where that is asked for."""
+    for flag in ("markdown", "csv", "readme"):
+        check_outputs(f"--{flag}", getattr(options, flag))
     rows = make_rows(read_results(options.folders))
-    show(rows)
     outputs = {options.markdown: to_markdown(rows), options.csv: to_csv(rows)}
     if options.readme:
         outputs[options.readme] = fill(options.readme, to_markdown(rows))
+    show(rows)
     for path, text in outputs.items():
         if path:
-            write(path, text)
+            write_atomically(path, lambda file, text=text: file.write(text.encode()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    return answer(lambda: make(options), "nothing was written")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

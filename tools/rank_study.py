@@ -48,6 +48,7 @@ class Study:
         Raises:
             UserError: If a setting is wrong, or a finished run has other ones; nothing is trained then.
         """
+        self._check_assignments()
         missing = [pair for pair in pairs if not self._finished(*pair)]
         begun = time.monotonic()
         for done, (r, num_tied) in enumerate(missing):
@@ -56,6 +57,19 @@ class Study:
             print(f"run {done + 1} of {len(missing)}: r = {r}, d = {num_tied}{left}", file=sys.stderr)
             self._train(r, num_tied)
         return [self._folder(*pair) for pair in pairs]
+
+    def _check_assignments(self) -> None:
+        adapter = parse_assignments(list(self.assignments)).get("adapter", {})
+        if adapter.get("method", "lora") != "lora":
+            raise UserError(
+                f"--set adapter.method={adapter['method']}: only lora has increments to report; leave it out"
+            )
+        for key in ("r", "num_tied"):
+            if key in adapter:
+                flag = f"--{key.replace('_', '-')}"
+                raise UserError(
+                    f"--set adapter.{key}={adapter[key]}: the runs differ in it; type {flag} {adapter[key]}"
+                )
 
     def _folder(self, r: int, num_tied: int) -> Path:
         return self.folder / f"r{r}-d{num_tied}"

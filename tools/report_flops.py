@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from capaboost_core.report.account_table import Sheet
     from capaboost_core.report.paper import Comparison
 
+ENDINGS = (".json", ".csv", ".md")
 PAPER = Path(__file__).resolve().parents[1] / "results" / "paper"
 
 
@@ -54,6 +55,15 @@ def flops_parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), help="where memory is measured (default: cuda where there is one)")
     add("--output", type=Path, metavar="STEM", help="write STEM.json, STEM.csv and STEM.md")
     return parser
+
+
+def report(options: argparse.Namespace) -> None:
+    """Count what is asked for, once it is sure that the report can be written."""
+    from outputs import check_outputs
+
+    stem = options.output
+    check_outputs("--output", *([stem.with_name(f"{stem.name}{ending}") for ending in ENDINGS] if stem else []))
+    (report_paper if options.paper else report_methods)(options)
 
 
 def report_methods(options: argparse.Namespace) -> None:
@@ -157,7 +167,6 @@ def _words(values: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     options = flops_parser().parse_args(arguments)
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # fvcore's import
-    report = report_paper if options.paper else report_methods
     return answer(lambda: report(options), "nothing was written")
 
 

@@ -39,6 +39,14 @@ def rank_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def report(options: argparse.Namespace) -> None:
+    """Report what is asked for, once it is sure that the report can be written."""
+    from outputs import check_outputs
+
+    check_outputs("--output", options.output)
+    (report_adapter if options.adapter else report_theorem if options.theorem else report_study)(options)
+
+
 def report_adapter(options: argparse.Namespace) -> None:
     """Ranks of a saved adapter, by layer and in total."""
     from saved_adapter import load_saved
@@ -87,7 +95,6 @@ def finish(options: argparse.Namespace, table: Table, plots: list[str], values: 
 
 def main(arguments: list[str] | None = None) -> int:
     options = rank_parser().parse_args(arguments)
-    report = report_adapter if options.adapter else report_theorem if options.theorem else report_study
     return answer(lambda: report(options), "the same command goes on")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, reason_of
 from capaboost_text.encoders import HEADS
 
 FOLDER = Path(__file__).parent
@@ -43,6 +43,7 @@ def build(name_or_path: str, task: str = "sequence-classification", **changes: A
         config = AutoConfig.from_pretrained(SHIPPED.get(name_or_path, name_or_path), **changes)
         config.name_or_path = name_or_path
         return HEADS[task].from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot build {name_or_path}: {reason}; give a folder with a config.json") from error
+    except Exception as error:  # transformers fails in many ways on a damaged file
+        raise UserError(
+            f"cannot build {name_or_path} ({reason_of(error)}); give a folder with a sound config.json"
+        ) from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os.path
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, shown
 from capaboost_text.glue.tasks import GlueTask, find_task
 from capaboost_text.glue.tsv import AGAIN, read_rows
 from capaboost_text.hub import load_from_hub
@@ -39,14 +40,14 @@ def load_split(task: str, data_dir: str | Path | None, split: str) -> list[Examp
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise a UserError that names the setting unless its value is one of the choices."""
     if value not in choices:
-        raise UserError(f"{name} is {value!r}; type one of: {', '.join(choices)}")
+        raise UserError(f"{name} is {shown(value)}; type one of: {', '.join(choices)}")
 
 
 def _from_tsv(task: GlueTask, data_dir: Path, split: str) -> list[Example]:
     folder = data_dir / task.folder
     path = folder / f"{split}.tsv"
     for place in (data_dir, folder, path):
-        if not place.exists():
+        if not os.path.exists(place):
             raise UserError(
                 f"{place} does not exist; put the original GLUE data in {folder}, "
                 "or leave the folder out to load it from the hub"
@@ -61,7 +62,10 @@ def _from_hub(task: GlueTask, split: str) -> list[Example]:
     label = _label_reader(task, tuple(range(len(task.labels))))
     place = f"{HUB} {task.name} ({split})"
     rows = zip(zip(*texts, strict=True), labels, strict=True)
-    examples = [_example(row, label(f"{place}, row {i}", value)) for i, (row, value) in enumerate(rows)]
+    examples = [
+        _example(_texts(f"{place}, row {i}", row), label(f"{place}, row {i}", value))
+        for i, (row, value) in enumerate(rows)
+    ]
     if not examples:
         raise UserError(f"{place} holds no rows; {OTHERWISE}")
     return examples
@@ -75,6 +79,13 @@ def _hub_columns(task: GlueTask, split: str) -> list[Sequence]:
     return [table[column] for column in columns]
 
 
+def _texts(where: str, texts: Sequence[Any]) -> Sequence[str]:
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{where}: {shown(text)} is no text; {OTHERWISE}")
+    return texts
+
+
 def _example(texts: Sequence[str], label: int | float) -> Example:
     return Example(texts[0], texts[1] if len(texts) == 2 else None, label)
 
@@ -85,16 +96,16 @@ def _label_reader(task: GlueTask, known: tuple) -> Callable[[str, Any], int | fl
     def read_class(where: str, value: Any) -> int:
         if value not in known:
             names = ", ".join(str(name) for name in known)
-            raise UserError(f"{where}: the label is {value!r}, but must be one of {names}; {AGAIN}")
+            raise UserError(f"{where}: the label is {shown(value)}, but must be one of {names}; {AGAIN}")
         return known.index(value)
 
     def read_score(where: str, value: Any) -> float:
         try:
-            score = float(value)
-        except (TypeError, ValueError):
+            score = math.nan if "_" in str(value) else float(str(value).encode("ascii"))
+        except ValueError:
             score = math.nan
         if not 0 <= score <= 5:
-            raise UserError(f"{where}: the score is {value!r}, but must be a number from 0 to 5; {AGAIN}")
+            raise UserError(f"{where}: the score is {shown(value)}, but must be a number from 0 to 5; {AGAIN}")
         return score
 
     return read_score if task.regression else read_class

@@ -43,8 +43,8 @@ def splits(task: str, protocol: str, data_dir: str | Path | None = None, max_tra
         max_train_rows: Train on at most so many rows, always the same ones; the other splits stay whole.
 
     Raises:
-        UserError: If a setting is unknown, the data cannot be had, a row is malformed, or there are too
-            few rows for the protocol.
+        UserError: If a setting is unknown, the data cannot be had, a row is malformed, there are too few
+            rows for the protocol, or all to train on are of one class.
     """
     found = find_task(task)
     check_choice("protocol", protocol, PROTOCOLS)
@@ -59,7 +59,13 @@ def splits(task: str, protocol: str, data_dir: str | Path | None = None, max_tra
     elif protocol == "propetl":
         _check_enough(task, "training", len(train), SELECTION_ROWS + 1)
         selection, order = [train[i] for i in order[:SELECTION_ROWS]], order[SELECTION_ROWS:]
-    return Splits([train[i] for i in order[:max_train_rows]], selection, test, parts.get("dev_mismatched"))
+    training = [train[i] for i in order[:max_train_rows]]
+    if not found.regression and len({example.label for example in training}) < 2:
+        raise UserError(
+            f"{task} has training rows of one class only; give rows of two or more"
+            + ("" if max_train_rows is None else ", or raise max_train_rows")
+        )
+    return Splits(training, selection, test, parts.get("dev_mismatched"))
 
 
 def _check_enough(task: str, kind: str, count: int, needed: int) -> None:

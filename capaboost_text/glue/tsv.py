@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, shown
 
 AGAIN = "mend it, or fetch the file again"
 
@@ -59,8 +59,8 @@ def _check_header(path: Path, number: int, columns: Sequence[str], wanted: Seque
         raise UserError(f"{path} is empty; fetch the file again")
     for name in wanted:
         if name not in columns:
-            found = ", ".join(columns)
-            raise UserError(f"{path}, line {number}: the header has no column {name!r} but {found[:200]}; {AGAIN}")
+            found = shown(", ".join(columns))
+            raise UserError(f"{path}, line {number}: the header has no column {name!r} but {found}; {AGAIN}")
 
 
 def _split_lines(path: Path) -> Iterator[tuple[int, list[str]]]:

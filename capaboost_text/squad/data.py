@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os.path
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, reason_of, shown
 from capaboost_text.hub import load_from_hub
 from capaboost_text.squad.entry import Question, as_list, as_mapping, as_text, make_question
 
@@ -64,9 +65,9 @@ def find_file(dataset: str, split: str, data_dir: str | Path) -> Path:
     """
     stem = f"{split}-{find_source(dataset).version}"
     official = Path(data_dir) / f"{stem}.json"
-    if official.is_file():
+    if os.path.isfile(official):
         return official
-    found = sorted(Path(data_dir).glob(f"{stem}*.json"))
+    found = sorted(Path(data_dir).glob(f"{stem}*.json")) if os.path.isdir(data_dir) else []
     if not found:
         raise UserError(f"{official} does not exist; put it there, or leave the folder out to load it from the hub")
     if len(found) > 1:
@@ -94,13 +95,13 @@ def read_squad(path: str | Path, dataset: str) -> list[Question]:
 
 def _read_json(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give the path of a SQuAD JSON file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 at byte {error.start}; fetch the file again") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}; fetch the file again") from error
+    except (ValueError, RecursionError) as error:  # the first also where a number has thousands of digits
+        raise UserError(f"{path} is not JSON: {reason_of(error)}; fetch the file again") from error
 
 
 def _walk(path: str, content: dict) -> Iterator[tuple[str, dict]]:
@@ -119,7 +120,7 @@ def _collect(place: str, questions: Iterator[Question]) -> list[Question]:
     known: dict[str, Question] = {}
     for question in questions:
         if question.id in known:
-            raise UserError(f"{place}: the id {question.id!r} occurs twice; give each question an id of its own")
+            raise UserError(f"{place}: the id {shown(question.id)} occurs twice; give each question an id of its own")
         known[question.id] = question
     if not known:
         raise UserError(f"{place} holds no questions; give a file with at least one")

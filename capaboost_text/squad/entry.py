@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, shown
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -46,7 +46,7 @@ def make_question(where: str, entry: dict, has_null: bool) -> Question:
     answers = tuple(_reference(f"{where}, answer {i}", answer, context) for i, answer in enumerate(listed))
     impossible = entry.get("is_impossible", has_null and not answers)
     if not isinstance(impossible, bool):
-        raise UserError(f"{where}: is_impossible is {impossible!r}; it must be true or false")
+        raise UserError(f"{where}: is_impossible is {shown(impossible)}; it must be true or false")
     if not has_null and (impossible or not answers):
         raise UserError(f"{where} has no answer, which SQuAD v1.1 does not allow; set dataset to squad_v2")
     if impossible == bool(answers):
@@ -58,10 +58,11 @@ def make_question(where: str, entry: dict, has_null: bool) -> Question:
 def _reference(where: str, answer: Any, context: str) -> Reference:
     text, start = as_text(where, as_mapping(where, answer), "text"), answer.get("answer_start")
     if not isinstance(start, int) or isinstance(start, bool) or start < 0:
-        raise UserError(f"{where}: answer_start is {start!r}; it must be a whole number of 0 or more")
+        raise UserError(f"{where}: answer_start is {shown(start)}; it must be a whole number of 0 or more")
     found = context[start : start + len(text)]
     if found != text:
-        raise UserError(f"{where}: the context has {found!r} at {start}, not the answer {text!r}; mend answer_start")
+        there = f"the context has {shown(found)} at {shown(start)}"
+        raise UserError(f"{where}: {there}, not the answer {shown(text)}; mend answer_start")
     return Reference(text, start)
 
 

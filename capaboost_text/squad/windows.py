@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, shown
 from capaboost_text.squad.data import Question
 
 BATCH = 512  # questions tokenised in one call: enough for speed, little memory
@@ -101,7 +101,7 @@ def _overlaps(questions: Sequence[Question], tokenizer: Any, max_length: int, st
             room = max_length - len(ids) - tokenizer.num_special_tokens_to_add(pair=True)
             if room < 1:
                 raise UserError(
-                    f"question {question.id!r} has {len(ids)} tokens, which leaves none of {max_length} "
+                    f"question {shown(question.id)} has {len(ids)} tokens, which leaves none of {max_length} "
                     f"for its context; raise max_length or drop the question"
                 )
             shared.append(stride if stride < room else room // 2)

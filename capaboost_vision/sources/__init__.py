@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from capaboost_core.errors import UserError
 from capaboost_vision.sources import digits, folder, tfds
+from capaboost_vision.sources.pixels import to_rgb
 from capaboost_vision.vtab import TASKS
 
 SOURCES = ("tfds", "folder", "digits")
@@ -24,7 +25,7 @@ class ResizedImages(Dataset):
     """Items (uint8 3 x H x W, label) of a reader, resized directly with bicubic interpolation.
 
     Args:
-        reader: Has a length; its items are (PIL image or uint8 array, label).
+        reader: Has a length; its items are (PIL image or array, label).
         size: (height, width) in pixels, or one number for both.
         num_classes: Labels from 0 to below this are right; None checks nothing.
     """
@@ -45,8 +46,11 @@ class ResizedImages(Dataset):
         image, label = self.reader[index]
         if self.num_classes is not None and not 0 <= label < self.num_classes:
             raise UserError(f"image {index} has label {label}, but there are {self.num_classes} classes")
-        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        image = image.convert("RGB").resize((self.width, self.height), Image.Resampling.BICUBIC)
+        try:
+            image = to_rgb(image)
+        except UserError as error:
+            raise UserError(f"image {index} {error}") from error
+        image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), label
 
 
@@ -80,14 +84,23 @@ def num_classes(dataset: str, source: str, data_dir: str | Path | None) -> int:
     """The task's number of classes; of a folder with a name of its own, one more than its largest label.
 
     Raises:
-        UserError: As `open_split`.
+        UserError: As `open_split`, or if such a folder has no training image of a class below its largest label.
     """
     check(dataset, source, data_dir)
     if source == "digits":
         return digits.NUM_CLASSES
     if dataset in TASKS:
         return TASKS[dataset].num_classes
-    return 1 + max(folder.Folder(Path(data_dir), dataset, "train800val200").labels)
+    training = folder.Folder(Path(data_dir), dataset, "train800val200")
+    labels = set(training.labels)
+    count = 1 + max(labels)
+    if len(labels) < count:
+        gap = next(label for label in range(count) if label not in labels)
+        raise UserError(
+            f"{training.listing} has label {count - 1}, but no image of class {gap}; number the classes from 0 "
+            f"without gaps, or pass --set data.num_classes={count} if a class without images is meant"
+        )
+    return count
 
 
 def decode(dataset: Dataset, description: str) -> tuple[Tensor, Tensor]:

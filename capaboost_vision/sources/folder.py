@@ -1,13 +1,22 @@
-"""The VTAB-1k folder layout: one text file a split, a line `relative/path label` an image."""
+"""The VTAB-1k folder layout: one text file a split, a line `relative/path label` an image.
+
+A path may lead out of the folder, as where tasks share their images: files are read as images, never written.
+"""
 
 from __future__ import annotations
 
+import os.path
+import re
 from pathlib import Path
 
 from PIL import Image
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, shown
+from capaboost_vision.sources.pixels import open_rgb
 from capaboost_vision.vtab import TASKS
+
+LINE = re.compile(r"(?P<path>.+) (?P<label>[0-9]{1,9})")
+FORM = "`relative/path label`, such as `images/a.jpg 3`"
 
 
 class Folder:
@@ -19,46 +28,49 @@ class Folder:
 
     def __init__(self, data_dir: Path, dataset: str, split: str):
         self.root = data_dir / dataset
-        if not self.root.is_dir():
-            there = sorted(path.name for path in data_dir.glob("*") if path.is_dir())
+        if not os.path.isdir(self.root):
+            there = (
+                sorted(path.name for path in data_dir.glob("*") if path.is_dir()) if os.path.isdir(data_dir) else []
+            )
             found = f"it holds {', '.join(there)}" if there else "give the folder that holds the tasks' folders"
             raise UserError(f"{data_dir} has no folder {dataset}; {found}")
-        listing = self.root / f"{split}.txt"
-        if not listing.is_file():
-            raise UserError(f"{listing} is missing; write one line `relative/path label` for each image")
+        self.listing = self.root / f"{split}.txt"
+        if not os.path.isfile(self.listing):
+            raise UserError(f"{self.listing} is missing; write one line `relative/path label` for each image")
         limit = TASKS[dataset].num_classes if dataset in TASKS else None
-        lines = enumerate(_read(listing).splitlines(), start=1)
-        self.rows = [self._row(f"{listing}, line {number}", line, limit) for number, line in lines if line.strip()]
+        lines = enumerate(_read(self.listing).split("\n"), start=1)
+        self.rows = [self._row(number, line, limit) for number, line in lines if line.strip()]
         if not self.rows:
-            raise UserError(f"{listing} lists no image; write one line `relative/path label` for each image")
+            raise UserError(f"{self.listing} lists no image; write one line `relative/path label` for each image")
 
-    def _row(self, place: str, line: str, limit: int | None) -> tuple[str, int]:
-        path, _, label = line.rpartition(" ")
-        if not path or not label.isdecimal():
-            raise UserError(f"{place}: {line!r} is not of the form `relative/path label`, such as `images/a.jpg 3`")
-        if limit is not None and int(label) >= limit:
+    def _row(self, number: int, line: str, limit: int | None) -> tuple[int, str, int]:
+        place, found = f"{self.listing}, line {number}", LINE.fullmatch(line)
+        if not found:
+            raise UserError(f"{place}: {shown(line)} is not of the form {FORM}")
+        path, label = found["path"], int(found["label"])
+        if limit is not None and label >= limit:
             raise UserError(f"{place}: label {label} is outside 0 to {limit - 1}")
-        if not (self.root / path).is_file():
-            raise UserError(f"{place}: there is no image {self.root / path}")
-        return path, int(label)
+        if not os.path.isfile(self.root / path):
+            raise UserError(f"{place}: there is no image {shown(path)} in {self.root}")
+        return number, path, label
 
     @property
     def labels(self) -> list[int]:
-        return [label for _, label in self.rows]
+        return [label for _, _, label in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self.rows[index]
+        number, path, label = self.rows[index]
         try:
-            return Image.open(self.root / path).convert("RGB"), label
-        except (OSError, SyntaxError) as error:  # PIL's for a PNG with a broken chunk
-            raise UserError(f"{self.root / path} is no readable image; replace it or drop its line") from error
+            return open_rgb(self.root / path), label
+        except UserError as error:
+            raise UserError(f"{self.listing}, line {number}: {self.root / path} {error}") from error
 
 
 def _read(listing: Path) -> str:
     try:
-        return listing.read_text(encoding="utf-8")
+        return listing.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{listing} is no readable text; write it as UTF-8") from error

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import bisect
-import textwrap
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, reason_of
+from capaboost_core.network import is_reachable
 from capaboost_vision.vtab import VtabTask
+
+ARCHIVES = "https://storage.googleapis.com"  # most of what is downloaded; if it is out of reach, all is tried once
 
 
 class Prepared:
@@ -55,15 +57,19 @@ def _prepared_builder(name: str, data_dir: str | Path | None):
 
 
 def _prepare(builder, name: str) -> None:
+    from tensorflow_datasets.core.download import downloader
+
     if find_spec("tensorflow") is None:  # builders notice only after the download, or minutes of retries
         raise UserError(
             f"{name} is not in {builder.data_dir}, and preparing it needs TensorFlow; "
-            "pip install 'capaboost[prepare]' and run again, or pass --data-dir or --source folder"
+            "pip install tensorflow and run again, or pass --data-dir or --source folder"
         )
+    if not is_reachable(ARCHIVES):
+        downloader.MAX_RETRIES = 0
     try:
         builder.download_and_prepare()
     except Exception as error:  # builders fail in many ways
-        message = textwrap.shorten(str(error) or type(error).__name__, 600, placeholder=" ...")
+        message = reason_of(error, 600)
         if message.startswith("Manual directory"):  # where to put the files, and the builder's instructions
             raise UserError(f"{name} has to be downloaded by hand; {message}") from error
         if isinstance(error, ImportError):

@@ -173,9 +173,14 @@ BAD_ROWS = [
     ("stsb", "\t".join("0123456ab") + "\tmuch", 3, "the score is 'much', but must be a number from 0 to 5"),
     ("stsb", "\t".join("0123456ab") + "\tnan", 3, "the score is 'nan'"),
     ("stsb", "\t".join("0123456ab") + "\t5.1", 3, "the score is '5.1'"),
+    ("stsb", "\t".join("0123456ab") + "\t0_1", 3, "the score is '0_1'"),
+    ("stsb", "\t".join("0123456ab") + "\t\u0663", 3, "the score is '\u0663'"),
+    ("stsb", "\t".join("0123456ab") + "\t" + "9" * 5000, 3, "the score is '999"),
+    ("rte", "1\ta\tb\tneu\u2028tral" + "l" * 10_000, 3, "the label is 'neu\\u2028trallll"),
 ]
 
 
+@pytest.mark.hard_case("messages")
 @pytest.mark.parametrize(("task", "row", "line", "message"), BAD_ROWS)
 def test_bad_rows_name_file_and_line(tmp_path, task, row, line, message):
     path = write(tmp_path, task, "train", [row_of(task, 0), row, row_of(task, 1)])
@@ -188,7 +193,8 @@ def test_bad_rows_name_file_and_line(tmp_path, task, row, line, message):
     assert text.startswith(f"{path}, line {line}")
     assert message in text
     assert text.endswith("mend it, or fetch the file again")
-    assert "\n" not in text
+    assert len(text.splitlines()) == 1
+    assert len(text) < 600
 
 
 @pytest.mark.parametrize(
@@ -197,7 +203,7 @@ def test_bad_rows_name_file_and_line(tmp_path, task, row, line, message):
         (b"", "is empty"),
         (b"\n\n", "is empty"),
         (b"sentence\tlabel\n", "holds no rows"),
-        (b"sentence\tgrade\na\t1\n", "line 1: the header has no column 'label' but sentence, grade"),
+        (b"sentence\tgrade\na\t1\n", "line 1: the header has no column 'label' but 'sentence, grade'"),
         (b"a text\t1\n", "the header has no column 'sentence'"),
         (b"sentence\tlabel\n\xff\t1\n", "is not UTF-8"),
     ],
@@ -235,6 +241,29 @@ def test_too_few_rows_for_the_protocol(tmp_path):
         splits("rte", "propetl", tmp_path)
 
 
+@pytest.mark.hard_case(32)
+@pytest.mark.parametrize("task", TASKS)
+def test_one_class_is_no_task(task, tmp_path):
+    write_all(tmp_path, task)
+    write(tmp_path, task, "train", [row_of(task, i, TASKS[task].tsv_labels[0]) for i in range(1200)] if task != "stsb"
+          else [row_of(task, i, "3.0") for i in range(1200)])  # fmt: skip
+    if task == "stsb":  # a score is no class
+        assert len(splits(task, "propetl", tmp_path).train) == 1200
+        return
+    with pytest.raises(UserError, match=f"{task} has training rows of one class only; give rows of two or more$"):
+        splits(task, "propetl", tmp_path)
+    write_all(tmp_path, task)
+    with pytest.raises(UserError, match="one class only; give rows of two or more, or raise max_train_rows"):
+        splits(task, "propetl", tmp_path, 1)
+
+
+@pytest.mark.hard_case("messages")
+def test_odd_paths(tmp_path):
+    for folder in ("a" * 5000, "a\0b", tmp_path / "none"):
+        with pytest.raises(UserError, match="does not exist; put the original GLUE data in"):
+            load_split("rte", folder, "train")
+
+
 def test_hub(local_hub):
     rows = [{"premise": "a", "hypothesis": "c", "label": 2}, {"premise": "b", "hypothesis": "d", "label": 0}]
     local_hub("nyu-mll/glue", "mnli", "validation_mismatched", rows)
@@ -247,6 +276,9 @@ def test_hub(local_hub):
     local_hub("nyu-mll/glue", "rte", "validation", [{"sentence1": "a", "label": 1}])
     with pytest.raises(UserError, match="nyu-mll/glue rte has no column sentence2; set --data-dir"):
         load_split("rte", None, "dev")
+    local_hub("nyu-mll/glue", "rte", "train", [{"sentence1": "a", "sentence2": None, "label": 1}])
+    with pytest.raises(UserError, match=r"nyu-mll/glue rte \(train\), row 0: None is no text; set --data-dir"):
+        load_split("rte", None, "train")
 
 
 def test_hub_out_of_reach(local_hub):

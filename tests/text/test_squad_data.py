@@ -62,6 +62,9 @@ def test_reads_a_good_file(tmp_path):
     assert (first.id, first.question, first.context) == ("1", "Who?", "William won in 1066.")
     assert first.answers == (("William", 0),)
     assert (first.impossible, second.impossible, second.answers) == (False, True, ())
+    marked = tmp_path / "marked.json"
+    marked.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert read_squad(marked, "squad_v2") == [first, second]
     without = changed((*QUESTION, "is_impossible"), DELETE)
     assert read_squad(write(tmp_path, without), "squad_v2") == [first, second]
 
@@ -96,9 +99,14 @@ BAD = [
     ((*ANSWER, "answer_start"), -20, "answer_start is -20"),
     ((*ANSWER, "answer_start"), True, "answer_start is True"),
     ((*ANSWER, "answer_start"), 0.0, "answer_start is 0.0"),
+    ((*ANSWER, "answer_start"), 10**4000, "the context has '' at 1000"),
+    ((*ANSWER, "answer_start"), ["a" * 10_000], "answer_start is ['aaa"),
+    ((*ANSWER, "text"), "a" * 10_000, "not the answer 'aaa"),
+    ((*QUESTION, "is_impossible"), "a" * 10_000, "is_impossible is 'aaa"),
 ]
 
 
+@pytest.mark.hard_case("messages")
 @pytest.mark.parametrize(("path", "value", "message"), BAD, ids=[message for _, _, message in BAD])
 def test_bad_entries_name_their_place(tmp_path, path, value, message):
     file = write(tmp_path, changed(path, value))
@@ -106,12 +114,22 @@ def test_bad_entries_name_their_place(tmp_path, path, value, message):
         read_squad(file, "squad_v2")
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(file))
-    assert "\n" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "is not JSON"), ("{", "is not JSON"), ("[]", "is a list"), ("[" * 100_000, "is not JSON"), ("nul", "JSON")],
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[]", "is a list"),
+        ("[" * 100_000, "is not JSON"),
+        ("nul", "JSON"),
+        ("9" * 5000, "is not JSON: Exceeds the limit"),
+        ("\ufeff\ufeff{}", "is not JSON"),
+        ("\0", "is not JSON"),
+    ],
 )
 def test_bad_files(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
@@ -136,8 +154,9 @@ def test_versions_are_not_mixed_up(tmp_path):
 
 
 def test_finds_the_file_of_a_split(tmp_path):
-    with pytest.raises(UserError, match=r"dev-v1\.1\.json does not exist"):
-        find_file("squad_v1", "dev", tmp_path)
+    for folder in (tmp_path, "a" * 5000, "a\0b"):
+        with pytest.raises(UserError, match=r"dev-v1\.1\.json does not exist"):
+            find_file("squad_v1", "dev", folder)
     part = write(tmp_path, "", "dev-v1.1-part.json")
     assert find_file("squad_v1", "dev", tmp_path) == part
     write(tmp_path, "", "dev-v1.1-rest.json")

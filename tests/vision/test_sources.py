@@ -5,11 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from capaboost_core import CapaBoostConfig
 from capaboost_core.errors import UserError
+from capaboost_core.training.train_section import TrainSection
+from capaboost_vision.experiment import prepare
 from capaboost_vision.sources import SPLITS, decode, num_classes, open_split
+from capaboost_vision.vtab_run import DataSection, ModelSection, VtabRun
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "vtab-1k"
 REAL = {"cifar": (800, 200, 1000, 10000), "oxford_flowers102": (800, 200, 1000, 6149)}
@@ -51,11 +56,11 @@ def save(path: Path, grey: int = 0) -> None:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A task `mine` of three classes, in the shared layout; one path has a blank."""
+    """A task `mine` of two classes, in the shared layout; one path has a blank."""
     save(tmp_path / "mine" / "images" / "a.png", 10)
     save(tmp_path / "mine" / "images" / "b c.png", 20)
     for split in SPLITS:
-        (tmp_path / "mine" / f"{split}.txt").write_text("images/a.png 0\n\nimages/b c.png 2\n")
+        (tmp_path / "mine" / f"{split}.txt").write_text("images/a.png 0\n\nimages/b c.png 1\n")
     return tmp_path
 
 
@@ -63,9 +68,36 @@ def test_a_folder_of_your_own(folder):
     images, labels = decode(open_split("mine", "folder", folder, "train800", (5, 3)), "train800")
     assert (images.dtype, images.shape) == (torch.uint8, (2, 3, 5, 3))
     assert labels.dtype == torch.int64
-    assert labels.tolist() == [0, 2]
+    assert labels.tolist() == [0, 1]
     assert [set(image.flatten().tolist()) for image in images] == [{10}, {20}]
-    assert num_classes("mine", "folder", folder) == 3
+    assert num_classes("mine", "folder", folder) == 2
+
+
+@pytest.mark.hard_case("messages")
+def test_a_list_may_have_a_byte_order_mark_and_windows_line_ends(folder):
+    (folder / "mine" / "test.txt").write_bytes(b"\xef\xbb\xbfimages/a.png 0\r\nimages/b c.png 1\r\n")
+    assert decode(open_split("mine", "folder", folder, "test", 2), "test")[1].tolist() == [0, 1]
+
+
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize(("label", "gap"), [(3, 2), (30_000_000, 2)])
+def test_a_gap_in_the_labels_makes_no_class(label, gap, folder):
+    (folder / "mine" / "train800val200.txt").write_text(f"images/a.png 0\nimages/a.png 1\nimages/a.png {label}\n")
+    message = f"has label {label}, but no image of class {gap}; .* --set data.num_classes={label + 1} if"
+    with pytest.raises(UserError, match=message):
+        num_classes("mine", "folder", folder)
+
+
+@pytest.mark.hard_case(32)
+@pytest.mark.parametrize("count", [None, 2])
+@pytest.mark.parametrize("protocol", ["test", "select"])
+def test_one_class_is_no_task(count, protocol, folder):
+    for path in (folder / "mine").glob("train*.txt"):
+        path.write_text("images/a.png 0\nimages/b c.png 0\n")
+    data = DataSection("mine", "folder", str(folder), count, protocol=protocol)
+    run = VtabRun(ModelSection("test_vit", pretrained=False), data, TrainSection(), CapaBoostConfig())
+    with pytest.raises(UserError, match=r"mine train.* has images of one class only; list images of two or more"):
+        prepare(run, Accelerator(cpu=True))
 
 
 BROKEN_LISTS = {
@@ -73,16 +105,25 @@ BROKEN_LISTS = {
     "a word": ("images/a.png cat\n", "mine/test.txt, line 1: 'images/a.png cat' is not of the form"),
     "negative": ("images/a.png -1\n", "mine/test.txt, line 1: 'images/a.png -1' is not of the form"),
     "no image": ("\nimages/a.png 0\nimages/z.png 1\n", "mine/test.txt, line 3: there is no image"),
+    "a sign": ("images/a.png +1\n", "line 1: 'images/a.png +1' is not of the form"),
+    "other digits": ("images/a.png \u0663\n", "line 1: 'images/a.png \u0663' is not of the form"),
+    "5,000 digits": (f"images/a.png {'9' * 5000}\n", "line 1: 'images/a.png 999"),
+    "a long name": (f"{'a' * 5000} 1\n", "line 1: there is no image 'aaa"),
+    "no character": ("images/\0 1\n", "line 1: there is no image 'images/\\x00'"),
+    "a folder": ("images 1\n", "line 1: there is no image 'images'"),
     "empty": ("\n", "mine/test.txt lists no image"),
     "bytes": (b"\xff\xfe\x00", "mine/test.txt is no readable text; write it as UTF-8"),
 }
 
 
+@pytest.mark.hard_case("messages")
 @pytest.mark.parametrize("case", BROKEN_LISTS)
 def test_broken_lists_are_refused_on_opening(case, folder):
     content, message = BROKEN_LISTS[case]
     (folder / "mine" / "test.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert message in refusal("mine", "folder", folder, "test")
+    text = refusal("mine", "folder", folder, "test")
+    assert message in text
+    assert len(text) < 600
 
 
 def refusal(dataset: str, source: str, data_dir: Path | None, split: str) -> str:
@@ -124,6 +165,7 @@ def test_missing_folders_and_lists(folder):
         num_classes("mine", "folder", folder)
 
 
+@pytest.mark.hard_case("messages")
 def test_an_unreadable_image_is_named(folder):
     path = folder / "mine" / "images" / "a.png"
     whole = path.read_bytes()
@@ -131,8 +173,11 @@ def test_an_unreadable_image_is_named(folder):
     broken_chunk[whole.index(b"IDAT") - 1] = 4  # a wrong length, at which PIL raises SyntaxError
     for content in (b"", b"no image", whole[: whole.index(b"IDAT") + 6], bytes(broken_chunk)):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"images/a\.png is no readable image; replace it or drop its line"):
+        with pytest.raises(UserError) as caught:
             decode(open_split("mine", "folder", folder, "test", 8), "test")
+        place = f"{folder / 'mine' / 'test.txt'}, line 1: {path}"
+        assert str(caught.value).startswith(f"{place} is no readable image; replace it or drop its line")
+        assert "\n" not in str(caught.value)
 
 
 def test_digits_are_scikit_learn_s_in_disjoint_splits():

@@ -114,9 +114,26 @@ def test_what_cannot_be_prepared_says_what_is_lacking(case, tmp_path, monkeypatc
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.hard_case("messages")
 @pytest.mark.parametrize("name", ["cifar", "resisc45", "kitti"])
 def test_without_tensorflow_nothing_is_downloaded(name, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lambda self: pytest.fail("it downloads"))
     monkeypatch.setattr(tfds_source, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs TensorFlow; pip install 'capaboost\[prepare\]' and run again"):
+    with pytest.raises(UserError, match="needs TensorFlow; pip install tensorflow and run again"):
         open_split(name, "tfds", tmp_path, "test", 4)
+
+
+@pytest.mark.hard_case("messages")
+def test_offline_nothing_is_tried_twice(tmp_path, monkeypatch):
+    tried = []
+
+    def refuse(*address, **_):
+        tried.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr(tfds_source, "find_spec", lambda name: name)
+    monkeypatch.setattr("tensorflow_datasets.core.download.downloader.MAX_RETRIES", 10)
+    with pytest.raises(UserError, match=r"cifar100 is not in .* go online, or pass --data-dir"):
+        open_split("cifar", "tfds", tmp_path, "test", 4)
+    assert 2 <= len(tried) <= 4
