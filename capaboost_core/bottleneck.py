@@ -13,9 +13,11 @@ from capaboost_core.masks import mask_bits
 from capaboost_core.plan import Target
 from capaboost_core.tied import TiedWeight
 
+ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
+
 
 class Bottleneck(nn.Module):
-    """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = ReLU (Eq. 5).
+    """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = `config.activation` (Eq. 5).
 
     The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
     biases are not masked. The d copies are two products of concatenated factors, as in LoRA.
@@ -42,13 +44,13 @@ class Bottleneck(nn.Module):
         self.down_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, config.r)))
         self.up_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, width)))
         self.num_tied, self.scaling = config.num_tied, config.scaling
-        self.dropout = dropout_of(config)
+        self.dropout, self.activation = dropout_of(config), ACTIVATION[config.activation]
 
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""
         down = self.down.copies().flatten(0, 1).to(h.dtype)
         up, up_bias = self.scaling * self.up.copies().flatten(0, 1).T, self.scaling * self.up_bias
-        hidden = F.relu(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
+        hidden = self.activation(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
         return F.linear(hidden, up.to(h.dtype), up_bias.to(h.dtype))
 
 

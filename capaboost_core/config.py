@@ -14,6 +14,8 @@ from capaboost_core.errors import UserError
 METHODS = ("lora", "padapter", "hadapter", "prefix", "linear", "full")
 MASKS = ("random", "nm", "same", "dropout")
 INITS = ("lora", "official")
+ACTIVATIONS = ("relu", "swish", "gelu")
+NAMED_TARGETS = ("attention-qv", "fused-qkv", "all-linear")
 MAX_TIED = 8  # the masks of an entry are the bits of one byte
 
 
@@ -59,7 +61,11 @@ class CapaBoostConfig:
         init: `lora`: Kaiming-uniform A over its fan-in, B = 0; `official`: the authors' code, that is
             A ~ U(-1/sqrt(r), 1/sqrt(r)) for LoRA, N(0, 0.02) on both factors for adapters. A prefix
             starts from N(0, 0.02) with either.
-        targets: `attention-qv`, `all-linear`, or full suffixes of module paths such as `attn.proj`.
+        targets: LoRA's: `attention-qv`: q and v, each with factors of its own; `fused-qkv`: the layer that fuses
+            q, k and v, with one A for the three; `all-linear`: q, k, v, o, f1 and f2; or full suffixes of module
+            paths such as `attn.proj`.
+        activation: Of an adapter's bottleneck: `relu`, `swish` or `gelu`. HAdapter's presets have `swish`, as its
+            sources do.
 
     Raises:
         UserError: If a value is out of range.
@@ -77,11 +83,13 @@ class CapaBoostConfig:
     dropout: float = 0.0
     init: str = "lora"
     targets: str | tuple[str, ...] = "attention-qv"
+    activation: str = "relu"
 
     def __post_init__(self) -> None:
         _check_choice("method", self.method, METHODS)
         _check_choice("mask", self.mask, MASKS)
         _check_choice("init", self.init, INITS)
+        _check_choice("activation", self.activation, ACTIVATIONS)
         _check_whole("r", self.r, 1)
         _check_whole("num_tied", self.num_tied, 1, MAX_TIED)
         _check_whole("seed", self.seed, 0)
@@ -118,7 +126,7 @@ class CapaBoostConfig:
         targets = (self.targets,) if isinstance(self.targets, str) else self.targets
         if not isinstance(targets, (list, tuple)) or not targets or not all(isinstance(t, str) for t in targets):
             raise UserError(
-                f"targets is {self.targets!r}; type attention-qv, all-linear, or a list of module suffixes"
+                f"targets is {self.targets!r}; type {', '.join(NAMED_TARGETS)}, or a list of module suffixes"
             )
         if not isinstance(self.targets, str):
             object.__setattr__(self, "targets", tuple(self.targets))
@@ -174,8 +182,8 @@ PRESETS = {
     "lora": CapaBoostConfig("lora", **PLAIN),
     "capaboost-padapter": CapaBoostConfig("padapter"),
     "padapter": CapaBoostConfig("padapter", **PLAIN),
-    "capaboost-hadapter": CapaBoostConfig("hadapter"),
-    "hadapter": CapaBoostConfig("hadapter", **PLAIN),
+    "capaboost-hadapter": CapaBoostConfig("hadapter", activation="swish"),
+    "hadapter": CapaBoostConfig("hadapter", activation="swish", **PLAIN),
     "capaboost-prefix": CapaBoostConfig("prefix"),
     "prefix": CapaBoostConfig("prefix", **PLAIN),
     "linear": CapaBoostConfig("linear", **PLAIN),

@@ -10,7 +10,7 @@ from torch import nn
 
 from capaboost_core.adapted import Adapted
 from capaboost_core.bottleneck import AdapterLinear, AdapterNorm
-from capaboost_core.config import CapaBoostConfig, resolve_config
+from capaboost_core.config import NAMED_TARGETS, CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
 from capaboost_core.lora import CapaLinear
 from capaboost_core.masks import checksum
@@ -208,7 +208,7 @@ def _plan_explicit(model: nn.Module, config: CapaBoostConfig) -> Plan:
         raise UserError(
             "method prefix depends on the architecture; use capaboost_vision.inject or capaboost_text.inject"
         )
-    if config.method in LAYERS and config.targets in ("attention-qv", "all-linear"):
+    if config.method in LAYERS and config.targets in NAMED_TARGETS:
         raise UserError(
             f"targets: {config.targets} depends on the architecture; use capaboost_vision.inject for timm models, "
             "or list module suffixes such as [attn.qkv, mlp.fc1]"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 import capaboost_text.prefix  # noqa: F401  registers the attentions that take a prefix
-from capaboost_core.config import CapaBoostConfig
+from capaboost_core.config import NAMED_TARGETS, CapaBoostConfig
 from capaboost_core.errors import UserError
 from capaboost_core.plan import Plan, Target, plan_suffixes
 
@@ -91,19 +91,20 @@ LAYER = re.compile(r"\.(layer|layers)\.\d+$")
 def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
     """Plan an adapter for a transformers model with a head.
 
-    LoRA goes to q and v (`attention-qv`, the default) or to q, k, v, o, f1 and f2 (`all-linear`). PAdapter
-    follows the feed-forward part, inside the norm of the residual sum where there is one; HAdapter follows
-    o and f2; a prefix goes to the self-attention. The head is all that stands outside the pretrained base
-    model, DeBERTa's pooler included.
+    LoRA goes to q and v (`attention-qv`, the default), to q, k, v, o, f1 and f2 (`all-linear`), or with one A for
+    all three to the layer that fuses q, k and v (`fused-qkv`, ModernBERT only). PAdapter follows the
+    feed-forward part, inside the norm of the residual sum where there is one; HAdapter follows o and f2; a
+    prefix goes to the self-attention. The head is all that stands outside the pretrained base model, DeBERTa's
+    pooler included.
 
     Raises:
         UserError: If the architecture is not in the table and the targets are not explicit, or its attention
-            takes no prefix.
+            takes no prefix or fuses no q, k and v.
     """
     head = tuple(name for name, _ in model.named_children() if name != model.base_model_prefix)
     if config.method in ("linear", "full"):
         return Plan((), head)
-    if config.method == "lora" and config.targets not in ("attention-qv", "all-linear"):
+    if config.method == "lora" and config.targets not in NAMED_TARGETS:
         suffixes = (config.targets,) if isinstance(config.targets, str) else config.targets
         return plan_suffixes(model, suffixes, head)
     layout = FAMILIES.get(model.config.model_type)
@@ -117,6 +118,10 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
             f"method prefix needs transformers' attention interface, which {model.config.model_type} does not use; "
             "choose lora, padapter or hadapter"
         )
+    if config.method == "lora" and config.targets == "fused-qkv" and not layout.fused:
+        raise UserError(
+            f"targets: fused-qkv, but {model.config.model_type} has q, k and v apart; type attention-qv or all-linear"
+        )
     layers = [(path, module) for path, module in model.named_modules() if LAYER.search(path)]
     return Plan(tuple(target for path, layer in layers for target in _targets(path, layer, layout, config)), head)
 
@@ -129,6 +134,9 @@ def _targets(path: str, layer: nn.Module, layout: Layout, config: CapaBoostConfi
     elif config.method == "prefix":
         yield Target(f"{path}.{layout.attention}")
     else:
+        if config.targets == "fused-qkv":
+            yield Target(f"{path}.{layout.q}")
+            return
         yield from _attention(path, layer, layout, "qv" if config.targets == "attention-qv" else "qkv")
         if config.targets == "all-linear":
             yield from (Target(f"{path}.{part}") for part in (layout.o, layout.f1, layout.f2))

@@ -59,7 +59,8 @@ def check_data(data: DataSection, classes: int) -> None:
 
 def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> ImageTask:
     """Decode the splits to train and select on, and open the one to test on."""
-    size = resolve_model_data_config(model)["input_size"][-2:]
+    own = resolve_model_data_config(model)["input_size"][-2:]
+    size = (run.model.img_size,) * 2 if run.model.img_size else own
     training, *selection, test = (
         (split, _open(run.data, split, size)) for split in PROTOCOL_SPLITS[run.data.protocol]
     )

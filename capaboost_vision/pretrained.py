@@ -18,9 +18,7 @@ from torch import nn
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
 from capaboost_vision.timm_register import inject
-from capaboost_vision.vtab_run import ModelSection
-
-OFFLINE = "capaboost_vit_micro_patch8_64"
+from capaboost_vision.vtab_run import EMBEDDED, ModelSection
 
 
 def check_model(section: ModelSection) -> None:
@@ -45,7 +43,7 @@ def create_model(section: ModelSection, num_classes: int, adapter: CapaBoostConf
         UserError: If weights cannot be had or belong to another architecture, or timm or the adapter
             refuses the model.
     """
-    arguments = dict(num_classes=num_classes, drop_path_rate=section.drop_path_rate)
+    arguments = dict(section.arguments(), num_classes=num_classes)
     if section.weights:
         model = _from_file(section, arguments)
     elif section.pretrained:
@@ -62,7 +60,7 @@ def _from_timm(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
     except Exception as error:  # hub clients fail in many ways
         raise UserError(
             f"cannot load the pretrained weights of {section.name} ({_short(error)}); pass --weights FILE, "
-            f"or --model {OFFLINE}, or --set model.pretrained=false"
+            f"or --model {EMBEDDED}, or --set model.pretrained=false"
         ) from error
 
 

@@ -100,7 +100,7 @@ def test_memory_of_a_vit_grows_with_the_batch():
 def test_every_difference_from_the_paper_has_a_reason_and_no_reason_is_idle(comparisons):
     assert len(comparisons) >= 70
     for comparison in comparisons:
-        assert comparison.differs == bool(comparison.why), comparison
+        assert comparison.differs == bool(comparison.why), comparison  # a reading neither differs nor has a reason
         assert "\n" not in (comparison.why or "")
     reasons = [reason for table in TABLES.values() for row in table["rows"] for reason in row.get("why", {}).values()]
     assert len(reasons) == sum(comparison.differs for comparison in comparisons)

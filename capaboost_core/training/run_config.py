@@ -21,13 +21,14 @@ Run = TypeVar("Run")
 
 
 def load_run(cls: type[Run], path: Path, flags: Raw, method: str | None, assignments: list[str]) -> Run:
-    """The file's settings, under the flags', under the preset `method`'s, under those of `--set`.
+    """The file's settings, with those that it has for the preset `method`, under the flags', under the preset's own,
+    under those of `--set`.
 
     Raises:
         UserError: If anything is unknown, of a wrong type or out of range.
     """
     preset = preset_settings(method) if method else {}
-    return build_run(cls, merge_settings(read_config(path), flags, preset, parse_assignments(assignments)))
+    return build_run(cls, merge_settings(read_config(path, method), flags, preset, parse_assignments(assignments)))
 
 
 def preset_settings(method: str) -> Raw:
@@ -39,7 +40,8 @@ def preset_settings(method: str) -> Raw:
         UserError: If there is no such preset.
     """
     preset = resolve_config(method)
-    names = ("method", "num_tied", "density") + (("alpha", "dropout") if preset.method == "prefix" else ())
+    names = ["method", "num_tied", "density", "activation"]
+    names += ["alpha", "dropout"] if preset.method == "prefix" else []
     return {"adapter": {name: getattr(preset, name) for name in names}}
 
 
@@ -85,6 +87,8 @@ def _convert(value: Any, hint: Any) -> Any:
         return value if value in typing.get_args(hint) else MISSING
     if origin is tuple:
         return tuple(value) if isinstance(value, (list, tuple)) else MISSING
+    if origin is dict:
+        return value if isinstance(value, dict) else MISSING
     if hint is float:
         return _number(value)
     same = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
@@ -107,6 +111,8 @@ def _wanted(hint: Any) -> str:
         return ", ".join(typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return "a list"
+    if typing.get_origin(hint) is dict:
+        return "names with values, such as {class_token: false}"
     return names.get(hint) or " or ".join(_wanted(part) for part in typing.get_args(hint))
 
 
