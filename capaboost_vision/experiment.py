@@ -14,7 +14,6 @@ from capaboost_vision.sources import ResizedImages, decode, num_classes, open_sp
 from capaboost_vision.vtab_run import DataSection, VtabRun
 
 SPLIT_NOTES = {
-    "tfds": "official VTAB-1k rows",
     "folder": "rows that the folder holds",
     "digits": "scikit-learn digits, 800/200/797 rows",
 }
@@ -32,13 +31,14 @@ def prepare(run: VtabRun, accelerator: Accelerator) -> Prepared:
     classes = data.num_classes or num_classes(data.dataset, data.source, data.dir)
     check_data(data, classes)
     model = create_model(run.model, classes, run.adapter)
+    task = make_task(run, model, accelerator)
     return Prepared(
         model=model,
-        task=make_task(run, model, accelerator),
+        task=task,
         name=data.dataset,
         metric=ACCURACY,
         select_by=VAL_ACCURACY,
-        split_note=SPLIT_NOTES[data.source],
+        split_note=task.test_set.note or SPLIT_NOTES[data.source],
     )
 
 
