@@ -1,4 +1,4 @@
-"""CapaBoost adapters: tied bottlenecks after a frozen linear layer or inside a residual norm."""
+"""CapaBoost adapters: tied bottlenecks after a frozen linear layer or its dropout, or inside a residual norm."""
 
 from __future__ import annotations
 
@@ -98,3 +98,26 @@ class AdapterNorm(Adapted, nn.LayerNorm):
         """s (..., width) -> (..., width)."""
         normed = super().forward(s)
         return super().forward(s + self.adapter(normed)) if self.enabled else normed
+
+
+class AdapterDropout(Adapted, nn.Dropout):
+    """Dropout z = dropout(h) of a layer's output, then z + bottleneck(z).
+
+    That is Houlsby et al. (2019) as adapter-transformers and AdaLoRA's code have it.
+
+    Args:
+        base: The dropout to adopt.
+        config: The adapter's configuration.
+        target: Path of the dropout.
+        beside: The layer before it.
+    """
+
+    def __init__(self, base: nn.Dropout, config: CapaBoostConfig, target: Target, beside: nn.Linear):
+        self.adopt(base, target.path)
+        self.adapter = Bottleneck(config, target.path, beside.out_features, beside.weight)
+        self.train(base.training)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h (..., width) -> (..., width)."""
+        z = super().forward(h)
+        return z + self.adapter(z) if self.enabled else z

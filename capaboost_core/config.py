@@ -66,6 +66,8 @@ class CapaBoostConfig:
             paths such as `attn.proj`.
         activation: Of an adapter's bottleneck: `relu`, `swish` or `gelu`. HAdapter's presets have `swish`, as its
             sources do.
+        after_dropout: HAdapter in an encoder of BERT's form: the bottleneck follows the dropout after the layer, as
+            in its sources, and not the layer.
 
     Raises:
         UserError: If a value is out of range.
@@ -84,12 +86,15 @@ class CapaBoostConfig:
     init: str = "lora"
     targets: str | tuple[str, ...] = "attention-qv"
     activation: str = "relu"
+    after_dropout: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("method", self.method, METHODS)
         _check_choice("mask", self.mask, MASKS)
         _check_choice("init", self.init, INITS)
         _check_choice("activation", self.activation, ACTIVATIONS)
+        if self.after_dropout and self.method != "hadapter":
+            raise UserError(f"after_dropout is hadapter's, but method is {self.method}; drop it")
         _check_whole("r", self.r, 1)
         _check_whole("num_tied", self.num_tied, 1, MAX_TIED)
         _check_whole("seed", self.seed, 0)

@@ -13,16 +13,19 @@ from capaboost_core.errors import UserError
 
 @dataclass(frozen=True)
 class Target:
-    """One layer to adapt: an `nn.Linear`, the `nn.LayerNorm` of a residual sum for an adapter, or an attention.
+    """One layer to adapt: an `nn.Linear`, an attention, or for an adapter the `nn.LayerNorm` of a residual sum or the
+    `nn.Dropout` after a linear layer.
 
     Attributes:
         path: Its module path in the base model.
         slices: (start, stop) ranges of its output that each get an increment of their own, such as q and
             v of a fused qkv; None stands for the whole output.
+        beside: Path of the linear layer before a dropout.
     """
 
     path: str
     slices: tuple[tuple[int, int], ...] | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Plan:
     def from_dict(cls, values: dict[str, Any]) -> Plan:
         """Read back `to_dict`, also after JSON made lists of its tuples."""
         targets = tuple(
-            Target(t["path"], None if t["slices"] is None else tuple((a, b) for a, b in t["slices"]))
+            Target(t["path"], None if t["slices"] is None else tuple((a, b) for a, b in t["slices"]), t.get("beside"))
             for t in values["targets"]
         )
         return cls(targets, tuple(values["head"]), tuple((a, b) for a, b in values["switches"]))

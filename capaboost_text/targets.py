@@ -28,6 +28,7 @@ class Layout:
         attention: The self-attention; None where it takes no prefix.
         norm: Norm of the residual sum after the feed-forward part; None in layers that norm before it.
         fused: Whether q, k and v are thirds of one layer's output.
+        dropouts: The dropouts right after o and f2, where there are such.
     """
 
     q: str
@@ -39,6 +40,7 @@ class Layout:
     attention: str | None
     norm: str | None
     fused: bool = False
+    dropouts: tuple[str, str] | None = None
 
 
 BERT = Layout(
@@ -50,6 +52,7 @@ BERT = Layout(
     f2="output.dense",
     attention="attention.self",
     norm="output.LayerNorm",
+    dropouts=("attention.output.dropout", "output.dropout"),
 )
 FAMILIES = {
     "bert": BERT,
@@ -122,6 +125,8 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
         raise UserError(
             f"targets: fused-qkv, but {model.config.model_type} has q, k and v apart; type attention-qv or all-linear"
         )
+    if config.after_dropout and not layout.dropouts:
+        raise UserError(f"after_dropout: {model.config.model_type} has no dropout after both layers; set it to false")
     layers = [(path, module) for path, module in model.named_modules() if LAYER.search(path)]
     return Plan(tuple(target for path, layer in layers for target in _targets(path, layer, layout, config)), head)
 
@@ -130,7 +135,12 @@ def _targets(path: str, layer: nn.Module, layout: Layout, config: CapaBoostConfi
     if config.method == "padapter":
         yield Target(f"{path}.{layout.norm or layout.f2}")
     elif config.method == "hadapter":
-        yield from (Target(f"{path}.{part}") for part in (layout.o, layout.f2))
+        parts = (layout.o, layout.f2)
+        if config.after_dropout:
+            pairs = zip(layout.dropouts, parts, strict=True)
+            yield from (Target(f"{path}.{dropout}", beside=f"{path}.{part}") for dropout, part in pairs)
+        else:
+            yield from (Target(f"{path}.{part}") for part in parts)
     elif config.method == "prefix":
         yield Target(f"{path}.{layout.attention}")
     else:

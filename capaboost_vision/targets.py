@@ -36,6 +36,8 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
             or an explicit target matches nothing.
     """
     check_supported(model)
+    if config.after_dropout:
+        raise UserError("after_dropout is for transformers encoders; a timm block drops nothing there, so drop it")
     head = _head(model)
     if config.method in ("linear", "full"):
         return Plan((), head)

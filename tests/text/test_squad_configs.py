@@ -59,7 +59,7 @@ def test_every_method_of_table_14_has_its_width(version, name, build, width):
     if adapter.method == "lora":
         assert (adapter.targets, adapter.alpha) == ("all-linear", 16)
     if adapter.method == "hadapter":
-        assert adapter.activation == "swish"
+        assert (adapter.activation, adapter.after_dropout) == ("swish", True)
 
 
 SHARES = {  # percent of 183,831,552, by hand on 12 layers of width 768; LoRA on all six matrices
