@@ -1,4 +1,4 @@
-"""CapaBoost adapters: tied bottlenecks after a frozen linear layer or inside a residual norm."""
+"""CapaBoost adapters: tied bottlenecks after a frozen linear layer or its dropout, or inside a residual norm."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from capaboost_core.masks import mask_bits
 from capaboost_core.plan import Target
 from capaboost_core.tied import TiedWeight
 
+ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
+
 
 class Bottleneck(nn.Module):
-    """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = ReLU (Eq. 5).
+    """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = `config.activation` (Eq. 5).
 
     The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
     biases are not masked. The d copies are two products of concatenated factors, as in LoRA.
@@ -42,7 +44,7 @@ class Bottleneck(nn.Module):
         self.down_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, config.r)))
         self.up_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, width)))
         self.num_tied, self.scaling = config.num_tied, config.scaling
-        self.dropout = dropout_of(config)
+        self.dropout, self.activation = dropout_of(config), ACTIVATION[config.activation]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bottleneck:
         """Biases that leave the meta device start at zero."""
@@ -57,7 +59,7 @@ class Bottleneck(nn.Module):
         """h (..., width) -> (..., width)."""
         down = self.down.copies().flatten(0, 1).to(h.dtype)
         up, up_bias = self.scaling * self.up.copies().flatten(0, 1).T, self.scaling * self.up_bias
-        hidden = F.relu(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
+        hidden = self.activation(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
         return F.linear(hidden, up.to(h.dtype), up_bias.to(h.dtype))
 
 
@@ -105,3 +107,26 @@ class AdapterNorm(Adapted, nn.LayerNorm):
         """s (..., width) -> (..., width)."""
         normed = super().forward(s)
         return super().forward(s + self.adapter(normed)) if self.enabled else normed
+
+
+class AdapterDropout(Adapted, nn.Dropout):
+    """Dropout z = dropout(h) of a layer's output, then z + bottleneck(z).
+
+    That is Houlsby et al. (2019) as adapter-transformers and AdaLoRA's code have it.
+
+    Args:
+        base: The dropout to adopt.
+        config: The adapter's configuration.
+        target: Path of the dropout.
+        beside: The layer before it.
+    """
+
+    def __init__(self, base: nn.Dropout, config: CapaBoostConfig, target: Target, beside: nn.Linear):
+        self.adopt(base, target.path)
+        self.adapter = Bottleneck(config, target.path, beside.out_features, beside.weight)
+        self.train(base.training)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h (..., width) -> (..., width)."""
+        z = super().forward(h)
+        return z + self.adapter(z) if self.enabled else z

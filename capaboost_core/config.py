@@ -84,8 +84,17 @@ class CapaBoostConfig(Settings):
     targets: Text | Texts = Field(
         "attention-qv",
         examples=["attention-qv"],
-        description="attention-qv or all-linear with lora, or full suffixes of module paths, such as [attn.proj], "
-        "with lora and the adapters.",
+        description="Of lora: attention-qv (q and v, each with factors of its own), fused-qkv (the layer that fuses "
+        "q, k and v, with one A for the three) or all-linear (q, k, v, o, f1 and f2); of lora and the adapters full "
+        "suffixes of module paths, such as [attn.proj].",
+    )
+    activation: Literal["relu", "swish", "gelu"] = Field(
+        "relu", description="Of an adapter's bottleneck; hadapter's presets have swish, as its sources do."
+    )
+    after_dropout: bool = Field(
+        False,
+        description="hadapter in an encoder of BERT's form: the bottleneck follows the dropout after the layer, as in "
+        "its sources, and not the layer.",
     )
 
     def __init__(self, method: str = "lora", **values: Any):
@@ -162,8 +171,8 @@ PRESETS = {
     "lora": CapaBoostConfig("lora", **PLAIN),
     "capaboost-padapter": CapaBoostConfig("padapter"),
     "padapter": CapaBoostConfig("padapter", **PLAIN),
-    "capaboost-hadapter": CapaBoostConfig("hadapter"),
-    "hadapter": CapaBoostConfig("hadapter", **PLAIN),
+    "capaboost-hadapter": CapaBoostConfig("hadapter", activation="swish"),
+    "hadapter": CapaBoostConfig("hadapter", activation="swish", **PLAIN),
     "capaboost-prefix": CapaBoostConfig("prefix"),
     "prefix": CapaBoostConfig("prefix", **PLAIN),
     "linear": CapaBoostConfig("linear", **PLAIN),

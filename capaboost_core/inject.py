@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.bottleneck import AdapterLinear, AdapterNorm
+from capaboost_core.bottleneck import AdapterDropout, AdapterLinear, AdapterNorm
 from capaboost_core.bypass import check_reached, close_fast_paths
 from capaboost_core.config import CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
@@ -18,7 +18,7 @@ from capaboost_core.plan import Plan, in_prefix, plan_suffixes
 from capaboost_core.prefix import ATTENTIONS
 from capaboost_core.wrappers import named_parameters, unwrap
 
-ADAPTERS = {nn.Linear: AdapterLinear, nn.LayerNorm: AdapterNorm}
+ADAPTERS = {nn.Linear: AdapterLinear, nn.LayerNorm: AdapterNorm, nn.Dropout: AdapterDropout}
 LAYERS = {"lora": {nn.Linear: CapaLinear}, "padapter": ADAPTERS, "hadapter": ADAPTERS, "prefix": ATTENTIONS}
 
 
@@ -80,7 +80,8 @@ def build(model: nn.Module, config: CapaBoostConfig, plan: Plan) -> dict[str, Ad
             wanted = _wanted(config.method)
             raise UserError(f"target {target.path} is a {found.__name__}, not an {wanted}; choose other targets")
         check_reached(model, target.path, modules[target.path])
-    return {t.path: layers[type(modules[t.path])](modules[t.path], config, t) for t in chosen}
+    beside = {t.path: {"beside": modules[t.beside]} if t.beside else {} for t in chosen}
+    return {t.path: layers[type(modules[t.path])](modules[t.path], config, t, **beside[t.path]) for t in chosen}
 
 
 def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> nn.Module:

@@ -9,13 +9,17 @@ MASKS = ("num_tied", "density", "mask", "n", "m", "seed")
 ADAPTER = ("r", *MASKS, "alpha", "dropout", "init", "targets")
 METHOD_SETTINGS = {
     "lora": ADAPTER,
-    "padapter": ADAPTER,
-    "hadapter": ADAPTER,
+    "padapter": (*ADAPTER, "activation"),
+    "hadapter": (*ADAPTER, "activation", "after_dropout"),
     "prefix": ("r", *MASKS),  # no increment to scale, no input to drop, one way to start
     "linear": (),
     "full": (),
 }
-TARGET_WORDS = ("attention-qv", "all-linear")  # LoRA's; adapters have places of their own, or take suffixes
+TARGET_WORDS = (
+    "attention-qv",
+    "fused-qkv",
+    "all-linear",
+)  # LoRA's; adapters have places of their own, or take suffixes
 UNTIED = {"num_tied": 1, "density": 1.0}  # true of a method without modules, and held by configurations of it
 
 

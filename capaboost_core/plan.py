@@ -15,16 +15,19 @@ SWITCHES = ("qkv_bias_separate",)  # of timm's BEiT, EVA and SwinV2
 
 @dataclass(frozen=True)
 class Target:
-    """One layer to adapt: an `nn.Linear`, the `nn.LayerNorm` of a residual sum for an adapter, or an attention.
+    """One layer to adapt: an `nn.Linear`, an attention, or for an adapter the `nn.LayerNorm` of a residual sum or the
+    `nn.Dropout` after a linear layer.
 
     Attributes:
         path: Its module path in the base model.
         slices: (start, stop) ranges of its output that each get an increment of their own, such as q and
             v of a fused qkv; None stands for the whole output.
+        beside: Path of the linear layer before a dropout.
     """
 
     path: str
     slices: tuple[tuple[int, int], ...] | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Plan:
         for target in self.targets:
             if target.path not in modules:
                 raise UserError(f"the model has no {target.path!r}, which plan.targets names")
+            if target.beside is not None and not isinstance(modules.get(target.beside), nn.Linear):
+                raise UserError(f"the model has no linear layer {target.beside!r}, which plan.targets names")
             width = getattr(modules[target.path], "out_features", 0)
             if target.slices and target.slices[-1][1] > width:
                 raise UserError(f"plan.targets: slices of {target.path!r} end outside its {width} outputs")
@@ -107,15 +112,18 @@ def _read_target(values: Any) -> Target:
     if not isinstance(values, dict) or not {"path", "slices"} <= values.keys():
         raise UserError("plan.targets must each hold a path and slices")
     (path,) = names("plan.targets: path", [values["path"]])
+    beside = values.get("beside")
+    if beside is not None:
+        names("plan.targets: beside", [beside])
     if values["slices"] is None:
-        return Target(path)
+        return Target(path, None, beside)
     slices = tuple(tuple(_sequence("slices", pair)) for pair in _sequence("slices", values["slices"]))
     bounds = [bound for pair in slices for bound in pair]
     pairs = bool(slices) and all(len(pair) == 2 for pair in slices) and all(type(bound) is int for bound in bounds)
     rising = pairs and bounds[0] >= 0 and all(start < stop for start, stop in slices)
     if not rising or sorted(bounds) != bounds:
         raise UserError(f"plan.targets: slices of {path!r} must be (start, stop) in rising order, without overlap")
-    return Target(path, slices)
+    return Target(path, slices, beside)
 
 
 def has_suffix(path: str, suffix: str) -> bool:

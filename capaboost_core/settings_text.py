@@ -55,6 +55,8 @@ def _alternatives(hint: Any, field: FieldInfo) -> Iterator[str]:
         yield from (str(choice) for choice in get_args(hint))
     elif origin is tuple:
         yield "a list of texts"
+    elif origin is dict:
+        yield "names with values, such as {class_token: false}"
     elif hint is type(None):
         meaning = (field.json_schema_extra or {}).get("null")
         yield f"null for {meaning}" if meaning else "null"

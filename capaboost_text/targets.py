@@ -29,6 +29,7 @@ class Layout:
         attention: The self-attention; None where it takes no prefix.
         norm: Norm of the residual sum after the feed-forward part; None in layers that norm before it.
         fused: Whether q, k and v are thirds of one layer's output.
+        dropouts: The dropouts right after o and f2, where there are such.
     """
 
     q: str
@@ -40,6 +41,7 @@ class Layout:
     attention: str | None
     norm: str | None
     fused: bool = False
+    dropouts: tuple[str, str] | None = None
 
 
 BERT = Layout(
@@ -51,6 +53,7 @@ BERT = Layout(
     f2="output.dense",
     attention="attention.self",
     norm="output.LayerNorm",
+    dropouts=("attention.output.dropout", "output.dropout"),
 )
 FAMILIES = {
     "bert": BERT,
@@ -92,15 +95,16 @@ LAYER = re.compile(r"(^|\.)(layer|layers)\.\d+$")
 def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
     """Plan an adapter for a transformers model.
 
-    LoRA goes to q and v (`attention-qv`, the default) or to q, k, v, o, f1 and f2 (`all-linear`). PAdapter
-    follows the feed-forward part, inside the norm of the residual sum where there is one; HAdapter follows
-    o and f2; a prefix goes to the self-attention. The head is all that stands outside the pretrained base
-    model, DeBERTa's pooler included, and it trains; the base model alone has none. A language model's output
-    layers are pretrained like the rest and stay frozen, as in peft.
+    LoRA goes to q and v (`attention-qv`, the default), to q, k, v, o, f1 and f2 (`all-linear`), or with one A for
+    all three to the layer that fuses q, k and v (`fused-qkv`, ModernBERT only). PAdapter follows the
+    feed-forward part, inside the norm of the residual sum where there is one; HAdapter follows o and f2; a
+    prefix goes to the self-attention. The head is all that stands outside the pretrained base model,
+    DeBERTa's pooler included, and it trains; the base model alone has none. A language model's output layers are
+    pretrained like the rest and stay frozen, as in peft.
 
     Raises:
         UserError: If the architecture is not in the table and the targets are not explicit, or its attention
-            takes no prefix.
+            takes no prefix or fuses no q, k and v.
     """
     head = _head(model)
     if config.method in ("linear", "full"):
@@ -119,6 +123,12 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
             f"method prefix needs transformers' attention interface, which {model.config.model_type} does not use; "
             "choose lora, padapter or hadapter"
         )
+    if config.method == "lora" and config.targets == "fused-qkv" and not layout.fused:
+        raise UserError(
+            f"targets: fused-qkv, but {model.config.model_type} has q, k and v apart; type attention-qv or all-linear"
+        )
+    if config.after_dropout and not layout.dropouts:
+        raise UserError(f"after_dropout: {model.config.model_type} has no dropout after both layers; set it to false")
     layers = [(path, module) for path, module in model.named_modules() if LAYER.search(path)]
     return Plan(tuple(target for path, layer in layers for target in _targets(path, layer, layout, config)), head)
 
@@ -134,10 +144,18 @@ def _targets(path: str, layer: nn.Module, layout: Layout, config: CapaBoostConfi
     if config.method == "padapter":
         yield Target(f"{path}.{layout.norm or layout.f2}")
     elif config.method == "hadapter":
-        yield from (Target(f"{path}.{part}") for part in (layout.o, layout.f2))
+        parts = (layout.o, layout.f2)
+        if config.after_dropout:
+            pairs = zip(layout.dropouts, parts, strict=True)
+            yield from (Target(f"{path}.{dropout}", beside=f"{path}.{part}") for dropout, part in pairs)
+        else:
+            yield from (Target(f"{path}.{part}") for part in parts)
     elif config.method == "prefix":
         yield Target(f"{path}.{layout.attention}")
     else:
+        if config.targets == "fused-qkv":
+            yield Target(f"{path}.{layout.q}")
+            return
         yield from _attention(path, layer, layout, "qv" if config.targets == "attention-qv" else "qkv")
         if config.targets == "all-linear":
             yield from (Target(f"{path}.{part}") for part in (layout.o, layout.f1, layout.f2))

@@ -14,7 +14,6 @@ from capaboost_vision.sources import ResizedImages, decode, num_classes, open_sp
 from capaboost_vision.vtab_run import DataSection, VtabRun
 
 SPLIT_NOTES = {
-    "tfds": "official VTAB-1k rows",
     "folder": "rows that the folder holds",
     "digits": "scikit-learn digits, 800/200/797 rows",
 }
@@ -32,13 +31,14 @@ def prepare(run: VtabRun, accelerator: Accelerator) -> Prepared:
     classes = data.num_classes or num_classes(data.dataset, data.source, data.dir)
     check_data(data, classes)
     model = create_model(run.model, classes, run.adapter)
+    task = make_task(run, model, accelerator)
     return Prepared(
         model=model,
-        task=make_task(run, model, accelerator),
+        task=task,
         name=data.dataset,
         metric=ACCURACY,
         select_by=VAL_ACCURACY,
-        split_note=SPLIT_NOTES[data.source],
+        split_note=task.test_set.note or SPLIT_NOTES[data.source],
     )
 
 
@@ -63,7 +63,8 @@ def check_data(data: DataSection, classes: int) -> None:
 
 def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> ImageTask:
     """Decode the splits to train and select on, and open the one to test on."""
-    size = resolve_model_data_config(model)["input_size"][-2:]
+    own = resolve_model_data_config(model)["input_size"][-2:]
+    size = (run.model.img_size,) * 2 if run.model.img_size else own
     training, *selection, test = (
         (split, _open(run.data, split, size)) for split in PROTOCOL_SPLITS[run.data.protocol]
     )

@@ -16,9 +16,7 @@ from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError, reason_of
 from capaboost_core.network import offline_unless_reachable
 from capaboost_vision.timm_register import inject
-from capaboost_vision.vtab_run import ModelSection
-
-OFFLINE = "capaboost_vit_micro_patch8_64"
+from capaboost_vision.vtab_run import EMBEDDED, ModelSection
 
 
 def check_model(section: ModelSection) -> None:
@@ -53,7 +51,7 @@ def create_model(section: ModelSection, num_classes: int, adapter: CapaBoostConf
         UserError: If weights cannot be had or belong to another architecture, or timm or the adapter
             refuses the model.
     """
-    arguments = dict(num_classes=num_classes, drop_path_rate=section.drop_path_rate)
+    arguments = dict(section.arguments(), num_classes=num_classes)
     if section.weights:
         model = _from_file(section, arguments)
     elif section.pretrained:
@@ -70,7 +68,7 @@ def _from_timm(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
     except Exception as error:  # hub clients fail in many ways
         raise UserError(
             f"cannot load the pretrained weights of {section.name} ({reason_of(error)}); pass --weights FILE, "
-            f"or --model {OFFLINE}, or --set model.pretrained=false"
+            f"or --model {EMBEDDED}, or --set model.pretrained=false"
         ) from error
 
 
@@ -112,9 +110,9 @@ def _not_loaded(model: nn.Module, name: str, arguments: dict[str, Any], seed: in
 
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     try:
-        if ":" in name:  # timm takes the architecture from the hub or a folder
-            _notice_no_network(name)
-        return timm.create_model(name, pretrained=pretrained, **arguments)
+        # Of a name with a colon timm takes the architecture, too, from the hub or a folder.
+        with _reach_hub(name) if ":" in name else nullcontext():
+            return timm.create_model(name, pretrained=pretrained, **arguments)
     except (TypeError, RuntimeError, ValueError, OSError) as error:
         if pretrained:
             raise

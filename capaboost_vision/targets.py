@@ -27,15 +27,18 @@ def plan(model: nn.Module, config: CapaBoostConfig) -> Plan:
     """Plan an adapter for a timm model.
 
     LoRA goes to q and v (`attention-qv`, the default) or to q, k, v, o, f1 and f2 (`all-linear`), each
-    of q, k, v with an increment of its own also where timm fuses them. PAdapter follows the last layer
-    of each feed-forward part, HAdapter that and each attention's output projection. A prefix goes to each
-    attention.
+    of q, k, v with an increment of its own also where timm fuses them; `fused-qkv` takes the fused layer as
+    one, with an A that q, k and v share, as NOAH's code and a plain peft LoRA on `qkv` do. PAdapter follows
+    the last layer of each feed-forward part, HAdapter that and each attention's output projection. A prefix
+    goes to each attention.
 
     Raises:
-        UserError: If the model's class is not supported, its attention takes no prefix, or an explicit
-            target matches nothing.
+        UserError: If the model's class is not supported, its attention takes no prefix or fuses no q, k and v,
+            or an explicit target matches nothing.
     """
     check_supported(model)
+    if config.after_dropout:
+        raise UserError("after_dropout is for transformers encoders; a timm block drops nothing there, so drop it")
     head = _head(model)
     if config.method in ("linear", "full"):
         return Plan((), head)
@@ -67,8 +70,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _block_targets(path: str, block: nn.Module, config: CapaBoostConfig) -> Iterator[Target]:
     if config.method == "lora":
-        wanted = "qv" if config.targets == "attention-qv" else "qkv"
-        yield from _attention_targets(f"{path}.attn", block.attn, wanted)
+        yield from _attention_targets(f"{path}.attn", block.attn, config.targets)
         if config.targets == "all-linear":
             yield Target(f"{path}.attn.proj")
             yield from (Target(f"{path}.mlp.{name}") for name, _ in _linears(block.mlp))
@@ -82,8 +84,13 @@ def _block_targets(path: str, block: nn.Module, config: CapaBoostConfig) -> Iter
     yield Target(f"{path}.mlp.{_linears(block.mlp)[-1][0]}")
 
 
-def _attention_targets(path: str, attention: nn.Module, wanted: str) -> Iterator[Target]:
-    fused = getattr(attention, "qkv", None)
+def _attention_targets(path: str, attention: nn.Module, targets: str) -> Iterator[Target]:
+    fused, wanted = getattr(attention, "qkv", None), "qv" if targets == "attention-qv" else "qkv"
+    if targets == "fused-qkv":
+        if fused is None:
+            raise UserError(f"targets: fused-qkv, but {path} has q, k and v apart; type attention-qv or all-linear")
+        yield Target(f"{path}.qkv")
+        return
     if fused is None:
         yield from (Target(f"{path}.{letter}_proj") for letter in wanted)
         return

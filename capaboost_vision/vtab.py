@@ -34,6 +34,8 @@ class VtabTask:
 
     Attributes:
         builder: TensorFlow Datasets builder, with its config after a slash.
+        version: What task_adaptation asks of the builder (task_adaptation/data/*.py at d7630d3), whose file order
+            makes the rows of VTAB-1k; None if any will do.
         num_classes: Number of labels, counted from 0.
         val: Split of the 200 validation images.
         test: Split of the test images; train800 is `train[:800]` in every task.
@@ -45,6 +47,7 @@ class VtabTask:
     num_classes: int
     val: str
     test: str = "test"
+    version: str | None = None
     label: Callable[[Example], int] = lambda example: int(example["label"])
     image: Callable[[Example], np.ndarray] = lambda example: _rgb(example["image"])
 
@@ -96,29 +99,30 @@ def _tail(count: int) -> str:
 VALIDATION = "validation[:200]"
 DSPRITES = {
     "builder": "dsprites",
+    "version": "2.*.*",
     "num_classes": 16,
     "val": _tail(589824),
     "test": "train[663552:]",
     "image": _dsprites_image,
 }
-SMALLNORB = {"builder": "smallnorb", "val": "test[:200]", "test": "test[50%:]"}
+SMALLNORB = {"builder": "smallnorb", "version": "2.*.*", "val": "test[:200]", "test": "test[50%:]"}
 
 TASKS = {
-    "caltech101": VtabTask("caltech101", 102, _tail(2754)),
-    "cifar": VtabTask("cifar100", 100, _tail(45000)),
-    "dtd": VtabTask("dtd", 47, VALIDATION),
-    "oxford_flowers102": VtabTask("oxford_flowers102", 102, VALIDATION),
-    "oxford_iiit_pet": VtabTask("oxford_iiit_pet", 37, _tail(2944)),
-    "svhn": VtabTask("svhn_cropped", 10, _tail(65931)),
-    "sun397": VtabTask("sun397/tfds", 397, VALIDATION),
-    "patch_camelyon": VtabTask("patch_camelyon", 2, VALIDATION),
-    "eurosat": VtabTask("eurosat/rgb", 10, _tail(16200), "train[21600:]"),
-    "resisc45": VtabTask("resisc45", 45, _tail(18900), "train[25200:]"),
-    "diabetic_retinopathy": VtabTask("diabetic_retinopathy_detection/btgraham-300", 5, VALIDATION),
-    "clevr_count": VtabTask("clevr", 8, _tail(63000), "validation", clevr_count),
-    "clevr_dist": VtabTask("clevr", 6, _tail(63000), "validation", clevr_dist),
-    "dmlab": VtabTask("dmlab", 6, VALIDATION),
-    "kitti": VtabTask("kitti", 4, VALIDATION, label=kitti),
+    "caltech101": VtabTask("caltech101", 102, _tail(2754), version="3.*.*"),
+    "cifar": VtabTask("cifar100", 100, _tail(45000), version="3.*.*"),
+    "dtd": VtabTask("dtd", 47, VALIDATION, version="3.*.*"),
+    "oxford_flowers102": VtabTask("oxford_flowers102", 102, VALIDATION, version="2.*.*"),
+    "oxford_iiit_pet": VtabTask("oxford_iiit_pet", 37, _tail(2944), version="3.*.*"),
+    "svhn": VtabTask("svhn_cropped", 10, _tail(65931), version="3.*.*"),
+    "sun397": VtabTask("sun397/tfds", 397, VALIDATION, version="4.*.*"),
+    "patch_camelyon": VtabTask("patch_camelyon", 2, VALIDATION, version="2.*.*"),
+    "eurosat": VtabTask("eurosat/rgb", 10, _tail(16200), "train[21600:]", version="2.*.*"),
+    "resisc45": VtabTask("resisc45", 45, _tail(18900), "train[25200:]", version="3.*.*"),
+    "diabetic_retinopathy": VtabTask("diabetic_retinopathy_detection/btgraham-300", 5, VALIDATION, version="3.*.*"),
+    "clevr_count": VtabTask("clevr", 8, _tail(63000), "validation", label=clevr_count, version="3.*.*"),
+    "clevr_dist": VtabTask("clevr", 6, _tail(63000), "validation", label=clevr_dist, version="3.*.*"),
+    "dmlab": VtabTask("dmlab", 6, VALIDATION, version="2.0.1"),
+    "kitti": VtabTask("kitti", 4, VALIDATION, label=kitti, version="3.1.0"),
     "dsprites_loc": VtabTask(**DSPRITES, label=_attribute("label_x_position", 2)),
     "dsprites_ori": VtabTask(**DSPRITES, label=_attribute("label_orientation", 2.5)),
     "smallnorb_azi": VtabTask(num_classes=18, **SMALLNORB, label=_attribute("label_azimuth")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,9 @@ from capaboost_core.config import CapaBoostConfig
 from capaboost_core.settings import Settings, Text, refuse
 from capaboost_core.training.results import run_folder
 from capaboost_core.training.train_section import TrainSection
+
+EMBEDDED = "capaboost_vit_micro_patch8_64"
+OWN_SETTINGS = ("num_classes", "drop_path_rate", "img_size", "pretrained")  # of timm's keywords
 
 
 class ModelSection(Settings):
@@ -29,12 +32,34 @@ class ModelSection(Settings):
     drop_path_rate: float = Field(
         0.1, ge=0, lt=1, examples=["0.1"], description="Probability of leaving a block out of a training step."
     )
+    img_size: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        json_schema_extra={"null": "what the model was pretrained on"},
+        description="Pixels a side of the images.",
+    )
+    kwargs: dict[str, Any] = Field({}, description="Any other keyword of the timm model.")
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
         if self.weights and not self.pretrained:
             refuse("pretrained", self.pretrained, "type true, or leave model.weights out")
         return self
+
+    @field_validator("kwargs")
+    @classmethod
+    def _check_own(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        taken = next((name for name in OWN_SETTINGS if name in kwargs), None)
+        if taken:
+            place = "data" if taken == "num_classes" else "model"
+            raise ValueError(f"model.kwargs.{taken} has a setting of its own; type {place}.{taken}")
+        return kwargs
+
+    def arguments(self) -> dict[str, Any]:
+        """The keywords of the timm model, but for its name, weights and classes."""
+        size = {} if self.img_size is None else {"img_size": self.img_size}
+        return {"drop_path_rate": self.drop_path_rate, **size, **self.kwargs}
 
 
 class DataSection(Settings):
@@ -54,8 +79,10 @@ class DataSection(Settings):
         json_schema_extra={"null": "the task's own"},
         description="Classes of the head.",
     )
-    normalize: Literal["model", "imagenet", "none"] = Field(
-        "model", description="Pixel statistics: the model's own, imagenet's, or none (values from 0 to 1)."
+    normalize: Literal["auto", "imagenet", "model", "none"] = Field(
+        "auto",
+        description="Pixel statistics: imagenet's, the model's own, or none (values from 0 to 1). auto is imagenet, "
+        "as in the paper (appendix F), NOAH and FacT; for the embedded backbone its own.",
     )
     protocol: Literal["test", "select"] = Field(
         "test",
@@ -73,7 +100,7 @@ class DataSection(Settings):
 
 @dataclass(frozen=True)
 class VtabRun:
-    """All settings of a run."""
+    """All settings of a run; `data.normalize` says what `auto` is for the model."""
 
     selecting = "select"
 
@@ -81,6 +108,12 @@ class VtabRun:
     data: DataSection
     train: TrainSection
     adapter: CapaBoostConfig
+
+    def __post_init__(self) -> None:
+        if self.data.normalize == "auto":
+            own = self.model.name.split(".")[0] == EMBEDDED
+            data = self.data.replace(normalize="model" if own else "imagenet")
+            object.__setattr__(self, "data", data)
 
     def default_folder(self) -> Path:
         """Where the run lives unless told otherwise."""

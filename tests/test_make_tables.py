@@ -6,7 +6,7 @@ from pathlib import Path
 
 import make_tables
 import pytest
-from make_tables import settings_of
+from row_settings import settings_of
 
 RESULT = {
     "task": "digits",
@@ -151,3 +151,52 @@ def test_settings_tell_rows_of_one_method_apart():
     assert settings_of({"adapter": adapter | {"targets": "attention-qv"}}) == "r 8, alpha 8"
     assert settings_of({"adapter": adapter | {"targets": "all-linear"}}) == "r 8, alpha 8, all-linear"
     assert settings_of({"train": {"lr": 0.001}, "adapter": {"method": "linear", "r": 8}}) == "lr 0.001"
+    assert settings_of({"adapter": adapter | {"targets": "fused-qkv"}}) == "r 8, alpha 8, fused-qkv"
+    assert settings_of({"adapter": adapter | {"targets": ["a.q", "a.v"]}}) == "r 8, alpha 8, a.q a.v"
+    assert settings_of({"adapter": adapter | {"method": "padapter", "targets": "all-linear"}}) == "r 8, alpha 8"
+
+
+def rows_of(folder: Path, **configs: dict) -> dict[str, str]:
+    """The settings that the table shows for each run, by the name of its folder."""
+    results = {}
+    for number, (name, sections) in enumerate(configs.items()):
+        method = sections.pop("method", "capaboost-lora")
+        write(folder / name, method=method, value=number, config={"train": {"seed": 0}} | sections)
+    results = make_tables.make_rows(make_tables.read_results([folder]))
+    return {list(configs)[int(row.mean)]: row.settings for row in results}
+
+
+LORA = {"method": "lora", "r": 8, "num_tied": 2, "density": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "values"),
+    [
+        ("adapter", "init", ("lora", "official")),
+        ("train", "batch_size", (32, 16)),
+        ("data", "max_length", (128, 256)),
+        ("data", "normalize", ("model", "imagenet")),
+        ("train", "mixed_precision", ("bf16", "no")),
+        ("model", "drop_path_rate", (0.0, 0.1)),
+        ("train", "max_grad_norm", (None, 1.0)),
+        ("adapter", "num_tied", (2, 4)),
+    ],
+)
+def test_what_differs_between_two_rows_is_shown_in_both(section, name, values, tmp_path):
+    runs = {key: {"adapter": dict(LORA)} for key in ("first", "second")}
+    for run, value in zip(runs.values(), values, strict=True):
+        run.setdefault(section, {})[name] = value
+    shown = rows_of(tmp_path, **runs)
+    for key, value in zip(runs, values, strict=True):
+        assert shown[key] == f"r 8, alpha 8, {name.replace('_', ' ')} {'none' if value is None else value}"
+
+
+def test_what_is_equal_or_not_comparable_is_not_shown(tmp_path):
+    data, plain = {"max_length": 128}, {"num_tied": 1, "density": 1.0}
+    shown = rows_of(
+        tmp_path,
+        ours={"adapter": LORA | {"init": "lora", "activation": "relu"}, "data": data | {"dataset": "a"}},
+        plain={"method": "lora", "adapter": LORA | {"init": "lora"} | plain, "data": data},
+        probe={"method": "linear", "adapter": {"method": "linear", "init": "official"}, "data": data},
+    )
+    assert shown == {"ours": "r 8, alpha 8", "plain": "r 8, alpha 8", "probe": ""}

@@ -48,7 +48,9 @@ def test_report_on_a_vit(tmp_path, capsys):
     assert report["unsupported"] == {"lora": {}, "capaboost-lora": {}}
     assert report["negligible"]["lora"]["aten::layer_norm"] == 25
     assert report["base"]["forward_multiply_adds"] == report["base"]["torch_multiply_adds"]
-    assert [row["paper"] for row in report["paper"]] == [0.29, 0.22]  # Table 5
+    cells = [(row["paper"], row["settings"].get("targets"), round(row["here"], 3)) for row in report["paper"]]
+    assert cells == [(0.29, None, 0.295), (0.29, "fused-qkv", 0.295), (0.22, None, 0.221), (0.22, "fused-qkv", 0.221)]
+    assert "NOAH" in shown  # whose reading it is
     assert report["versions"]["torch"]
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".csv", ".md"}
 
@@ -58,6 +60,7 @@ def test_a_model_of_the_paper_gets_its_tables(capsys):
     shown = capsys.readouterr().out
     for text in ("Table 2", "Table 8", "0.951 %", "0.713 %", "note 2: biases", "not built here: AdaLoRA"):
         assert text in shown, text
+    assert "slips of Table 2: ProPETL-Prefix-Tuning, name: these are ProPETL-LoRA's scores" in " ".join(shown.split())
     assert "Table 3" not in shown
     assert report_flops.compare_paper("vit_small_patch16_224") == ([], {})
 
@@ -100,10 +103,24 @@ def test_memory_of_a_vit_grows_with_the_batch():
 def test_every_difference_from_the_paper_has_a_reason_and_no_reason_is_idle(comparisons):
     assert len(comparisons) >= 70
     for comparison in comparisons:
-        assert comparison.differs == bool(comparison.why), comparison
+        assert comparison.differs == bool(comparison.why), comparison  # a reading neither differs nor has a reason
         assert "\n" not in (comparison.why or "")
     reasons = [reason for table in TABLES.values() for row in table["rows"] for reason in row.get("why", {}).values()]
     assert len(reasons) == sum(comparison.differs for comparison in comparisons)
+
+
+def test_both_readings_of_debertas_lora_are_in_the_report(comparisons):
+    found = {
+        (c.method, c.settings["targets"]): round(c.here, 2)
+        for c in comparisons
+        if c.source.endswith("Table 3") and c.quantity == "percent_trainable" and "targets" in c.settings
+    }
+    assert found == {
+        ("LoRA", "all-linear"): 0.72,
+        ("LoRA", "attention-qv"): 0.16,
+        ("CAPABOOST-LoRA", "all-linear"): 0.54,
+        ("CAPABOOST-LoRA", "attention-qv"): 0.12,
+    }
 
 
 def test_reasons_hold_by_hand_arithmetic(comparisons):

@@ -22,6 +22,7 @@ from typing import Any
 from command_line import answer
 from outputs import check_outputs
 from rich.table import Table
+from row_settings import PLACES, differences, settings_of
 
 from capaboost_core import UserError
 from capaboost_core.console import show_table
@@ -30,7 +31,6 @@ from capaboost_core.files import write_atomically
 
 TEXTS = ("task", "model", "method", "protocol", "metric", "device")
 NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs")
-PLACES = ("seed", "output_dir", "resume", "data_dir")  # settings in which two runs of one row may differ
 LARGEST = 1e300  # what a float holds, and no infinity or NaN
 WITHOUT_RANK = (None, "linear", "full")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -130,7 +130,8 @@ def make_rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
         if run in runs:
             raise UserError(f"{path} and {runs[run]} are the same run with the same seed; delete one")
         runs[run] = path
-    rows = [_row([results[path] for path in runs.values()]) for runs in groups.values()]
+    grouped = [[results[path] for path in runs.values()] for runs in groups.values()]
+    rows = [_row(runs, differences(runs[0], [others[0] for others in grouped])) for runs in grouped]
     return sorted(rows, key=lambda row: (row.task, row.model, row.protocol, row.method, row.percent_trainable))
 
 
@@ -146,25 +147,13 @@ def _without(value: Any, dropped: tuple[str, ...]) -> Any:
     return value
 
 
-def _row(runs: list[dict[str, Any]]) -> Row:
+def _row(runs: list[dict[str, Any]], differing: list[str]) -> Row:
     values = [float(run["value"]) for run in runs]
     first = {name: runs[0].get(name) for name in (field.name for field in fields(Row))}
     std = statistics.stdev(values) if len(values) > 1 else None
-    first["settings"] = settings_of(runs[0].get("config", {}))
+    first["settings"] = ", ".join(filter(None, (settings_of(runs[0].get("config", {})), *differing)))
     note = first["split_note"] or ""
     return Row(**first | {"mean": statistics.fmean(values), "std": std, "seeds": len(runs), "split_note": note})
-
-
-def settings_of(config: dict[str, Any]) -> str:
-    """What tells rows of one method apart: the start, the learning rate, the adapter's size, scale and places."""
-    model, train, adapter = (config.get(section, {}) for section in ("model", "train", "adapter"))
-    parts = [] if model.get("pretrained", True) else ["random weights"]
-    parts += [f"lr {train['lr']:g}"] if "lr" in train else []
-    if adapter.get("method") not in WITHOUT_RANK:
-        alpha = adapter.get("alpha") or adapter["r"]
-        parts += [f"r {adapter['r']}", f"alpha {alpha:g}"]
-        parts += [adapter["targets"]] if adapter.get("targets") == "all-linear" else []
-    return ", ".join(parts)
 
 
 def to_markdown(rows: list[Row]) -> str:

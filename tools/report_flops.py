@@ -141,7 +141,7 @@ def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str,
 
     tables = read_tables(PAPER)
     if model:
-        tables = [table for table in tables if architecture(table["model"]) == architecture(model)]
+        tables = [table for table in tables if architecture(table.get("model", "")) == architecture(model)]
     rows = compare(tables, PaperCounter(lambda name: make_subject(name, Sizes())))
     comparisons = list(tqdm(rows, desc="the paper's numbers", leave=False, disable=None))
     return comparisons, facts(tables, comparisons) if comparisons else {}

@@ -21,7 +21,11 @@ import sys
 
 from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, make_parser
 
-GRID = "1e-4,3e-4,5e-4,8e-4,1e-3,1.5e-3,2e-3,3e-3,5e-3"  # the paper's, section D.2.2
+PAPER = "paper"  # a bare --lr-grid
+GRIDS = {  # the paper's, sections D.1.2 and D.2.2: 6e-4 for RoBERTa, 8e-4 for DeBERTaV3
+    "roberta-base": "1e-4,3e-4,5e-4,6e-4,1e-3,1.5e-3,2e-3,3e-3,5e-3",
+    "deberta-v3-base": "1e-4,3e-4,5e-4,8e-4,1e-3,1.5e-3,2e-3,3e-3,5e-3",
+}
 
 
 def glue_parser() -> argparse.ArgumentParser:
@@ -32,18 +36,20 @@ def glue_parser() -> argparse.ArgumentParser:
     add("--protocol", choices=("propetl", "adalora"), help="propetl: the epoch is selected on half of dev or on 1,000 "
         "training rows (Table 2); adalora: dev is the test set, the last epoch counts (Table 3)")  # fmt: skip
     add("--model", metavar="NAME", help="a hub name, or a folder that save_pretrained wrote (default: roberta-base)")
-    add_run_flags(parser, GRID, "runs/glue/<task>/<model>/<method>-seed<seed>")
+    add_run_flags(parser, PAPER, "runs/glue/<task>/<model>/<method>-seed<seed>")
     return parser
 
 
 def train(options: argparse.Namespace) -> None:
     """Load the configuration, run it, show the result."""
     from capaboost_core.training.run_config import load_run
-    from capaboost_text.glue.run import GlueRun, config_file
+    from capaboost_text.glue.run import GlueRun, config_file, family_of
 
     flags = flag_settings(options, FLAGS | {"task": "data.task"})
     path = options.config or config_file(CONFIGS / "glue", options.task, options.model, options.method)
     run = load_run(GlueRun, path, flags, options.method, options.set)
+    if options.lr_grid == PAPER:
+        options.lr_grid = GRIDS[family_of(run.model.name)]
     from capaboost_text.glue.experiment import prepare
 
     carry_out(run, options, prepare)

@@ -20,7 +20,7 @@ import sys
 
 from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, make_parser
 
-GRID = "1e-4,3e-4,5e-4,8e-4,1e-3"  # the paper's, section D.3.2
+GRID = "1e-4,3e-4,5e-4,8e-4,1e-3"  # the paper's, section E.2
 
 
 def squad_parser() -> argparse.ArgumentParser:

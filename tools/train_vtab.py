@@ -31,7 +31,8 @@ def vtab_parser() -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", help="folder of the tfds data, or of the task folders")
     add("--protocol", choices=("test", "select"), help="test: train on all 1,000 images, test after the last epoch; "
         "select: train on 800, test the epoch that is best on the other 200")  # fmt: skip
-    add("--normalize", choices=("model", "imagenet", "none"), help="pixel statistics")
+    add("--normalize", choices=("auto", "imagenet", "model", "none"), help="pixel statistics (default: "
+        "auto, that is imagenet's, as in the paper, but the embedded backbone's own)")  # fmt: skip
     add("--model", metavar="NAME", help="a timm name (default: vit_base_patch16_224.orig_in21k)")
     add("--weights", metavar="FILE", help="pretrained weights from a .safetensors, .pth, .bin or .npz file")
     add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>")

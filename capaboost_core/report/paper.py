@@ -57,7 +57,11 @@ class PaperCounter:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One printed number and the one that is counted here; `why` explains a difference over `TOLERANCE`."""
+    """One printed number and the one that is counted here.
+
+    `why` explains a difference over `TOLERANCE`; `reading` says whose the settings are, where the paper leaves more
+    than one open and these are not its default here.
+    """
 
     source: str
     model: str
@@ -68,17 +72,18 @@ class Comparison:
     paper: float
     here: float
     why: str | None
+    reading: str | None = None
 
     @property
     def differs(self) -> bool:
-        return round(abs(self.here - self.paper), 9) > TOLERANCE
+        return self.reading is None and round(abs(self.here - self.paper), 9) > TOLERANCE
 
     def cells(self, reasons: list[str]) -> tuple[str, ...]:
         """The row as a reader sees it, in the order of COLUMNS, with the number of its reason."""
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         title, unit = QUANTITIES[self.quantity]
         numbers = (f"{self.paper:g} {unit}", f"{self.here:.3f} {unit}", f"{round(self.here - self.paper, 3) + 0:+.3f}")
-        note = str(reasons.index(self.why) + 1) if self.why else ""
+        note = str(reasons.index(self.why or self.reading) + 1) if self.why or self.reading else ""
         return (_short(self.source), self.method, settings, title, *numbers, note)
 
 
@@ -101,19 +106,22 @@ def compare(tables: list[dict[str, Any]], counter: PaperCounter) -> Iterator[Com
         for row in table["rows"]:
             for quantity in QUANTITIES:
                 if row.get("build", {}).get("preset") in PRESETS and row.get(quantity) is not None:
-                    yield _comparison(table, row, quantity, counter, reference)
+                    for reading in ({}, *row.get("readings", ())):
+                        yield _comparison(table, row, quantity, counter, reference, reading)
 
 
 def facts(tables: list[dict[str, Any]], comparisons: list[Comparison]) -> dict[str, str]:
     """What a reader has to know: how many numbers differ and why, what the builds are, what is not built."""
     differing = sum(comparison.differs for comparison in comparisons)
+    compared = sum(comparison.reading is None for comparison in comparisons)
     absent = {row["name"] for table in tables for row in table["rows"] if "build" not in row and _printed(row)}
     return {
-        "paper": f"arXiv 2407.01320; {differing} of {len(comparisons)} numbers differ by more than {TOLERANCE}"
+        "paper": f"arXiv 2407.01320; {differing} of {compared} numbers differ by more than {TOLERANCE}"
         f"{'; a note says why' if differing else ''}",
         **{f"note {number}": reason for number, reason in enumerate(_reasons(comparisons), 1)},
         **({"FLOPs": FLOPS} if any(comparison.quantity == "flops" for comparison in comparisons) else {}),
         **{_short(table["source"]): " ".join(table["notes"]) for table in tables if "notes" in table},
+        **{f"slips of {_short(table['source'])}": slips for table in tables if (slips := _slips(table))},
         "not built here": ", ".join(sorted(absent)) or "nothing",
     }
 
@@ -127,7 +135,16 @@ def sheets(comparisons: list[Comparison]) -> list[Sheet]:
 
 
 def _reasons(comparisons: list[Comparison]) -> list[str]:
-    return list(dict.fromkeys(comparison.why for comparison in comparisons if comparison.why))
+    return list(dict.fromkeys(c.why or c.reading for c in comparisons if c.why or c.reading))
+
+
+def _slips(table: dict[str, Any]) -> str:
+    """What the table itself has wrong, cell by cell."""
+    return "; ".join(
+        f"{row['name']}, {QUANTITIES.get(cell, (cell,))[0]}: {text}"
+        for row in table["rows"]
+        for cell, text in row.get("slips", {}).items()
+    )
 
 
 def _printed(row: dict[str, Any]) -> bool:
@@ -139,12 +156,18 @@ def _config(build: dict[str, Any]) -> CapaBoostConfig:
 
 
 def _comparison(
-    table: dict[str, Any], row: dict[str, Any], quantity: str, counter: PaperCounter, reference: CapaBoostConfig | None
+    table: dict[str, Any],
+    row: dict[str, Any],
+    quantity: str,
+    counter: PaperCounter,
+    reference: CapaBoostConfig | None,
+    reading: dict[str, Any],
 ) -> Comparison:
-    build = dict(row["build"])
+    build = row["build"] | reading.get("build", {})
     here = counter.quantity(quantity, table["model"], _config(build), reference)
-    preset, why = build.pop("preset"), row.get("why", {}).get(quantity)
-    return Comparison(table["source"], table["model"], row["name"], preset, build, quantity, row[quantity], here, why)
+    why = None if reading else row.get("why", {}).get(quantity)
+    what = (table["source"], table["model"], row["name"], build.pop("preset"), build)
+    return Comparison(*what, quantity, row[quantity], here, why, reading.get("says"))
 
 
 def _short(source: str) -> str:

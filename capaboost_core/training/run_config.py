@@ -21,7 +21,8 @@ Run = TypeVar("Run")
 
 
 def load_run(cls: type[Run], path: Path, flags: Raw, method: str | None, assignments: list[str]) -> Run:
-    """The file's settings, under the flags', under the preset `method`'s, under those of `--set`.
+    """The file's settings, with those that it has for the preset `method`, under the flags', under the preset's own,
+    under those of `--set`.
 
     A default that the file spells out stays a default: what is typed makes it give way, as `--lr 1e-7` does
     with a higher `min_lr`. With `--method` what means nothing to that method is left out of the file's settings.
@@ -30,7 +31,7 @@ def load_run(cls: type[Run], path: Path, flags: Raw, method: str | None, assignm
         UserError: If anything is unknown, of a wrong type or out of range.
     """
     typed = merge_settings(flags, parse_assignments(assignments))
-    file = _without_defaults(sections_of(cls), read_config(path))
+    file = _without_defaults(sections_of(cls), read_config(path, method))
     if method is not None:
         adapter = preset_settings(method, file.get("adapter", {}), typed.get("adapter", {}))
         file = file | {"adapter": adapter}
@@ -51,7 +52,7 @@ def preset_settings(method: str, configured: dict[str, Any], typed: dict[str, An
     preset = resolve_config(method)
     own = {"method": preset.method}
     if METHOD_SETTINGS[preset.method]:
-        own |= {name: getattr(preset, name) for name in PLAIN}
+        own |= {name: getattr(preset, name) for name in (*PLAIN, "activation")}
     under = configured | own
     used = used_settings(under | typed) - ({"density"} if (under | typed).get("mask") == "nm" else set())
     return {name: value for name, value in under.items() if name in used}

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from capaboost_core.config import resolve_config
 from capaboost_core.errors import UserError
 from capaboost_core.settings_text import shown
 from capaboost_core.yaml_file import parse_yaml, read_yaml
@@ -14,13 +15,24 @@ from capaboost_core.yaml_file import parse_yaml, read_yaml
 Raw = dict[str, dict[str, Any]]
 
 
-def read_config(path: str | Path) -> Raw:
+METHODS = "methods"  # what a file has for a preset alone: `methods: {full: {train: {lr: 2e-5}}}`
+
+
+def read_config(path: str | Path, method: str | None = None) -> Raw:
     """The sections of a YAML file over those of its `base:` file, which is found beside it.
+
+    Args:
+        path: The file.
+        method: A preset; the sections that the files have under `methods` for it go over the others.
 
     Raises:
         UserError: If a file is missing, is not YAML, maps no sections, or inherits from itself.
     """
-    return _read(Path(path), ())
+    raw = _read(Path(path), ())
+    own = raw.pop(METHODS, {})
+    for name in own:
+        resolve_config(name)  # refuses what is no preset
+    return merge_settings(raw, own.get(method, {}))
 
 
 def _read(path: Path, inheritors: tuple[Path, ...]) -> Raw:
@@ -31,23 +43,33 @@ def _read(path: Path, inheritors: tuple[Path, ...]) -> Raw:
     if not isinstance(raw, dict):
         raise UserError(f"{path} must map section names to settings, such as `train: {{lr: 1e-3}}`")
     base = raw.pop("base", None)
-    for section, settings in raw.items():
-        if not isinstance(settings, dict):
-            raise UserError(f"{path}: {section!r} must map names to values, such as `train: {{lr: 1e-3}}`")
+    _check_sections(path, raw)
+    for sections in raw.get(METHODS, {}).values():
+        _check_sections(path, sections)
     return merge_settings(_read(path.parent / str(base), (*inheritors, path.resolve())), raw) if base else raw
 
 
+def _check_sections(path: Path, raw: Any) -> None:
+    for section, settings in raw.items() if isinstance(raw, dict) else [(METHODS, raw)]:
+        if not isinstance(settings, dict):
+            raise UserError(f"{path}: {section!r} must map names to values, such as `train: {{lr: 1e-3}}`")
+
+
 def merge_settings(*layers: Raw) -> Raw:
-    """One set of sections; later layers win, setting by setting."""
+    """One set of sections; later layers win, setting by setting at every depth."""
     merged: Raw = {}
     for layer in layers:
-        for section, settings in layer.items():
-            merged[section] = merged.get(section, {}) | settings
+        for name, value in layer.items():
+            before = merged.get(name)
+            both = isinstance(before, dict) and isinstance(value, dict)
+            merged[name] = merge_settings(before, value) if both else value
     return merged
 
 
 def parse_assignments(assignments: list[str]) -> Raw:
-    """`["train.lr=1e-3"]` -> `{"train": {"lr": ...}}`; values are read as YAML.
+    """`["train.lr=1e-3"]` -> `{"train": {"lr": ...}}`, `["model.kwargs.img_size=518"]` likewise one deeper.
+
+    Values are read as YAML.
 
     Raises:
         UserError: If a text is not of the form section.key=value.
@@ -55,12 +77,15 @@ def parse_assignments(assignments: list[str]) -> Raw:
     layers = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        section, dot, key = name.strip().partition(".")
-        if not (equals and dot and section and key):
+        *sections, key = name.strip().split(".")
+        if not (equals and sections and key and all(sections)):
             raise UserError(f"--set {assignment!r} is not of the form section.key=value, such as train.lr=3e-4")
         try:
-            layers.append({section: {key: parse_yaml(text)}})
+            layer = {key: parse_yaml(text)}
         except yaml.YAMLError as error:
             reason = getattr(error, "problem", None) or "it may need quotes"
             raise UserError(f"--set {shown(assignment)}: the value is not YAML: {reason}") from error
+        for section in reversed(sections):
+            layer = {section: layer}
+        layers.append(layer)
     return merge_settings(*layers)

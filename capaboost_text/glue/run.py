@@ -14,7 +14,7 @@ from capaboost_core.training.results import run_folder
 from capaboost_core.training.train_section import TrainSection
 from capaboost_text.glue.tasks import find_task
 
-DEBERTA = "deberta-v3-base"
+DEBERTA, ROBERTA = "deberta-v3-base", "roberta-base"
 
 
 class ModelSection(Settings):
@@ -74,14 +74,19 @@ class GlueRun:
         return run_folder("glue", self.data.task, self.model.name, self.adapter, self.train.seed)
 
 
+def family_of(model: str | None) -> str:
+    """Whose settings a model has: DeBERTaV3-base its own, any other RoBERTa-base's."""
+    return DEBERTA if model and model.endswith(DEBERTA) else ROBERTA
+
+
 def config_file(folder: Path, task: str, model: str | None, method: str | None) -> Path:
-    """The paper's settings: DeBERTaV3-base's for that model and else RoBERTa-base's, of the method's kind.
+    """The paper's settings of the model's family and the method's kind.
 
     Adapters and prefixes have the PAdapter's settings, all other methods LoRA's.
 
     Raises:
         UserError: If there is no such task.
     """
-    family = DEBERTA if model and model.endswith(DEBERTA) else "roberta-base"
+    family = family_of(model)
     kind = "padapter" if method and method.endswith(("adapter", "prefix")) else "lora"
     return folder / family / f"{find_task(task).name}-{kind}.yaml"

@@ -42,6 +42,11 @@ class ResizedImages(Dataset):
         """All labels, where the reader knows them without reading the images."""
         return getattr(self.reader, "labels", None)
 
+    @property
+    def note(self) -> str | None:
+        """Which rows these are, where the reader knows more than its kind."""
+        return getattr(self.reader, "note", None)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.reader[index]
         if self.num_classes is not None and not 0 <= label < self.num_classes:

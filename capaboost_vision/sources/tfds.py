@@ -26,7 +26,8 @@ class Prepared:
 
     def __init__(self, task: VtabTask, split: str, data_dir: str | Path | None):
         self.task = task
-        builder = _prepared_builder(task.builder, data_dir)
+        builder = _prepared_builder(task, data_dir)
+        self.note = _note(task, builder)
         try:
             self.parts = [builder.as_data_source(split=part) for part in task.splits(split)]
         except NotImplementedError as error:
@@ -45,15 +46,30 @@ class Prepared:
         return self.task.image(example), self.task.label(example)
 
 
-def _prepared_builder(name: str, data_dir: str | Path | None):
+def _prepared_builder(task: VtabTask, data_dir: str | Path | None):
+    """The first of VTAB-1k's version and the installed package's that is prepared; else the first there is."""
     import tensorflow_datasets  # takes two seconds, which the other sources spare
 
-    builder = tensorflow_datasets.builder(name, data_dir=data_dir)
+    builders = []
+    for name in (f"{task.builder}:{task.version}", task.builder) if task.version else (task.builder,):
+        try:
+            builders.append((name, tensorflow_datasets.builder(name, data_dir=data_dir)))
+        except AssertionError:  # the installed package has this version no more
+            continue
+    name, builder = next((found for found in builders if found[1].is_prepared()), builders[0])
     if not builder.is_prepared():
         # only now: asking for a format where data of another one is on disk raises
         builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
-        _prepare(builder, name)
+        _prepare(builder, task.builder)
     return builder
+
+
+def _note(task: VtabTask, builder) -> str:
+    """Which rows these are: VTAB-1k's only in the version whose order made them."""
+    version = f"{task.builder} {builder.version}"
+    if task.version is None or builder.version.match(task.version):
+        return f"official VTAB-1k rows, {version}"
+    return f"rows of {version}; VTAB-1k's are of {task.version}"
 
 
 def _prepare(builder, name: str) -> None:

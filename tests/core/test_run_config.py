@@ -115,3 +115,43 @@ def test_flags_win_over_the_file_the_preset_over_flags_and_assignments_over_all(
     assert (prefix.method, prefix.r, prefix.dropout) == ("prefix", 4, 0.0)
     with pytest.raises(UserError, match="unknown preset"):
         load_run(Run, tmp_path / "run.yaml", {}, "lra", [])
+
+
+def test_a_file_has_settings_for_a_preset_alone(tmp_path):
+    methods = "methods: {full: {train: {lr: 1e-5}}, lora: {adapter: {r: 2}}}\n"
+    (tmp_path / "_base.yaml").write_text("train: {lr: 1e-3, epochs: 9}\nadapter: {r: 8}\n" + methods)
+    (tmp_path / "task.yaml").write_text("base: _base.yaml\ntrain: {lr: 2e-3}\nmethods: {full: {train: {epochs: 3}}}\n")
+
+    def run(method, flags=(), *assignments):
+        return load_run(Run, tmp_path / "task.yaml", dict(flags), method, list(assignments))
+
+    assert [(r.train.lr, r.train.epochs, r.adapter.r) for r in map(run, (None, "linear", "full", "lora"))] == [
+        (2e-3, 9, 8), (2e-3, 9, 8), (1e-5, 3, 8), (2e-3, 9, 2),
+    ]  # fmt: skip
+    assert run("full", {"train": {"lr": 3e-5}}).train.lr == 3e-5
+    assert run("full", {}, "train.lr=4e-5").train.lr == 4e-5
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("{lra: {train: {lr: 1}}}", "unknown preset 'lra'"),
+        ("{lora: {train: 3}}", "'train' must map names to values"),
+        ("{lora: 3}", "'methods' must map names to values"),
+        ("{lora: {train: {epoch: 3}}}", "did you mean train.epochs"),
+    ],
+)
+def test_wrong_settings_of_a_preset_are_named_in_one_line(tmp_path, methods, message):
+    (tmp_path / "task.yaml").write_text(f"methods: {methods}\n")
+    with pytest.raises(UserError, match=message) as caught:
+        load_run(Run, tmp_path / "task.yaml", {}, "lora", [])
+    assert "\n" not in str(caught.value)
+
+
+def test_assignments_reach_any_depth():
+    assert parse_assignments(["model.kwargs.a=1", "model.kwargs.b=x", "model.name=n"]) == {
+        "model": {"kwargs": {"a": 1, "b": "x"}, "name": "n"}
+    }
+    for wrong in ("a..b=1", ".a=1", "a.=1"):
+        with pytest.raises(UserError, match=r"section\.key=value"):
+            parse_assignments([wrong])

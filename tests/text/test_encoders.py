@@ -169,3 +169,23 @@ def test_shares_of_the_paper(architecture, settings, percent):
         model = AutoModelForSequenceClassification.from_config(architecture)
     counts = parameter_counts(inject(model, CapaBoostConfig.from_dict(settings)))
     assert counts.percent == pytest.approx(percent, abs=0.0051)
+
+
+def test_hadapter_after_the_dropouts_of_its_layers():
+    settings = {"method": "hadapter", "after_dropout": True, "r": 4}
+    for family in ("bert", "deberta-v2"):
+        plan = create(family, settings).capaboost.plan
+        first = [(target.path.split("layer.0.")[1], target.beside.split("layer.0.")[1]) for target in plan.targets[:2]]
+        assert first == [
+            ("attention.output.dropout", "attention.output.dense"),
+            ("output.dropout", "output.dense"),
+        ]
+    with pytest.raises(UserError, match="modernbert has no dropout after both layers"):
+        create("modernbert", settings)
+
+
+def test_a_fused_reading_is_for_fused_layers_only():
+    (first, *_) = create("modernbert", {"targets": "fused-qkv"}).capaboost.plan.targets
+    assert (first.path.rpartition(".")[2], first.slices) == ("Wqkv", None)
+    with pytest.raises(UserError, match="roberta has q, k and v apart; type attention-qv or all-linear"):
+        create("roberta", {"targets": "fused-qkv"})

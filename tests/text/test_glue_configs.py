@@ -1,48 +1,30 @@
 """The GLUE configurations hold the numbers of Tables 9, 10, 12 and 13, and quote Tables 2 and 3."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+import train_glue
 
-from capaboost_core.training.run_config import build_run
+from capaboost_core import parameter_counts
+from capaboost_core.training.lr_grid import parse_rates
+from capaboost_core.training.run_config import build_run, load_run
 from capaboost_core.training.run_file import read_config
-from capaboost_text.glue.run import GlueRun
+from capaboost_text import architectures, inject
+from capaboost_text.glue.run import GlueRun, config_file, family_of
 from capaboost_text.glue.splits import PROTOCOLS, TASKS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "glue"
-# The row order of the paper's Tables 9, 10, 12, 13: learning rate, epochs. Batch 128, 2 tied layers and density 0.5
-# are the same in every row.
-ROWS = ("mnli", "rte", "qnli", "mrpc", "qqp", "sst2", "cola", "stsb")
-SETTINGS = {
-    ("roberta-base", "lora"): (
-        (5e-4, 20), (6e-4, 40), (5e-4, 10), (5e-4, 40), (5e-4, 20), (1e-4, 20), (5e-4, 40), (5e-4, 20),
-    ),
-    ("roberta-base", "padapter"): (
-        (1e-3, 10), (1e-3, 40), (2e-3, 10), (3e-4, 30), (1e-3, 10), (1e-3, 10), (5e-4, 20), (1e-3, 20),
-    ),
-    ("deberta-v3-base", "lora"): (
-        (5e-4, 20), (2e-3, 50), (1e-3, 15), (3e-3, 50), (5e-4, 20), (3e-4, 25), (5e-4, 15), (5e-4, 25),
-    ),
-    ("deberta-v3-base", "padapter"): (
-        (5e-4, 20), (1.5e-3, 50), (5e-3, 20), (5e-3, 50), (1e-3, 30), (3e-4, 10), (3e-4, 10), (1e-3, 20),
-    ),
-}  # fmt: skip
-# The column order of Tables 2 and 3, and their CapaBoost rows.
-COLUMNS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte")
-RESULTS = {
-    ("roberta-base", "lora"): (
-        "63.74 ± 0.6,94.19 ± 0.1,88.24 ± 0.0,90.88 ± 0.1,91.52 ± 0.2,87.40 ± 0.3,92.60 ± 0.2,75.06 ± 2.4"
-    ),
-    ("roberta-base", "padapter"): (
-        "66.88 ± 0.5,94.50 ± 0.5,89.38 ± 1.2,91.13 ± 0.0,91.09 ± 0.1,87.30 ± 0.1,92.59 ± 0.2,77.94 ± 2.4"
-    ),
-    ("deberta-v3-base", "lora"): (
-        "72.22 ± 2.2,95.80 ± 0.4,91.42 ± 1.0,91.68 ± 0.0,91.99 ± 0.1,91.10 ± 0.0,93.83 ± 0.2,86.64 ± 0.3"
-    ),
-    ("deberta-v3-base", "padapter"): (
-        "73.13 ± 1.0,96.22 ± 0.2,92.16 ± 1.2,92.26 ± 0.0,92.37 ± 0.2,90.12 ± 0.1,94.12 ± 0.1,87.05 ± 1.8"
-    ),
+ROOT = Path(__file__).parents[2]
+KINDS = {
+    ("roberta-base", "lora"): 9,
+    ("roberta-base", "padapter"): 10,
+    ("deberta-v3-base", "lora"): 12,
+    ("deberta-v3-base", "padapter"): 13,
 }
+PAPER = {n: json.loads((ROOT / f"results/paper/table-{n:02d}.json").read_text()) for n in (2, 3, *KINDS.values())}
+ROWS = tuple(row["name"].lower().replace("-", "") for row in PAPER[9]["rows"])
 # Of the released scripts, for DeBERTa: length, warm-up, alpha.
 SCRIPTS = {
     "mnli": (256, {"warmup_steps": 1000}, 16),
@@ -60,7 +42,7 @@ WIDTH = {
     ("deberta-v3-base", "lora"): 8,
     ("deberta-v3-base", "padapter"): 32,
 }
-CASES = [(model, method, task) for model, method in SETTINGS for task in ROWS]
+CASES = [(model, method, task) for model, method in KINDS for task in ROWS]
 
 
 def path_of(model, method, task):
@@ -69,17 +51,20 @@ def path_of(model, method, task):
 
 def test_there_is_a_file_for_each_case():
     wanted = {path_of(*case) for case in CASES}
-    bases = {FOLDER / "_base.yaml", *(FOLDER / model / "_base.yaml" for model, _ in SETTINGS)}
+    bases = {FOLDER / "_base.yaml", *(FOLDER / model / "_base.yaml" for model, _ in KINDS)}
     assert set(FOLDER.rglob("*.yaml")) == wanted | bases
     assert len(wanted) == 32
-    assert set(ROWS) == set(COLUMNS) == set(TASKS)
+    assert set(ROWS) == set(TASKS)
+    cells = {ROOT / row["config"] for number in KINDS.values() for row in PAPER[number]["rows"]}
+    assert cells == wanted
 
 
 @pytest.mark.parametrize(("model", "method", "task"), CASES)
 def test_settings(model, method, task):
     run = read_config(path_of(model, method, task))
     assert set(run) == {"model", "data", "train", "adapter"}
-    lr, epochs = SETTINGS[model, method][ROWS.index(task)]
+    name = path_of(model, method, task).relative_to(ROOT).as_posix()
+    cell = next(row["settings"] for row in PAPER[KINDS[model, method]]["rows"] if row["config"] == name)
     roberta = model == "roberta-base"
     length, warmup, alpha = (128, {"warmup_ratio": 0.1}, 48) if roberta else SCRIPTS[task]
     protocol = "propetl" if roberta else "adalora"
@@ -87,9 +72,7 @@ def test_settings(model, method, task):
     assert run["model"] == {"name": "roberta-base" if roberta else "microsoft/deberta-v3-base"}
     assert run["data"] == {"task": task, "protocol": protocol, "dir": None, "max_length": length}
     assert run["train"] == {
-        "epochs": epochs,
-        "batch_size": 128,
-        "lr": lr,
+        **{setting: cell[setting] for setting in ("epochs", "batch_size", "lr")},
         "weight_decay": 0.1 if roberta else 0.01,
         **warmup,
         "warmup_lr": 0.0,
@@ -100,7 +83,8 @@ def test_settings(model, method, task):
         "mixed_precision": "fp16",
     }
     adapter = build_run(GlueRun, run).adapter
-    assert (adapter.method, adapter.r, adapter.num_tied) == (method, WIDTH[model, method], 2)
+    assert (adapter.method, adapter.r, adapter.num_tied) == (method, WIDTH[model, method], cell["num_tied"])
+    assert adapter.density == cell["density"]
     assert (adapter.density, adapter.mask, adapter.dropout, adapter.init) == (0.5, "random", 0.0, "official")
     assert adapter.alpha == (alpha if method == "lora" else None)
     if method == "lora":
@@ -113,9 +97,75 @@ def test_comments(model, method, task):
     command, settings, quoted = path.read_text(encoding="utf-8").splitlines()[:3]
     name = path.relative_to(FOLDER.parents[1]).as_posix()
     assert command == f"# accelerate launch tools/train_glue.py --task {task} --config {name}"
-    number = {"roberta-base": 9, "deberta-v3-base": 12}[model] + (method == "padapter")
-    assert f"Table {number} of" in settings
+    assert f"Table {KINDS[model, method]} of" in settings
     table = 2 if model == "roberta-base" else 3
-    result = RESULTS[model, method].split(",")[COLUMNS.index(task)]
+    row = "CAPABOOST-LoRA" if method == "lora" else "CAPABOOST-PAdapter"
+    scores = next(line["scores"] for line in PAPER[table]["rows"] if line["name"] == row)
+    score = {name.lower().replace("-", ""): score for name, score in scores.items()}[task]
     assert quoted.startswith(f"# Quoted from the paper, Table {table}: ")
-    assert f" {result}, " in quoted
+    assert f" {score['mean']:.2f} ± {score['std']:.1f}, " in quoted
+
+
+def run_of(model, task, method, *assignments):
+    """As `train_glue.py --model MODEL --task TASK --method METHOD` has it."""
+    path = config_file(FOLDER, task, model, method)
+    return load_run(GlueRun, path, {}, method, list(assignments))
+
+
+SHARES = {  # percent of the model, biases of adapters included
+    ("roberta-base", "prefix"): 0.95,
+    ("roberta-base", "lora"): 0.95,
+    ("roberta-base", "capaboost-lora"): 0.71,
+    ("roberta-base", "padapter"): 0.96,
+    ("roberta-base", "capaboost-padapter"): 0.72,
+    ("roberta-base", "full"): 100,
+    ("roberta-base", "linear"): 0,
+    ("microsoft/deberta-v3-base", "lora"): 0.72,
+    ("microsoft/deberta-v3-base", "capaboost-lora"): 0.54,
+    ("microsoft/deberta-v3-base", "hadapter"): 0.65,
+    ("microsoft/deberta-v3-base", "padapter"): 0.65,
+    ("microsoft/deberta-v3-base", "capaboost-padapter"): 0.25,
+}
+
+
+def share(run):
+    with torch.device("meta"):
+        model = architectures.build(run.model.name)
+    return parameter_counts(inject(model, run.adapter)).percent
+
+
+@pytest.mark.parametrize("task", ["cola", "mnli"])
+@pytest.mark.parametrize(("model", "method"), SHARES)
+def test_shares_of_every_row_of_tables_2_and_3(model, method, task):
+    assert share(run_of(model, task, method)) == pytest.approx(SHARES[model, method], abs=0.0051)
+
+
+@pytest.mark.parametrize(("method", "percent"), [("lora", 0.16), ("capaboost-lora", 0.12)])
+def test_the_other_reading_of_debertas_lora_is_one_word(method, percent):
+    run = run_of("microsoft/deberta-v3-base", "rte", method, "adapter.targets=attention-qv")
+    assert share(run) == pytest.approx(percent, abs=0.0051)
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "expected"),
+    [
+        ("roberta-base", "full", (2e-5, 10, 32, None, 0.06)),
+        ("roberta-base", "linear", (5e-3, 20, 128, None, 0.1)),
+        ("microsoft/deberta-v3-base", "full", (1.5e-5, 6, 64, None, 0.1)),
+        ("microsoft/deberta-v3-base", "linear", (5e-3, 20, 128, 1000, 0.1)),
+    ],
+)
+def test_full_and_linear_have_rates_and_epochs_of_their_own(model, method, expected):
+    train = run_of(model, "mnli", method).train
+    assert (train.lr, train.epochs, train.batch_size, train.warmup_steps, train.warmup_ratio) == expected
+
+
+def test_hadapter_is_that_of_its_sources():
+    adapters = [run_of("microsoft/deberta-v3-base", "rte", method).adapter for method in ("hadapter", "padapter")]
+    assert [(adapter.activation, adapter.after_dropout) for adapter in adapters] == [("swish", True), ("relu", False)]
+
+
+@pytest.mark.parametrize("number", KINDS.values())
+def test_a_bare_grid_is_that_of_the_paper(number):
+    rates = parse_rates(train_glue.GRIDS[family_of(PAPER[number]["model"])])
+    assert rates == PAPER[number]["lr_grid"]["rates"]

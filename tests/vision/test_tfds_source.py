@@ -89,6 +89,38 @@ def test_data_prepared_as_tfrecord_is_refused(data_dir, tmp_path):
         open_split("tiny", "tfds", tmp_path, "test", 4)
 
 
+@pytest.mark.parametrize(
+    ("version", "note"),
+    [
+        ("1.*.*", "official VTAB-1k rows, tiny_kitti 1.0.0"),
+        (None, "official VTAB-1k rows, tiny_kitti 1.0.0"),
+        ("0.9.*", "rows of tiny_kitti 1.0.0; VTAB-1k's are of 0.9.*"),
+    ],
+)
+def test_another_version_than_that_of_vtab_is_not_called_official(version, note, data_dir, monkeypatch):
+    task = VtabTask("tiny_kitti", 4, "validation[:5]", "test[2:]", version=version, label=kitti)
+    monkeypatch.setitem(TASKS, "tiny", task)
+    assert open_split("tiny", "tfds", data_dir, "test", 4).note == note
+
+
+@pytest.mark.parametrize("name", [task for task in TASKS if task != "oxford_iiit_pet"])
+def test_the_version_of_task_adaptation_is_asked_for(name, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: asked.append(self) or True)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", lambda self, split: [0])
+    note = open_split(name, "tfds", tmp_path, "test", 4).note
+    assert asked[0].version.match(TASKS[name].version)
+    assert note == f"official VTAB-1k rows, {TASKS[name].builder} {asked[0].version}"
+
+
+def test_a_version_that_the_package_has_no_more_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", lambda self, split: [0])
+    note = open_split("oxford_iiit_pet", "tfds", tmp_path, "test", 4).note
+    version = tfds.builder("oxford_iiit_pet", data_dir=tmp_path).version
+    assert note == f"rows of oxford_iiit_pet {version}; VTAB-1k's are of 3.*.*"
+
+
 FAILURES = {
     "package": (ImportError("No module named 'cv2'"), r"preparing cifar100 needs a package \(No module named 'cv2'\)"),
     "by hand": (

@@ -1,0 +1,122 @@
+"""The VTAB configurations: the recipe's normalisation, its readings of LoRA, settings of the timm model."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from capaboost_core import UserError, parameter_counts
+from capaboost_core.training.run_config import load_run, to_dict
+from capaboost_vision import inject
+from capaboost_vision.image_task import Normalize
+from capaboost_vision.pretrained import create_model
+from capaboost_vision.vtab import TASKS
+from capaboost_vision.vtab_run import VtabRun, config_file
+
+FOLDER = Path(__file__).parents[2] / "configs" / "vtab"
+EMBEDDED = "capaboost_vit_micro_patch8_64"
+VIT = "vit_base_patch16_224"
+
+
+def run_of(dataset="cifar", method=None, *assignments):
+    return load_run(VtabRun, config_file(FOLDER, dataset), {}, method, list(assignments))
+
+
+@pytest.mark.parametrize("dataset", TASKS)
+def test_the_default_run_normalises_with_imagenets_statistics(dataset):
+    assert to_dict(run_of(dataset))["data"]["normalize"] == "imagenet"
+
+
+def test_pixels_of_the_default_run_have_imagenets_mean_and_deviation():
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=2)  # its own statistics are 0.5 and 0.5
+    normalize = Normalize(run_of().data.normalize, model, torch.device("cpu"))
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+    expected = (pixels.flatten() / 255 - mean) / std
+    assert torch.allclose(normalize(pixels).flatten(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [EMBEDDED, f"{EMBEDDED}.tiny_imagenet"])
+def test_the_embedded_backbone_keeps_its_own_statistics(name):
+    assert run_of("cifar", None, f"model.name={name}").data.normalize == "model"
+    assert run_of("digits").data.normalize == "model"
+    assert run_of("cifar", None, f"model.name={name}", "data.normalize=imagenet").data.normalize == "imagenet"
+
+
+PARAMETERS = {  # of ViT-B/16 at r = 8: 12 layers, width 768
+    ("lora", "attention-qv"): 12 * 2 * (768 + 768) * 8,
+    ("lora", "fused-qkv"): 12 * (768 + 3 * 768) * 8,
+    ("linear", "attention-qv"): 0,
+    ("full", "attention-qv"): 85_798_656,
+}
+
+
+@pytest.mark.parametrize(("method", "targets"), PARAMETERS)
+def test_parameters_of_the_baselines_of_table_5(method, targets):
+    with torch.device("meta"):
+        model = timm.create_model(VIT, num_classes=2)
+    run = run_of("cifar", method, f"adapter.targets={targets}")
+    assert parameter_counts(inject(model, run.adapter)).trainable == PARAMETERS[method, targets]
+
+
+def test_both_readings_of_0_29_millions_are_the_same_number():
+    assert PARAMETERS["lora", "attention-qv"] == PARAMETERS["lora", "fused-qkv"] == 294_912
+
+
+def test_full_and_linear_have_rates_of_their_own():
+    assert [run_of("dtd", method).train.lr for method in (None, "lora", "full", "linear")] == [1e-3, 1e-3, 1e-4, 5e-3]
+    assert run_of("dtd", "full", "train.lr=3e-4").train.lr == 3e-4
+
+
+def test_a_fused_reading_needs_a_fused_layer():
+    model = timm.create_model("eva02_base_patch14_224", num_classes=2, depth=1)
+    with pytest.raises(UserError, match="q, k and v apart; type attention-qv or all-linear"):
+        inject(model, {"targets": "fused-qkv"})
+
+
+def test_fused_qkv_shares_one_a_and_changes_the_output():
+    model = inject(timm.create_model("vit_tiny_patch16_224", num_classes=2), {"targets": "fused-qkv", "r": 4})
+    layer = model.blocks[0].attn.qkv
+    shapes = {name: tuple(tied.bits.shape) for name, tied in layer.tied_weights().items()}
+    assert list(shapes.values()) == [(1, 4, 192), (4, 3 * 192)]  # A and B's transpose
+    model.eval()
+    image = torch.randn(1, 3, 224, 224)
+    before = model(image)
+    with torch.no_grad():
+        for parameter in layer.own_parameters().values():
+            parameter.add_(0.5)
+    assert not torch.allclose(model(image), before)
+
+
+def test_any_keyword_of_the_timm_model_can_be_set():
+    small = ("model.name=vit_tiny_patch16_224", "model.pretrained=false", "model.img_size=32")
+    run = run_of("cifar", "lora", *small, "model.kwargs.depth=1", "model.kwargs.class_token=false",
+        "model.kwargs.global_pool=avg")  # fmt: skip
+    model = create_model(run.model, 5, run.adapter)
+    assert model.patch_embed.img_size == (32, 32)
+    assert (len(model.blocks), model.cls_token) == (1, None)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("model.kwargs.img_size=64", "type model.img_size"),
+        ("model.kwargs.num_classes=5", "type data.num_classes"),
+        ("model.kwargs=3", "model.kwargs is 3"),
+        ("model.img_size=0", "model.img_size is 0"),
+    ],
+)
+def test_a_wrong_keyword_is_one_line(assignment, message):
+    with pytest.raises(UserError, match=message) as caught:
+        run_of("cifar", "lora", assignment)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_keyword_that_timm_does_not_have_is_one_line():
+    run = run_of("cifar", "lora", "model.name=vit_tiny_patch16_224", "model.pretrained=false", "model.kwargs.no=1")
+    with pytest.raises(UserError, match="timm cannot make vit_tiny_patch16_224") as caught:
+        create_model(run.model, 5, run.adapter)
+    assert "\n" not in str(caught.value)
