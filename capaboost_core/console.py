@@ -1,6 +1,8 @@
-"""Tables on the terminal and in logs."""
+"""Tables and messages on the terminal and in logs."""
 
 from __future__ import annotations
+
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -18,3 +20,12 @@ def show_table(table: Table) -> None:
         room = console.options.update(max_width=WIDEST)
         console = Console(width=console.measure(table, options=room).maximum)
     console.print(table, markup=False)
+
+
+def tell(message: str) -> None:
+    """Print a message in a line of its own on stderr, after closing the progress bars that stand there."""
+    bars = list(sys.modules["tqdm.std"].tqdm._instances) if "tqdm.std" in sys.modules else []
+    for bar in bars:
+        bar.leave = True  # a bar that is left ends its line
+        bar.close()
+    print(" ".join(message.splitlines()), file=sys.stderr, flush=True)

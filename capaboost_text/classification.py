@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,14 @@ class Classification(EncoderTask):
         self.tests = {"": part(splits.test)}
         if splits.mismatched:
             self.tests["mismatched_"] = part(splits.mismatched)
+
+    def contents(self) -> Iterator[np.ndarray]:
+        """Token ids and labels."""
+        yield from super().contents()
+        yield self.labels.cpu().numpy()
+        if self.selection:
+            yield from (row.input_ids for row in self.selection.rows)
+            yield self.selection.labels
 
     def loss(self, model: nn.Module, batch: np.ndarray) -> Tensor:
         """Cross-entropy, or the squared error of a regression."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from capaboost_core.training.task import content_hash
 from capaboost_text.length_batches import token_batches, train_batches
 from capaboost_text.padding import Tokens, pad
 
@@ -41,6 +42,15 @@ class EncoderTask:
         """Row indices in batches of like length."""
         return train_batches(self.lengths, self.batch_size, self.seed, epoch)
 
+    def fingerprint(self) -> str:
+        """Of the rows to train and select on, as tokens, and their labels."""
+        return content_hash(self.contents())
+
+    def contents(self) -> Iterator[np.ndarray]:
+        """What the fingerprint is taken of; a head adds its labels."""
+        for row in self.rows:
+            yield row.input_ids
+
     def inputs(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
         """The rows as the model's padded inputs on its device."""
         return self.to_device(pad(rows, self.tokenizer, self.multiple))
@@ -56,7 +66,7 @@ class EncoderTask:
         mine = np.arange(len(rows))[self.accelerator.process_index :: self.accelerator.num_processes]
         tokens = TOKENS_GPU if self.on_gpu else TOKENS_CPU
         batches = list(token_batches(_lengths(rows), mine, tokens))
-        hidden = not self.accelerator.is_main_process
+        hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
         return tqdm(batches, title, unit=" batches", leave=False, disable=hidden, mininterval=1)
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,13 @@ class QuestionAnswering(EncoderTask):
     ):
         super().__init__(accelerator, tokenizer, train, batch_size, seed)
         self.dataset, self.selection, self.test_part = dataset, selection, test
+
+    def contents(self) -> Iterator[np.ndarray]:
+        """Token ids, the answers' places, and the questions to select on."""
+        yield from super().contents()
+        yield np.array([(window.start, window.end) for window in self.rows])
+        for question in self.selection.questions if self.selection else ():
+            yield np.frombuffer(repr(question).encode(), np.uint8)
 
     def loss(self, model: nn.Module, batch: np.ndarray) -> Tensor:
         """Mean of the cross-entropies of the answer's first and of its last token."""

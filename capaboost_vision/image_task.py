@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from capaboost_core.training.task import content_hash
+
 ACCURACY, VAL_ACCURACY = "accuracy", "val200_accuracy"
 
 
@@ -75,6 +77,11 @@ class ImageTask:
         order = np.random.default_rng((self.seed, epoch)).permutation(self.examples)
         return torch.from_numpy(order).to(self.device).split(self.batch_size)
 
+    def fingerprint(self) -> str:
+        """Of the images and labels to train and select on."""
+        tensors = (self.images, self.labels, *(self.val or ()))
+        return content_hash(tensor.cpu().numpy() for tensor in tensors)
+
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         return F.cross_entropy(model(self.normalize(self.images[batch])), self.labels[batch])
 
@@ -91,7 +98,7 @@ class ImageTask:
         on_gpu = self.device.type != "cpu"
         workers = min(8, os.cpu_count() or 1) if on_gpu and len(part) > 4 * self.large else 0
         loader = DataLoader(part, self.large, num_workers=workers, pin_memory=on_gpu)
-        hidden = not self.accelerator.is_main_process
+        hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
         bar = tqdm(loader, "test", unit=" batches", leave=False, disable=hidden)
         return {ACCURACY: self._accuracy(model, bar)}
 

@@ -1,6 +1,7 @@
 """Training commands as processes of their own."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,18 @@ def start(*command: str) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **pipes)
+
+
+def two_processes(*command: str, **environment: str | None) -> subprocess.Popen:
+    """The command under torchrun in two processes; an environment variable that is None is left out."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    here = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)} | environment
+    here = {name: value for name, value in here.items() if value is not None}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*launcher, *command], cwd=ROOT, env=here, **pipes)
 
 
 def finish(process: subprocess.Popen) -> str:

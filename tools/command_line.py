@@ -6,8 +6,6 @@ Nothing heavy is imported before the flags are read, so that `--help` and a wron
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,19 +101,8 @@ def answer(command: Callable[[], None], stopped: str = "the same command with --
         stopped: What to say of an interruption.
 
     Returns:
-        The exit code: 0, 2 after a mistake, 130 after an interruption.
+        The exit code: 0, 2 after a mistake, 128 + its number after a signal, such as 130 after Ctrl-C.
     """
-    from capaboost_core.errors import UserError
+    from capaboost_core.exit_code import exit_code_of
 
-    first = os.environ.get("RANK", "0") == "0"
-    try:
-        command()
-    except UserError as error:
-        if first:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if first:
-            print(f"stopped; {stopped}", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code_of(command, stopped)

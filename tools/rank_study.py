@@ -14,9 +14,9 @@ from typing import Any
 import train_vtab
 
 from capaboost_core import UserError, resolve_config
-from capaboost_core.training.checkpoint import RESULT
 from capaboost_core.training.results import read_result
 from capaboost_core.training.run_file import merge_settings, parse_assignments
+from capaboost_core.training.run_folder import RESULT
 
 
 def run_record(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,12 @@
-"""Checkpoints: one file, whole or not there, from which a run goes on exactly."""
+"""Checkpoints: atomic, with a checksum and the one before; resuming is bit-identical."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,27 +16,32 @@ from torch import Tensor
 
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
+from capaboost_core.training.run_folder import CHECKPOINT, PREVIOUS
 
-CHECKPOINT, RESULT, METRICS = "checkpoint.pt", "result.json", "metrics.jsonl"
+FORMAT = b"capaboost-checkpoint-2 sha256 "  # after torch's bytes, and followed by their SHA-256
 
 
 @dataclass
 class State:
-    """What a run needs to go on after its last finished epoch.
+    """What a run needs to go on.
 
-    Random streams are not among it: each epoch starts them anew from (seed, epoch, process).
+    At an epoch's end random streams are not among it: each epoch starts them anew from (seed, epoch, process).
 
     Attributes:
-        fingerprint: The configuration that the run was started with.
+        fingerprint: The configuration that the run was started with, and a hash of its data.
+        surroundings: Device, threads and versions of libraries.
         epoch: Finished epochs.
+        position: Where in the next epoch the run stands, if not at its start: a `Position` as plain values.
         parameters: Trained parameters by name; stepper holds the optimizer's state.
         best: Value, metrics and parameters of the best epoch, where a run selects one.
         metrics: Those of the last epoch.
-        train_seconds: Time in training steps; wall_seconds counts evaluation and saving too.
+        train_seconds: Time in training steps of finished epochs; wall_seconds counts all.
     """
 
     fingerprint: dict[str, Any]
+    surroundings: dict[str, Any]
     epoch: int
+    position: dict[str, Any] | None
     parameters: dict[str, Tensor]
     stepper: dict[str, Any]
     best: dict[str, Any] | None
@@ -41,46 +50,93 @@ class State:
     wall_seconds: float
 
 
-def check_folder(folder: Path, resume: bool) -> None:
-    """Refuse a folder in which a run would overwrite another; nothing is written.
-
-    Raises:
-        UserError: If the folder holds a run and `resume` is off, or only a result and it is on.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another --output-dir")
-    present = [name for name in (CHECKPOINT, RESULT, METRICS) if (folder / name).exists()]
-    if present and not resume:
-        raise UserError(f"{folder} holds a run already ({present[0]}); pass --resume or another --output-dir")
-    if resume and RESULT in present and CHECKPOINT not in present:
-        raise UserError(f"{folder} holds a result but no checkpoint to go on from; choose another --output-dir")
+class Damaged(Exception):
+    """A checkpoint that cannot be used, and why."""
 
 
-def save_checkpoint(folder: Path, state: State) -> None:
-    content = {field.name: getattr(state, field.name) for field in fields(state)}
-    write_atomically(folder / CHECKPOINT, lambda file: torch.save(content, file))
+class Checkpoints:
+    """The newest checkpoint of a run folder, and the one before it."""
+
+    def __init__(self, folder: Path):
+        self.newest, self.previous = folder / CHECKPOINT, folder / PREVIOUS
+        self.is_sound = False  # the newest: only then may it take the place of the one before
+
+    def save(self, state: State) -> None:
+        buffer = io.BytesIO()
+        torch.save({field.name: getattr(state, field.name) for field in fields(state)}, buffer)
+        buffer.write(FORMAT + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+        if self.is_sound:
+            os.replace(self.newest, self.previous)
+        write_atomically(self.newest, lambda file: file.write(buffer.getbuffer()))
+        self.is_sound = True
+
+    def load(
+        self, fingerprint: dict[str, Any], problem_of: Callable[[State], str | None]
+    ) -> tuple[State | None, str | None]:
+        """The newest checkpoint that can be used, if there is any, and a warning if it is not the newest of all.
+
+        Args:
+            fingerprint: The configuration and data of the run that is to go on.
+            problem_of: What is wrong with a state's fields, if anything is.
+
+        Raises:
+            UserError: If no file that is there can be used, or it belongs to a run with another fingerprint.
+        """
+        damage = None
+        for path in (self.newest, self.previous):
+            if not path.exists():
+                continue
+            try:
+                state = _read(path)
+                check_fingerprint(path.parent, state.fingerprint, fingerprint)
+                _check(state, problem_of)
+            except Damaged as error:
+                damage = damage or f"{path} is damaged or of another version ({error})"
+                continue
+            self.is_sound = path == self.newest
+            return state, f"{damage}; going on from {path.name}" if damage else None
+        if damage:
+            raise UserError(f"{damage}; choose another --output-dir")
+        return None, None
 
 
-def load_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> State | None:
-    """The folder's checkpoint, or None if there is none yet.
-
-    Raises:
-        UserError: If the file is damaged, or belongs to a run with another configuration.
-    """
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return None
+def _read(path: Path) -> State:
     try:
-        state = State(**torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, TypeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint of a run; choose another --output-dir") from error
-    differing = differences(state.fingerprint, fingerprint)
+        content = path.read_bytes()
+    except OSError as error:
+        raise Damaged(error.strerror) from error
+    payload, trailer = content[: -len(FORMAT) - 64], content[-len(FORMAT) - 64 :]
+    if not trailer.startswith(FORMAT):
+        raise Damaged("it does not end in a checksum")
+    if trailer[len(FORMAT) :] != hashlib.sha256(payload).hexdigest().encode():
+        raise Damaged("its checksum is wrong")
+    try:
+        state = State(**torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, TypeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise Damaged("it is no checkpoint of a run") from error
+    if not isinstance(state.fingerprint, dict):
+        raise Damaged("it is no checkpoint of a run")
+    return state
+
+
+def _check(state: State, problem_of: Callable[[State], str | None]) -> None:
+    problem = problem_of(state)
+    if problem:
+        raise Damaged(problem)
+
+
+def check_fingerprint(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse to go on with other settings or data.
+
+    Raises:
+        UserError: If they differ; paths are compared by what they point to.
+    """
+    differing = differences(there, here)
     if differing:
         raise UserError(
             f"{folder} was run with other settings ({'; '.join(differing)}); "
             "give the same ones, or choose another --output-dir"
         )
-    return state
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
@@ -89,7 +145,7 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {there.get(key)} there, {here.get(key)} here"
         for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
+        if _resolved(there.get(key)) != _resolved(here.get(key))
     ]
 
 
@@ -98,3 +154,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _resolved(value: Any) -> Any:
+    """A path that exists, without slashes at its end and links; anything else as it is."""
+    return os.path.realpath(value) if isinstance(value, str) and os.path.exists(value) else value

@@ -16,10 +16,19 @@ from torch import nn
 from capaboost_core.config import CapaBoostConfig
 from capaboost_core.modes import merged
 from capaboost_core.state import save_adapter
-from capaboost_core.training.checkpoint import check_folder
+from capaboost_core.training.checkpoint import check_fingerprint
 from capaboost_core.training.optimize import make_accelerator
-from capaboost_core.training.results import Result, adapter_bytes, counts_of, device_name, method_name, write_result
+from capaboost_core.training.results import (
+    Result,
+    adapter_bytes,
+    counts_of,
+    device_name,
+    method_name,
+    read_result,
+    write_result,
+)
 from capaboost_core.training.run_config import to_dict
+from capaboost_core.training.run_folder import ADAPTER, RESULT, check_folder, claim, is_finished
 from capaboost_core.training.task import Task
 from capaboost_core.training.train import FitResult, fit
 from capaboost_core.training.train_section import TrainSection
@@ -77,12 +86,13 @@ Prepare = Callable[[Run, Accelerator], Prepared]
 def run_experiment(run: Run, folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
     """Train, test once, and leave the adapter and the result in the folder.
 
-    Everything that can be wrong with the input is found before the first file is written.
+    Everything that can be wrong with the input is found before the first file is written. While the run lives it
+    holds the folder's lock.
 
     Args:
         run: All settings.
         folder: Where the run lives.
-        resume: Go on from the folder's checkpoint.
+        resume: Go on from the folder's checkpoint; a finished run returns its stored result, untouched.
         prepare: Makes the model and the task; writes nothing.
 
     Returns:
@@ -97,6 +107,25 @@ def run_experiment(run: Run, folder: Path, resume: bool, prepare: Prepare) -> di
     # The precision that the launcher chose, where the config leaves it open.
     train = run.train.replace(mixed_precision=accelerator.mixed_precision)
     run = dataclasses.replace(run, train=train)
+    if is_finished(folder):
+        return stored_result(run, folder) if accelerator.is_main_process else {}
+    with claim(folder):
+        return _carry_out(run, folder, resume, prepare, accelerator)
+
+
+def stored_result(run: Run, folder: Path) -> dict[str, Any]:
+    """The result of a finished run, as it stands.
+
+    Raises:
+        UserError: If it cannot be read, or is that of other settings.
+    """
+    result = read_result(folder / RESULT)
+    check_fingerprint(folder, result["config"], to_dict(run))
+    print(f"{folder}: finished already; its result stands")
+    return result
+
+
+def _carry_out(run: Run, folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator) -> dict[str, Any]:
     set_seed(run.train.seed)
     made = prepare(run, accelerator)
     selected = made.select_by if run.data.protocol == run.selecting else None
@@ -107,7 +136,7 @@ def run_experiment(run: Run, folder: Path, resume: bool, prepare: Prepare) -> di
     fitted = dataclasses.replace(fitted, wall_seconds=fitted.wall_seconds + time.monotonic() - begun)
     if not accelerator.is_main_process:
         return {}
-    save_adapter(made.model, folder / "adapter")
+    save_adapter(made.model, folder / ADAPTER)
     result = make_result(run, made, selected, fitted, tested, folder, accelerator)
     write_result(folder, result.to_dict())
     return result.to_dict()
@@ -140,7 +169,7 @@ def make_result(
         unit=made.task.unit,
         examples_per_second=fitted.examples_per_second,
         wall_seconds=fitted.wall_seconds,
-        adapter_file_bytes=adapter_bytes(folder / "adapter"),
+        adapter_file_bytes=adapter_bytes(folder / ADAPTER),
         split_note=made.split_note,
         processes=accelerator.num_processes,
         device=device_name(accelerator.device),

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from capaboost_core.errors import DivergedError, UserError
-from capaboost_core.training.checkpoint import RESULT, check_folder
+from capaboost_core.training.checkpoint import differences
 from capaboost_core.training.experiment import Prepare, Run, run_experiment
-from capaboost_core.training.results import write_result
+from capaboost_core.training.optimize import make_accelerator
+from capaboost_core.training.results import read_result, write_result
+from capaboost_core.training.run_config import to_dict
+from capaboost_core.training.run_folder import RESULT, check_folder, claim, is_finished
 
 
 def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
@@ -31,22 +37,43 @@ def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: 
     """
     folders = {rate: folder / f"lr-{rate:g}" for rate in rates}
     _check(run, folder, list(folders.values()), resume)
+    accelerator = make_accelerator(run.train, folder)
+    if is_finished(folder) and (stored := _stored(run, rates, folder)):
+        accelerator.print(f"{folder}: finished already; its result stands")
+        return stored if accelerator.is_main_process else {}
+    with claim(folder):
+        return _try_all(run, folders, folder, resume, prepare, accelerator)
+
+
+def _try_all(
+    run: Run, folders: dict[float, Path], folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator
+) -> dict[str, Any]:
     results: dict[float, dict[str, Any]] = {}
     for rate, place in folders.items():
         one = dataclasses.replace(run, train=run.train.replace(lr=rate))
         try:
             results[rate] = run_experiment(one, place, resume, prepare)
         except DivergedError as error:
-            print(f"train.lr={rate:g} is left out: {error}")
+            accelerator.print(f"train.lr={rate:g} is left out: {error}")
     if not results:
-        raise UserError(f"training diverged at every rate of the grid; give lower ones than {min(rates):g}")
+        raise UserError(f"training diverged at every rate of the grid; give lower ones than {min(folders):g}")
     if not all(results.values()):
         return {}
     judged = {rate: result["metrics"][result["selected_by"]] for rate, result in results.items()}
-    best = max(judged, key=judged.__getitem__)
-    chosen = results[best] | {"lr_grid": {f"{rate:g}": judged.get(rate) for rate in rates}}
+    best = max(judged, key=lambda rate: -math.inf if judged[rate] is None else judged[rate])
+    chosen = results[best] | {"lr_grid": {f"{rate:g}": judged.get(rate) for rate in folders}}
     write_result(folder, chosen)
     return chosen
+
+
+def _stored(run: Run, rates: list[float], folder: Path) -> dict[str, Any] | None:
+    """The result of a finished grid over the same rates with the same settings."""
+    result = read_result(folder / RESULT)
+    differing = differences(result["config"], to_dict(run))
+    own = {line.split(":")[0] for line in differing} - {"train.lr", "train.mixed_precision"}
+    if own or result.get("lr_grid", {}).keys() != {f"{rate:g}" for rate in rates}:
+        return None
+    return result
 
 
 def parse_rates(text: str) -> list[float]:
@@ -70,7 +97,5 @@ def _check(run: Run, folder: Path, places: list[Path], resume: bool) -> None:
             f"--lr-grid needs rows to select on, which protocol {run.data.protocol} does not have; "
             f"pass --protocol {run.selecting}"
         )
-    if (folder / RESULT).exists() and not resume:
-        raise UserError(f"{folder} holds a result already; pass --resume or another --output-dir")
-    for place in places:
+    for place in (folder, *places):
         check_folder(place, resume)

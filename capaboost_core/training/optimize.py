@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
+from capaboost_core.training.processes import check_engine, check_launch
 from capaboost_core.training.train_section import TrainSection
 
 
@@ -23,13 +24,14 @@ def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
     """An accelerator with the run's precision and a TensorBoard tracker; nothing is written yet.
 
     Raises:
-        UserError: If the device cannot do the precision.
+        UserError: If the device cannot do the precision, or the processes do not form one run.
     """
+    check_engine()
     # The plugin, not the plain argument: `accelerate launch` overrides that from the environment.
     plugin = GradientAccumulationPlugin(num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False)
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
             gradient_accumulation_plugin=plugin,
             log_with="tensorboard",
@@ -39,6 +41,8 @@ def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"train.mixed_precision: {reason}; pass --mixed-precision no or bf16") from error
+    check_launch(accelerator)
+    return accelerator
 
 
 def shares(batch: Sequence[Any], process: int, processes: int, slices: int) -> Iterator[tuple[Any, float]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from capaboost_core.files import write_atomically
+from capaboost_core.training.json_text import to_json
 
 SECONDS = 1.0
 
@@ -47,7 +48,7 @@ class Progress:
         self.epochs, self.reading = epochs, LossReading(device)
         self.bar = tqdm(
             total=epochs * examples,
-            initial=done * examples,
+            initial=done,
             unit=f" {unit}",
             unit_scale=True,
             dynamic_ncols=True,
@@ -74,14 +75,34 @@ class MetricsFile:
     def __init__(self, path: Path):
         self.path = path
 
-    def cut(self, epochs: int) -> None:
-        """Keep the lines of the first epochs only: a run that goes on writes the later ones again."""
-        if self.path.exists():
-            kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:epochs]
-            write_atomically(self.path, lambda file: file.write("".join(kept).encode()))
+    def cut(self, epochs: int, last: dict[str, Any]) -> None:
+        """Keep the whole lines of the first epochs only: a run that goes on writes the later ones again.
+
+        Args:
+            epochs: How many.
+            last: What the run knows of the last of them, if its line is lost.
+        """
+        if not self.path.exists():
+            return
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        lines = {line.get("epoch"): line for line in map(_parsed, text.splitlines())}
+        kept = [lines[epoch] for epoch in range(1, epochs + 1) if epoch in lines]
+        if epochs and epochs not in lines:
+            kept.append(last)
+        content = "".join(to_json(line) + "\n" for line in kept)
+        write_atomically(self.path, lambda file: file.write(content.encode()))
 
     def add(self, values: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(to_json(values) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """The line's values; none if a crash has cut it."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}

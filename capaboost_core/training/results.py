@@ -22,7 +22,8 @@ from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
 from capaboost_core.inject import parameter_counts
 from capaboost_core.state import WEIGHTS
-from capaboost_core.training.checkpoint import RESULT
+from capaboost_core.training.json_text import to_json
+from capaboost_core.training.run_folder import RESULT
 
 LIBRARIES = ("torch", "timm", "transformers", "accelerate", "safetensors", "numpy")
 COLUMNS = {
@@ -75,6 +76,11 @@ def library_versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return versions
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What may move a result by rounding: device, threads and versions."""
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "versions": library_versions()}
 
 
 def git_state() -> dict[str, Any]:
@@ -150,7 +156,7 @@ class Result:
 
 def write_result(folder: Path, result: dict[str, Any]) -> Path:
     """Write `result.json`, whole or not at all."""
-    text = json.dumps(result, indent=2) + "\n"
+    text = to_json(result, indent=2) + "\n"
     write_atomically(folder / RESULT, lambda file: file.write(text.encode()))
     return folder / RESULT
 
@@ -180,5 +186,5 @@ def print_table(results: list[dict[str, Any]]) -> None:
 def _cell(result: dict[str, Any], name: str) -> str:
     value = result[name]
     if name == "value":
-        return f"{result['metric']} {value:.2f}"
+        return f"{result['metric']} {'undefined' if value is None else f'{value:.2f}'}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else str(value)

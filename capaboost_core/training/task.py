@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
 
 class Task(Protocol):
     """Examples to train on, with their loss and their metrics.
+
+    A task may have a method `fingerprint() -> str`, by `content_hash`, over the rows and labels that it trains and
+    selects on: a run does not go on once they have changed.
 
     Attributes:
         unit: What an example is called, such as `images`.
@@ -30,3 +35,12 @@ class Task(Protocol):
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """Metrics on the test split, equal in every process; called once, after training."""
+
+
+def content_hash(arrays: Iterable[np.ndarray]) -> str:
+    """Twelve hexadecimal digits that change with any value, shape or type of the arrays, or their order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:12]

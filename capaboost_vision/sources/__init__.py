@@ -110,7 +110,8 @@ def num_classes(dataset: str, source: str, data_dir: str | Path | None) -> int:
 
 def decode(dataset: Dataset, description: str) -> tuple[Tensor, Tensor]:
     """All images of a dataset as uint8 (N, 3, H, W) and their labels (N), with a progress bar."""
-    images, labels = zip(*(dataset[i] for i in tqdm(range(len(dataset)), description, leave=False)), strict=True)
+    bar = tqdm(range(len(dataset)), description, leave=False, disable=None)  # None: shown on a terminal only
+    images, labels = zip(*(dataset[i] for i in bar), strict=True)
     return torch.stack(images), torch.tensor(labels)
 
 

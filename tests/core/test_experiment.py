@@ -4,13 +4,13 @@ import json
 from dataclasses import dataclass
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from capaboost_core import CapaBoostConfig, UserError, inject
 from capaboost_core.plan import Plan, Target
 from capaboost_core.settings import Settings
 from capaboost_core.training.experiment import Prepared, run_experiment
 from capaboost_core.training.lr_grid import parse_rates, run_grid
+from capaboost_core.training.run_folder import claim
 from capaboost_core.training.train_section import TrainSection
 from tests.core.toy_run import Toy, model, settings
 
@@ -47,14 +47,6 @@ def prepare(run, accelerator):
     return Prepared(network, task, "toy-task", metric="score", select_by="score", split_note="all rows")
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 def test_the_result_tells_the_run(tmp_path):
     result = run_experiment(make(), tmp_path / "run", False, prepare)
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
@@ -85,6 +77,50 @@ def test_a_grid_keeps_the_best_rate_and_survives_a_diverging_one(tmp_path, capsy
     assert json.loads((tmp_path / "lr-0.05" / "result.json").read_text())["value"] == result["value"]
     again = run_grid(make(max_grad_norm=None), rates, tmp_path, True, prepare)
     assert again["lr_grid"] == judged
+
+
+def contents(folder):
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.hard_case(27)
+def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
+    result = run_experiment(make(), tmp_path, False, prepare)
+    before = contents(tmp_path)
+
+    def no_more(run, accelerator):
+        raise AssertionError("nothing is prepared")
+
+    assert run_experiment(make(), tmp_path, True, no_more) == result
+    (tmp_path / "checkpoint.pt").unlink()  # not needed any more
+    assert run_experiment(make(), tmp_path, True, no_more) == result
+    assert contents(tmp_path) == {path: kept for path, kept in before.items() if path.name != "checkpoint.pt"}
+    assert "finished already; its result stands" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"train\.lr: 0\.05 there, 0\.1 here"):
+        run_experiment(make(lr=0.1), tmp_path, True, no_more)
+
+
+@pytest.mark.hard_case(27)
+def test_a_finished_grid_is_left_as_it_is_and_can_grow(tmp_path):
+    result = run_grid(make(), [0.01, 0.05], tmp_path, False, prepare)
+    before = contents(tmp_path)
+    assert run_grid(make(), [0.05, 0.01], tmp_path, True, prepare) == result
+    assert contents(tmp_path) == before
+    assert set(run_grid(make(), [0.01, 0.05, 0.1], tmp_path, True, prepare)["lr_grid"]) == {"0.01", "0.05", "0.1"}
+    after = contents(tmp_path)
+    assert {path: after[path] for path in before if path.parent != tmp_path} == {
+        path: kept for path, kept in before.items() if path.parent != tmp_path
+    }
+
+
+@pytest.mark.hard_case(4)
+def test_a_folder_in_use_is_refused_before_anything_is_prepared(tmp_path):
+    def no_more(run, accelerator):
+        raise AssertionError("nothing is prepared")
+
+    with claim(tmp_path / "run"), pytest.raises(UserError, match="in use by process"):
+        run_experiment(make(), tmp_path / "run", False, no_more)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_grid_refuses_before_it_writes(tmp_path):
@@ -123,4 +159,4 @@ def test_a_warmup_longer_than_the_run_is_refused():
 def test_a_divergence_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match=r"lower train\.lr"):
         run_experiment(make(lr=1e30, max_grad_norm=None), tmp_path, False, prepare)
-    assert not (tmp_path / "result.json").exists()
+    assert not list(tmp_path.iterdir())

@@ -1,31 +1,16 @@
 """The loop: resuming changes nothing, sharing a batch changes nothing, nothing is overwritten."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from capaboost_core import UserError
 from capaboost_core.training.optimize import shares
 from capaboost_core.training.schedule import Schedule
+from tests.commands import finish, two_processes
 from tests.core.toy_run import Toy, model, run
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch):
-    """Accelerate keeps its state for the life of a process."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def lines(folder: Path) -> list[dict]:
@@ -131,13 +116,7 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path):
 
 def test_two_processes_give_the_losses_of_one(tmp_path):
     one, _ = run(tmp_path / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command += ["-m", "tests.core.toy_run", str(tmp_path / "two")]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    finish(two_processes("-m", "tests.core.toy_run", str(tmp_path / "two")))
     losses = [[line["loss"] for line in lines(tmp_path / folder)] for folder in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     trained = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)["parameters"]
@@ -152,13 +131,6 @@ def test_nothing_is_overwritten_or_mixed(tmp_path):
     with pytest.raises(UserError, match=r"train\.lr: 0\.05 there, 0\.1 here"):
         run(tmp_path, lr=0.1, resume=True)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
-    (tmp_path / "checkpoint.pt").write_bytes(before[: len(before) // 2])
-    with pytest.raises(UserError, match="damaged"):
-        run(tmp_path, resume=True)
-    (tmp_path / "checkpoint.pt").unlink()
-    (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(UserError, match="no checkpoint to go on from"):
-        run(tmp_path, resume=True)
 
 
 class Diverging(Toy):
@@ -166,7 +138,53 @@ class Diverging(Toy):
         return super().loss(model, batch) * float("inf")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(UserError, match=r"nan in epoch 1; lower train\.lr"):
-        run(tmp_path, task=Diverging)
-    assert not (tmp_path / "checkpoint.pt").exists()
+class BreakingAtTheEnd(Toy):
+    """The loss is finite in every step, the parameters after the last one are not."""
+
+    def loss(self, model, batch):
+        loss = super().loss(model, batch)
+        return loss + torch.sqrt(model[3].weight - model[3].weight).sum() if len(batch) == 3 else loss
+
+
+@pytest.mark.hard_case(29, "messages")
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Diverging, r"the loss is nan in epoch 1; lower train\.lr"),
+        (BreakingAtTheEnd, r"a trained parameter is not finite in epoch 1; lower train\.lr"),
+    ],
+)
+def test_what_is_not_finite_is_not_saved(tmp_path, task, message):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "run", task=task, max_grad_norm=None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.hard_case(8)
+@pytest.mark.parametrize("broken", ['{"epoch": 2, "lo', "[]\n", "\0\0\n"])
+def test_a_broken_line_of_metrics_is_dropped_and_its_epoch_told_again(tmp_path, broken):
+    run(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "cut", task=stopping_at(3))
+    path = tmp_path / "cut" / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0] + broken)
+    run(tmp_path / "cut", resume=True)
+    told = [
+        [(line["epoch"], line["loss"], line["score"]) for line in lines(tmp_path / name)] for name in ("cut", "whole")
+    ]
+    assert told[0] == told[1]
+
+
+class Undefined(Toy):
+    def evaluate(self, model):
+        return {"score": float("nan"), "other": float("inf")}
+
+
+@pytest.mark.hard_case(29)
+def test_numbers_that_json_does_not_have_become_null(tmp_path):
+    _, result = run(tmp_path, task=Undefined, select_by="score")
+    assert result.epoch == 1
+    assert [(line["score"], line["other"]) for line in lines(tmp_path)] == [(None, None)] * 4
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text

@@ -1,8 +1,10 @@
 """A small run of the training loop; as a script, one process of a distributed one.
 
-python -m tests.core.toy_run FOLDER
+python -m tests.core.toy_run FOLDER [--resume] [--dropout] [STEP RANK]: at STEP, the process RANK gets SIGTERM.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from capaboost_core.exit_code import exit_code_of
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.train import FitResult, fit
 from capaboost_core.training.train_section import TrainSection
@@ -52,6 +55,21 @@ class Toy:
         return {"score": float((model(self.x).argmax(1) == self.y).float().mean())}
 
 
+def signalled(step: int, number: int = signal.SIGTERM) -> type[Toy]:
+    """The task, whose process gets the signal within an optimizer step, counted from 1."""
+
+    class Signalled(Toy):
+        calls = 0
+
+        def loss(self, model, batch):
+            type(self).calls += 1
+            if self.calls == step:
+                os.kill(os.getpid(), number)
+            return super().loss(model, batch)
+
+    return Signalled
+
+
 def run(folder: Path, task=Toy, network: nn.Module | None = None, resume=False, select_by=None, **changes):
     """Train in the folder; returns the model and the loop's result."""
     chosen, network = settings(**changes), network or model()
@@ -62,5 +80,18 @@ def run(folder: Path, task=Toy, network: nn.Module | None = None, resume=False, 
     return network, result
 
 
+def main() -> None:
+    folder, *more = sys.argv[1:]
+    step, rank = [int(word) for word in more if word.isdecimal()] or (0, 0)
+    task = signalled(2 * step) if rank == int(os.environ["RANK"]) else Toy  # two slices a step
+    run(
+        Path(folder),
+        task,
+        model(dropout=0.5 if "--dropout" in more else 0.0),
+        "--resume" in more,
+        gradient_accumulation_steps=2,
+    )
+
+
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), gradient_accumulation_steps=2)
+    sys.exit(exit_code_of(main, "--resume goes on"))

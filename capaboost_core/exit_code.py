@@ -1,0 +1,71 @@
+"""From an error to one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from capaboost_core.console import tell
+from capaboost_core.errors import UserError
+from capaboost_core.training.processes import another_told, first_to_tell
+from capaboost_core.training.stopping import Stopped
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+DISK |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
+
+
+def exit_code_of(command: Callable[[], None], stopped: str) -> int:
+    """Carry out a command; of the processes that fail, one tells it in one line.
+
+    Args:
+        command: What to do.
+        stopped: What to say of an interruption.
+
+    Returns:
+        0, 2 after a mistake, or 128 + the number of the signal that stopped it.
+    """
+    try:
+        with _sigterm_stops():
+            command()
+    except Stopped as stop:
+        return _end(str(stop) or f"stopped; {stopped}", 128 + stop.number)
+    except KeyboardInterrupt:
+        return _end(f"stopped; {stopped}", 128 + signal.SIGINT)
+    except UserError as error:
+        return _end(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        return _end(f"error: {error.strerror}{place}; free some space, or choose another folder", 2)
+    except RuntimeError:
+        if another_told():  # what failed here is the link to the process that told its mistake and ended
+            return 2
+        raise
+    return 0
+
+
+def _end(message: str, code: int) -> int:
+    if first_to_tell():
+        tell(message)
+    return code
+
+
+@contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, wherever it is."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

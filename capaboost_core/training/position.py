@@ -1,0 +1,50 @@
+"""A place within an epoch, from which a run goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Position:
+    """How far an epoch is.
+
+    Attributes:
+        step: Optimizer steps done in it.
+        seconds: Time they took.
+        processes: For each process its random streams, and its part of the loss summed over the steps.
+    """
+
+    step: int
+    seconds: float
+    processes: list[dict[str, Any]]
+
+    def restore(self, process: int, device: torch.device) -> Tensor:
+        """Set the process's random streams, and return its part of the loss."""
+        mine = self.processes[process]
+        random.setstate(mine["python"])
+        keys, *rest = mine["numpy"]
+        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(mine["torch"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(mine["device"], device)
+        return mine["loss"].to(device)
+
+
+def here(loss: Tensor) -> dict[str, Any]:
+    """This process's part of a position."""
+    _, keys, *rest = np.random.get_state()
+    device = loss.device
+    return {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "loss": loss.cpu(),
+    }

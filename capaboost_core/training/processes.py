@@ -1,0 +1,95 @@
+"""The processes of a run: whether they know of each other, and how one speaks for all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, broadcast_object_list
+
+from capaboost_core.errors import UserError
+
+Found = TypeVar("Found")
+PLAIN = "use plain data parallelism (distributed_type MULTI_GPU or MULTI_CPU), or one process"
+SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
+TOLD = "capaboost/told"
+
+
+def check_engine() -> None:
+    """Refuse a launcher's engine that shards the model, before accelerate starts it.
+
+    Raises:
+        UserError: If the launcher asks for DeepSpeed or Megatron-LM.
+    """
+    for name in ("DeepSpeed", "Megatron_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("true", "1"):
+            raise UserError(f"the training commands do not run under {name.replace('_', '-')}; {PLAIN}")
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """Refuse processes that do not know of each other: each would train alone, in one folder.
+
+    Raises:
+        UserError: If the launcher started more processes than accelerate counts, or the model is sharded.
+    """
+    started, counted = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
+    if started != counted:
+        raise UserError(
+            f"{started} processes were started, but accelerate sees {counted} and none would know of the others; "
+            "on CPUs set ACCELERATE_USE_CPU=true and distributed_type MULTI_CPU, or start one process"
+        )
+    if accelerator.distributed_type in SHARDED:
+        raise UserError(f"the training commands do not run under {accelerator.distributed_type.value}; {PLAIN}")
+
+
+def on_main(find: Callable[[], Found]) -> Found | None:
+    """What the main process finds, None in the others; its UserError is raised in all.
+
+    Raises:
+        UserError: The main process's.
+    """
+    found, refusal = None, None
+    if PartialState().is_main_process:
+        try:
+            found = find()
+        except UserError as error:
+            refusal = error
+    told: list[Any] = [str(refusal) if refusal else None]
+    broadcast_object_list(told)
+    if told[0] is not None:
+        raise refusal or UserError(told[0])
+    return found
+
+
+def first_to_tell() -> bool:
+    """Whether this process is the one to tell a mistake; of those that make it, one does."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    try:
+        return _store().add(TOLD, 1) == 1
+    except (RuntimeError, ValueError, KeyError):  # no store to be reached
+        return os.environ.get("RANK", "0") == "0"
+
+
+def another_told() -> bool:
+    """Whether another process has told a mistake, after which this one lost its peer."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    try:
+        return _store().add(TOLD, 0) > 0
+    except (RuntimeError, ValueError, KeyError):
+        return False
+
+
+def _store() -> dist.Store:
+    """The store of the process group, or before there is one that of the launcher."""
+    if dist.is_initialized():
+        return dist.distributed_c10d._get_default_store()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise ValueError("no store yet")
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=10))

@@ -1,0 +1,47 @@
+"""What a run leaves while it trains: metrics.jsonl, TensorBoard logs, checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from capaboost_core.training.checkpoint import Checkpoints, State
+from capaboost_core.training.progress import MetricsFile
+from capaboost_core.training.run_folder import METRICS, TENSORBOARD
+
+
+class Record:
+    """The files of a run that is under way; the main process writes them.
+
+    Nothing is written before the first epoch or place in it is to be kept.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path):
+        self.accelerator, self.folder = accelerator, folder
+        self.checkpoints, self.metrics = Checkpoints(folder), MetricsFile(folder / METRICS)
+        self.tracks = False
+
+    def start(self, done: int, last: dict[str, float]) -> None:
+        """Drop what a stopped run wrote after the epochs that are done; `last` is the last one's metrics."""
+        if self.accelerator.is_main_process:
+            self.metrics.cut(done, last)
+
+    def line(self, values: dict[str, float]) -> None:
+        """An epoch's metrics. They come before its checkpoint: a resumed run drops lines that are too many."""
+        if not self.tracks:
+            options = {TENSORBOARD: {"purge_step": values["epoch"]}}
+            self.accelerator.init_trackers(TENSORBOARD, init_kwargs=options)
+            self.tracks = True
+        self.accelerator.log({key: value for key, value in values.items() if key != "epoch"}, step=values["epoch"])
+        if self.accelerator.is_main_process:
+            self.metrics.add(values)
+
+    def save(self, state: State) -> None:
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(state)
+
+    def close(self) -> None:
+        if self.tracks:
+            for tracker in self.accelerator.trackers:  # not end_training, which would end the processes' group too
+                tracker.finish()

@@ -1,0 +1,83 @@
+"""SIGTERM and SIGINT: a run finishes its step, saves and ends; all its processes at the same step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+SAVE = 1  # below every signal that is caught
+SAVE_SECONDS = 600.0
+BURST_SECONDS = 1.0  # a launcher passes on a signal that the terminal has sent to all processes already
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has stopped the run.
+
+    Args:
+        number: The signal's.
+        message: One line, or empty where nothing is to be said but that it stopped.
+    """
+
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(message)
+        self.number = number
+
+
+class Watch:
+    """While it is open, notes signals, for `order` to be asked after each step.
+
+    A second signal, a second or more after the first, stops at once.
+
+    Args:
+        processes: Of the run; more than one agree over the host, so that no device is waited for.
+    """
+
+    def __init__(self, processes: int):
+        self.group = dist.new_group(backend="gloo") if processes > 1 else None
+        self.number, self.noted, self.saved = 0, 0.0, time.monotonic()
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> Watch:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                    self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self.noted = number, now
+        elif now - self.noted > BURST_SECONDS:
+            raise Stopped(number)
+
+    def order(self) -> int:
+        """What every process does now: 0 go on, SAVE, or end by the signal of this number.
+
+        Without a signal, a save is due every ten minutes.
+        """
+        late = time.monotonic() - self.saved > SAVE_SECONDS
+        wish = self.number or (SAVE if late else 0)
+        if self.group is None:
+            return wish
+        agreed = torch.tensor(wish)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self.group)
+        return int(agreed)
+
+    def gather(self, mine: object) -> list[object]:
+        """Every process's object, in the order of the processes."""
+        if self.group is None:
+            return [mine]
+        every = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(every, mine, group=self.group)
+        return every
