@@ -12,6 +12,8 @@ from capaboost_core.inject import (
     trainable_parameters,
     unmerge,
 )
+from capaboost_core.peft_load import load_peft
+from capaboost_core.peft_save import save_peft
 from capaboost_core.plan import Plan, Target
 from capaboost_core.state import load_adapter, save_adapter
 
@@ -25,11 +27,13 @@ __all__ = [
     "disable",
     "inject",
     "load_adapter",
+    "load_peft",
     "merge",
     "merged",
     "parameter_counts",
     "resolve_config",
     "save_adapter",
+    "save_peft",
     "trainable_parameters",
     "unmerge",
 ]
