@@ -1,0 +1,141 @@
+"""The words between architectures and methods: which layers of a transformer play which role.
+
+An integration says where the roles are, in a table with a row for each architecture; a method says which roles it
+takes. Neither knows the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from capaboost_core.plan import Target
+
+# The six matrices of a block: attention's four, and the two of the feed-forward part (f1 is a pair where it is gated).
+MATRICES = ("q", "k", "v", "o", "f1", "f2")
+# Beside them: the whole self-attention, and the norm of the residual sum after the feed-forward part, where an
+# architecture norms after the sum.
+BLOCK_ROLES = (*MATRICES, "attention", "norm")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module that plays a role, or the rows (start, stop) of its output that do, as q in a fused qkv."""
+
+    path: str
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block: by role the places that play it."""
+
+    places: Mapping[str, tuple[Place, ...]]
+
+    def playing(self, roles: Iterable[str]) -> list[Place]:
+        """The places of the roles that the block has, role by role."""
+        return [place for role in roles for place in self.places.get(role, ())]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The parts of a model.
+
+    Attributes:
+        blocks: In the order of the model.
+        embedding: Path of the embedding of tokens or patches.
+        head: Path prefixes of what a task trains beside any method.
+        switches: (module path, attribute) flags, without which a class reads a layer's weight past its forward.
+    """
+
+    blocks: tuple[Block, ...]
+    embedding: str | None = None
+    head: tuple[str, ...] = ()
+    switches: tuple[tuple[str, str], ...] = ()
+
+    def targets(self, roles: Iterable[str], whole: bool = False) -> tuple[Target, ...]:
+        """What plays the roles, block by block; parts of one fused layer are slices of one target.
+
+        Args:
+            roles: Words of BLOCK_ROLES.
+            whole: Take a fused layer as one, whichever of its parts is asked for.
+        """
+        roles = tuple(roles)
+        return tuple(target for block in self.blocks for target in _targets(block.playing(roles), whole))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A row of an integration's table: where the roles are played, as paths below a block.
+
+    Of several paths those count that a block has.
+
+    Attributes:
+        blocks: Regular expression of the last parts of a block's path.
+        qkv: A layer whose output is q, k and v side by side.
+        widths: Their widths, of the model and that layer; by default thirds. With grouped-query attention
+            k and v are narrower than q.
+        embedding: Its full path.
+        switches: Attributes of modules below a block that have to be true, such as `attn.qkv_bias_separate`.
+    """
+
+    blocks: str
+    q: str = ""
+    k: str = ""
+    v: str = ""
+    qkv: str = ""
+    o: str = ""
+    f1: tuple[str, ...] = ()
+    f2: tuple[str, ...] = ()
+    norm: str = ""
+    attention: str = ""
+    embedding: str = ""
+    switches: tuple[str, ...] = ()
+    widths: Callable[[nn.Module, nn.Module], tuple[int, int, int]] = lambda model, qkv: (qkv.out_features // 3,) * 3
+
+    def roles(self, model: nn.Module, head: Iterable[str] = ()) -> Roles:
+        """Who plays what in a model; a module without an attention's output or a feed-forward part is no block."""
+        pattern = re.compile(rf"(?:^|\.)(?:{self.blocks})$")
+        modules = dict(model.named_modules())
+        below = {path: self._block(model, path, modules) for path in modules if pattern.search(path)}
+        blocks = {path: block for path, block in below.items() if block.playing(["o"]) and block.playing(["f2"])}
+        return Roles(
+            blocks=tuple(blocks.values()),
+            embedding=self.embedding if self.embedding in modules else None,
+            head=tuple(head),
+            switches=tuple(switch for path in blocks for switch in self._switches(path, modules)),
+        )
+
+    def _block(self, model: nn.Module, path: str, modules: Mapping[str, nn.Module]) -> Block:
+        names = {role: getattr(self, role) for role in BLOCK_ROLES}
+        names = {role: (name,) if isinstance(name, str) else name for role, name in names.items()}
+        places = {
+            role: tuple(Place(f"{path}.{name}") for name in of_role if name and f"{path}.{name}" in modules)
+            for role, of_role in names.items()
+        }
+        fused = f"{path}.{self.qkv}"
+        if self.qkv and fused in modules:
+            places |= self._fused(model, fused, modules[fused])
+        return Block(places)
+
+    def _fused(self, model: nn.Module, path: str, layer: nn.Module) -> dict[str, tuple[Place, ...]]:
+        q, k, v = self.widths(model, layer)
+        return {"q": (Place(path, (0, q)),), "k": (Place(path, (q, q + k)),), "v": (Place(path, (q + k, q + k + v)),)}
+
+    def _switches(self, path: str, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
+        for switch in self.switches:
+            module, _, attribute = f"{path}.{switch}".rpartition(".")
+            if hasattr(modules.get(module), attribute):
+                yield module, attribute
+
+
+def _targets(places: list[Place], whole: bool) -> Iterator[Target]:
+    """One target for each path, in the order in which the paths come first."""
+    rows: dict[str, list[tuple[int, int]]] = {}
+    for place in places:
+        rows.setdefault(place.path, []).extend([place.rows] if place.rows else [])
+    for path, slices in rows.items():
+        yield Target(path, tuple(slices) if slices and not whole else None)

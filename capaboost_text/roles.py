@@ -1,0 +1,85 @@
+"""Where transformers' architectures have their roles: a row for each way of building a layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from capaboost_core.errors import UserError
+from capaboost_core.roles import Architecture, Roles
+
+
+def _grouped(model: nn.Module, qkv: nn.Module) -> tuple[int, int, int]:
+    """Grouped-query attention: k and v have heads of their own number."""
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return tuple(size * heads for heads in (config.num_attention_heads, *(config.num_key_value_heads,) * 2))
+
+
+BERT = Architecture(
+    blocks=r"layers?\.\d+",
+    q="attention.self.query",
+    k="attention.self.key",
+    v="attention.self.value",
+    o="attention.output.dense",
+    f1=("intermediate.dense",),
+    f2=("output.dense",),
+    norm="output.LayerNorm",
+    attention="attention.self",
+)
+LLAMA = Architecture(
+    blocks=r"layers\.\d+",
+    q="self_attn.q_proj",
+    k="self_attn.k_proj",
+    v="self_attn.v_proj",
+    o="self_attn.o_proj",
+    f1=("mlp.gate_proj", "mlp.up_proj"),
+    f2=("mlp.down_proj",),
+)
+FAMILIES = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), BERT),
+    # Its attention does not go through transformers' attention interface, so that it takes no prefix.
+    "deberta-v2": replace(
+        BERT,
+        q="attention.self.query_proj",
+        k="attention.self.key_proj",
+        v="attention.self.value_proj",
+        attention="",
+    ),
+    "distilbert": Architecture(
+        blocks=r"layer\.\d+",
+        q="attention.q_lin",
+        k="attention.k_lin",
+        v="attention.v_lin",
+        o="attention.out_lin",
+        f1=("ffn.lin1",),
+        f2=("ffn.lin2",),
+        norm="output_layer_norm",
+        attention="attention",
+    ),
+    "modernbert": Architecture(
+        blocks=r"layers\.\d+", qkv="attn.Wqkv", o="attn.Wo", f1=("mlp.Wi",), f2=("mlp.Wo",), attention="attn"
+    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2"), LLAMA),
+    "phi3": replace(LLAMA, q="", k="", v="", qkv="self_attn.qkv_proj", f1=("mlp.gate_up_proj",), widths=_grouped),
+    "opt": replace(LLAMA, o="self_attn.out_proj", f1=("fc1",), f2=("fc2",)),
+}
+LANGUAGE_MODELS = ("lm_head", "cls", "predictions", "generator_predictions", "generator_lm_head", "vocab_projector")
+
+
+def roles_of(model: nn.Module) -> Roles:
+    """Who plays which role in a transformers model.
+
+    Raises:
+        UserError: If its architecture is in no row.
+    """
+    kind = model.config.model_type
+    found = FAMILIES[kind].roles(model, head_of(model)) if kind in FAMILIES else None
+    if not found or not found.blocks:
+        raise UserError(
+            f"no row for the architecture {kind}; give targets as a list of module suffixes, or choose one of: "
+            f"{', '.join(FAMILIES)}"
+        )
+    return replace(found, embedding=_embedding(model))

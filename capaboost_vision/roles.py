@@ -1,0 +1,69 @@
+"""Where timm's architectures have their roles: a row for each way of building a block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from timm.models.beit import Beit
+from timm.models.cait import Cait
+from timm.models.eva import Eva
+from timm.models.hiera import Hiera
+from timm.models.mvitv2 import MultiScaleVit
+from timm.models.naflexvit import NaFlexVit
+from timm.models.pit import PoolingVisionTransformer
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.xcit import Xcit
+from torch import nn
+
+from capaboost_core.errors import UserError
+from capaboost_core.roles import Architecture, Roles
+
+# The feed-forward parts of timm.layers.mlp: plain and packed (fc1), SwiGLU (fc1_g, fc1_x), ViTamin's GeGLU (w0 to w2).
+VIT = Architecture(
+    blocks=r"blocks\.\d+",
+    q="attn.q_proj",
+    k="attn.k_proj",
+    v="attn.v_proj",
+    qkv="attn.qkv",
+    o="attn.proj",
+    f1=("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x", "mlp.w0", "mlp.w1"),
+    f2=("mlp.fc2", "mlp.w2"),
+    attention="attn",
+    embedding="patch_embed",
+    switches=("attn.qkv_bias_separate",),
+)
+# VisionTransformer covers DeiT, DINOv2, CLIP and SigLIP; Eva covers EVA02, DINOv3 and the rotary ViTs.
+FAMILIES: dict[type[nn.Module], Architecture] = {
+    VisionTransformer: VIT,
+    Beit: VIT,
+    Eva: VIT,
+    SwinTransformer: VIT,
+    SwinTransformerV2: VIT,
+    NaFlexVit: replace(VIT, embedding="embeds"),
+    PoolingVisionTransformer: VIT,
+    MultiScaleVit: VIT,
+    Hiera: VIT,
+    Xcit: VIT,
+    Cait: replace(VIT, blocks=r"blocks(_token_only)?\.\d+", q="attn.q", k="attn.k", v="attn.v"),
+}
+
+
+def roles_of(model: nn.Module) -> Roles:
+    """Who plays which role in a timm model.
+
+    Raises:
+        UserError: If its class is in no row, or its blocks are built unlike those of its class.
+    """
+    row = next((row for cls, row in FAMILIES.items() if isinstance(model, cls)), None)
+    found = row and row.roles(model, _head(model))
+    if not found or not found.blocks:
+        names = ", ".join(cls.__name__ for cls in FAMILIES)
+        raise UserError(f"capaboost does not support {type(model).__name__}; choose a model of class {names}")
+    return found
+
+
+def _head(model: nn.Module) -> tuple[str, ...]:
+    classifier = (model.pretrained_cfg or {}).get("classifier") or "head"
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
