@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from capaboost_core.errors import UserError
 from capaboost_core.lora import CapaLinear
 from capaboost_core.masks import checksum
 from capaboost_core.method_settings import TARGET_WORDS
-from capaboost_core.plan import Plan, in_prefix, plan_suffixes
+from capaboost_core.plan import Plan, Target, in_prefix, plan_suffixes
 from capaboost_core.prefix import ATTENTIONS
 
 ADAPTERS = {nn.Linear: AdapterLinear, nn.LayerNorm: AdapterNorm}
@@ -78,7 +79,16 @@ def build(model: nn.Module, config: CapaBoostConfig, plan: Plan) -> dict[str, Ad
         if found not in layers:
             wanted = _wanted(config.method)
             raise UserError(f"target {target.path} is a {found.__name__}, not an {wanted}; choose other targets")
+    any(warn_of_rank(config.r, modules[t.path], t) for t in chosen if layers[type(modules[t.path])] is CapaLinear)
     return {t.path: layers[type(modules[t.path])](modules[t.path], config, t) for t in chosen}
+
+
+def warn_of_rank(r: int, layer: nn.Linear, target: Target) -> bool:
+    """Say that r is above the layer's width: allowed, as files may hold it, but it adds parameters and no rank."""
+    width = min(layer.in_features, *(stop - start for start, stop in target.slices or ((0, layer.out_features),)))
+    if r > width:
+        warnings.warn(f"r is {r}, above the width {width} of {target.path}: that adds no rank; lower r", stacklevel=2)
+    return r > width
 
 
 def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> nn.Module:

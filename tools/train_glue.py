@@ -19,20 +19,30 @@ from __future__ import annotations
 import argparse
 import sys
 
-from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, make_parser
+from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, given, make_parser
 
 GRID = "1e-4,3e-4,5e-4,8e-4,1e-3,1.5e-3,2e-3,3e-3,5e-3"  # the paper's, section D.2.2
 
 
 def glue_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, add_help=False)
     add = parser.add_argument
-    add("--task", metavar="NAME", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
-    add("--data-dir", metavar="DIR", help="folder with the original GLUE folders (default: load from the hub)")
+    add("--task", type=given, metavar="NAME", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
+    add(
+        "--data-dir",
+        type=given,
+        metavar="DIR",
+        help="folder with the original GLUE folders (default: load from the hub)",
+    )
     add("--protocol", choices=("propetl", "adalora"), help="propetl: the epoch is selected on half of dev or on 1,000 "
         "training rows (Table 2); adalora: dev is the test set, the last epoch counts (Table 3)")  # fmt: skip
-    add("--model", metavar="NAME", help="a hub name, or a folder that save_pretrained wrote (default: roberta-base)")
-    add_run_flags(parser, GRID, "runs/glue/<task>/<model>/<method>-seed<seed>")
+    add(
+        "--model",
+        type=given,
+        metavar="NAME",
+        help="a hub name, or a folder that save_pretrained wrote (default: roberta-base)",
+    )
+    add_run_flags(parser, GRID, "runs/glue/<task>/<model>/<method>-seed<seed>", "capaboost_text.glue.run.GlueRun")
     return parser
 
 

@@ -30,12 +30,12 @@ def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: 
         UserError: If the run selects nothing, a folder is taken, every rate diverges, or a run fails.
     """
     folders = {rate: folder / f"lr-{rate:g}" for rate in rates}
+    runs = {rate: dataclasses.replace(run, train=run.train.replace(lr=rate)) for rate in rates}
     _check(run, folder, list(folders.values()), resume)
     results: dict[float, dict[str, Any]] = {}
     for rate, place in folders.items():
-        one = dataclasses.replace(run, train=run.train.replace(lr=rate))
         try:
-            results[rate] = run_experiment(one, place, resume, prepare)
+            results[rate] = run_experiment(runs[rate], place, resume, prepare)
         except DivergedError as error:
             print(f"train.lr={rate:g} is left out: {error}")
     if not results:
