@@ -212,4 +212,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(answer(main, stopped="nothing was written"))
+    sys.exit(answer(main, stopped="the same command starts again"))
