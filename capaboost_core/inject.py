@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,7 +15,7 @@ from capaboost_core.errors import UserError
 from capaboost_core.lora import CapaLinear
 from capaboost_core.masks import checksum
 from capaboost_core.method_settings import TARGET_WORDS
-from capaboost_core.plan import Plan, in_prefix, plan_suffixes
+from capaboost_core.plan import Plan, Target, in_prefix, plan_suffixes
 from capaboost_core.prefix import ATTENTIONS
 from capaboost_core.wrappers import named_parameters, unwrap
 
@@ -80,8 +81,17 @@ def build(model: nn.Module, config: CapaBoostConfig, plan: Plan) -> dict[str, Ad
             wanted = _wanted(config.method)
             raise UserError(f"target {target.path} is a {found.__name__}, not an {wanted}; choose other targets")
         check_reached(model, target.path, modules[target.path])
+    any(warn_of_rank(config.r, modules[t.path], t) for t in chosen if layers[type(modules[t.path])] is CapaLinear)
     beside = {t.path: {"beside": modules[t.beside]} if t.beside else {} for t in chosen}
     return {t.path: layers[type(modules[t.path])](modules[t.path], config, t, **beside[t.path]) for t in chosen}
+
+
+def warn_of_rank(r: int, layer: nn.Linear, target: Target) -> bool:
+    """Say that r is above the layer's width: allowed, as files may hold it, but it adds parameters and no rank."""
+    width = min(layer.in_features, *(stop - start for start, stop in target.slices or ((0, layer.out_features),)))
+    if r > width:
+        warnings.warn(f"r is {r}, above the width {width} of {target.path}: that adds no rank; lower r", stacklevel=2)
+    return r > width
 
 
 def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> nn.Module:

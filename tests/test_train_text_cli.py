@@ -138,7 +138,9 @@ def test_default_settings_are_the_papers():
 def test_flags_that_argparse_knows_answer_at_once(command, capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
-    assert "--lr-grid" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "--lr-grid" in out
+    assert "  data.max_train_rows=null\n" in out
     with pytest.raises(SystemExit):
         command.main([])
     assert "such as --" in capsys.readouterr().err

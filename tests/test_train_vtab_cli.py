@@ -80,6 +80,9 @@ WRONG = {
     "no file": (["--set", "model.pretrained=true", "--weights", "none.pth"], "there is no such file"),
     "classes": (["--set", "data.num_classes=4"], "data.num_classes=10"),
     "a config": (["--config", "none.yaml"], "cannot read none.yaml"),
+    "a seed": (["--seed", "4294967296"], "train.seed is 4294967296; type a whole number from 0 to 4294967295"),
+    "clipping": (["--set", "train.max_grad_norm=0"], "type a number above 0, such as 1.0, or null for no clipping"),
+    "an unused setting": (["--method", "linear", "--set", "adapter.r=4"], "means nothing to method linear"),
     "a folder": (["--source", "folder", "--data-dir", "nowhere"], "nowhere"),
 }
 
@@ -121,10 +124,35 @@ def test_methods_keep_r_and_name_the_folder():
     assert run.default_folder().parts[-1] == f"padapter-seed{run.train.seed}"
 
 
+@pytest.mark.hard_case(31)
+@pytest.mark.parametrize(
+    "flag", ["lr-grid", "method", "output-dir", "config", "data-dir", "model", "weights", "dataset"]
+)
+def test_an_empty_flag_is_refused(flag, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        train_vtab.main(["--dataset", "digits", f"--{flag}="])
+    assert stopped.value.code == 2
+    assert f"argument --{flag}: the value is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize("flags", ["--epochs many", "--nothing", "--source web", "--seed 1.5", ""])
+def test_wrong_flags_exit_with_2(flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_vtab.main(flags.split())
+    assert stopped.value.code == 2
+
+
 def test_flags_that_argparse_knows_answer_at_once(capsys):
     with pytest.raises(SystemExit):
         train_vtab.main(["--help"])
-    assert "--set SECTION.KEY=VALUE" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "--set SECTION.KEY=VALUE" in out
+    assert all(
+        f"  {name}=" in out for name in ("model.weights", "data.num_classes", "train.min_lr", "adapter.targets")
+    )
     with pytest.raises(SystemExit):
         train_vtab.main([])
     assert "--dataset dtd" in capsys.readouterr().err

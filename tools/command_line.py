@@ -6,6 +6,7 @@ Nothing heavy is imported before the flags are read, so that `--help` and a wron
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,26 @@ METHODS = """capaboost-lora, lora, capaboost-padapter, padapter, capaboost-hadap
 prefix, linear or full; r, dropout and the mask seed stay as configured"""
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str, add_help: bool = True) -> argparse.ArgumentParser:
     """A parser that shows the description as it stands; a command adds its data before `add_run_flags`."""
     return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=add_help,
     )
+
+
+def given(text: str) -> str:
+    """A flag's value: a text that is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the value is empty; give one, or leave the flag out")
+    return text
+
+
+def given_path(text: str) -> Path:
+    """A flag's value: a path, of which the empty text is none."""
+    return Path(given(text))
 
 
 def at_least_one(text: str) -> int:
@@ -39,29 +55,49 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: str) -> None:
+class Help(argparse.Action):
+    """Prints the flags at once, and every setting after the import that knows them."""
+
+    def __init__(self, option_strings: list[str], dest: str, run: str, **_: Any):
+        super().__init__(option_strings, dest, nargs=0, help="show this text and every setting, then exit")
+        self.run = run
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.print_help()
+        print("\nsettings of --set, with the defaults of the code (a config may have others):", flush=True)
+        from capaboost_core.settings_text import help_on
+        from capaboost_core.training.run_config import sections_of
+
+        module, _, name = self.run.rpartition(".")
+        print(help_on(sections_of(getattr(importlib.import_module(module), name))))
+        parser.exit()
+
+
+def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: str, run: str) -> None:
     """The flags of every training command.
 
     Args:
-        parser: What gets the flags.
+        parser: What gets the flags; `--help` then lists the settings too.
         grid: The rates of a bare `--lr-grid`.
         default_folder: Where a run lives by default, for the help.
+        run: Module and name of the class of all settings, for the help.
     """
     add = parser.add_argument
-    add("--method", metavar="PRESET", help=" ".join(METHODS.split()))
+    add("--method", type=given, metavar="PRESET", help=" ".join(METHODS.split()))
     add("--epochs", type=int, metavar="N", help="the warm-up keeps its share, unless it is set in steps")
     add("--batch-size", type=int, metavar="N", help="of one optimizer step, over all processes")
     add("--lr", type=float, metavar="RATE", help="peak learning rate of AdamW")
-    add("--lr-grid", nargs="?", const=grid, metavar="RATES", help="a run for each rate, of which the selection "
-        f"split keeps the best; without a value: {grid}")  # fmt: skip
+    add("--lr-grid", nargs="?", const=grid, type=given, metavar="RATES", help="a run for each rate, of which the "
+        f"selection split keeps the best; without a value: {grid}")  # fmt: skip
     add("--seed", type=int, metavar="N", help="of head, order and dropout; adapter.seed is that of the masks")
     add(
         "--mixed-precision", choices=("no", "fp16", "bf16"), help="default: the config's, or as accelerate launch says"
     )
-    add("--output-dir", type=Path, metavar="DIR", help=f"default: {default_folder}")
+    add("--output-dir", type=given_path, metavar="DIR", help=f"default: {default_folder}")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
-    add("--config", type=Path, metavar="FILE", help="a YAML file in place of the default one")
+    add("--config", type=given_path, metavar="FILE", help="a YAML file in place of the default one")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting; may be repeated")
+    add("-h", "--help", action=Help, run=run)
 
 
 def flag_settings(options: argparse.Namespace, flags: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -83,7 +119,7 @@ def carry_out(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
     from capaboost_core.training.results import print_table
 
     folder = options.output_dir or run.default_folder()
-    if options.lr_grid:
+    if options.lr_grid is not None:
         result = run_grid(run, parse_rates(options.lr_grid), folder, options.resume, prepare)
     else:
         result = run_experiment(run, folder, options.resume, prepare)

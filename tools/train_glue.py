@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, make_parser
+from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, given, make_parser
 
 PAPER = "paper"  # a bare --lr-grid
 GRIDS = {  # the paper's, sections D.1.2 and D.2.2: 6e-4 for RoBERTa, 8e-4 for DeBERTaV3
@@ -29,14 +29,24 @@ GRIDS = {  # the paper's, sections D.1.2 and D.2.2: 6e-4 for RoBERTa, 8e-4 for D
 
 
 def glue_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, add_help=False)
     add = parser.add_argument
-    add("--task", metavar="NAME", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
-    add("--data-dir", metavar="DIR", help="folder with the original GLUE folders (default: load from the hub)")
+    add("--task", type=given, metavar="NAME", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
+    add(
+        "--data-dir",
+        type=given,
+        metavar="DIR",
+        help="folder with the original GLUE folders (default: load from the hub)",
+    )
     add("--protocol", choices=("propetl", "adalora"), help="propetl: the epoch is selected on half of dev or on 1,000 "
         "training rows (Table 2); adalora: dev is the test set, the last epoch counts (Table 3)")  # fmt: skip
-    add("--model", metavar="NAME", help="a hub name, or a folder that save_pretrained wrote (default: roberta-base)")
-    add_run_flags(parser, PAPER, "runs/glue/<task>/<model>/<method>-seed<seed>")
+    add(
+        "--model",
+        type=given,
+        metavar="NAME",
+        help="a hub name, or a folder that save_pretrained wrote (default: roberta-base)",
+    )
+    add_run_flags(parser, PAPER, "runs/glue/<task>/<model>/<method>-seed<seed>", "capaboost_text.glue.run.GlueRun")
     return parser
 
 

@@ -18,21 +18,28 @@ from __future__ import annotations
 import argparse
 import sys
 
-from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, make_parser
+from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, given, make_parser
 
 GRID = "1e-4,3e-4,5e-4,8e-4,1e-3"  # the paper's, section E.2
 
 
 def squad_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, add_help=False)
     add = parser.add_argument
-    add("--dataset", metavar="NAME", help="squad_v1 or squad_v2")
-    add("--data-dir", metavar="DIR", help="folder with the official JSON files (default: load from the hub)")
+    add("--dataset", type=given, metavar="NAME", help="squad_v1 or squad_v2")
+    add(
+        "--data-dir",
+        type=given,
+        metavar="DIR",
+        help="folder with the official JSON files (default: load from the hub)",
+    )
     add("--protocol", choices=("test", "select"), help="test: dev is the test set, the last epoch counts; select: "
         "half of dev selects the epoch and the threshold of v2.0, the other half is the test set")  # fmt: skip
-    add("--model", metavar="NAME", help="a hub name, or a folder that save_pretrained wrote "
+    add("--model", type=given, metavar="NAME", help="a hub name, or a folder that save_pretrained wrote "
         "(default: microsoft/deberta-v3-base)")  # fmt: skip
-    add_run_flags(parser, GRID, "runs/squad/<dataset>/<model>/<method>-seed<seed>")
+    add_run_flags(
+        parser, GRID, "runs/squad/<dataset>/<model>/<method>-seed<seed>", "capaboost_text.squad.run.SquadRun"
+    )
     return parser
 
 

@@ -18,24 +18,26 @@ from __future__ import annotations
 import argparse
 import sys
 
-from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, make_parser
+from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, given, make_parser
 
 GRID = "1e-4,3e-4,1e-3,3e-3"
 
 
 def vtab_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, add_help=False)
     add = parser.add_argument
-    add("--dataset", metavar="NAME", help="a VTAB-1k task such as dtd, or digits, or a folder's name")
+    add("--dataset", type=given, metavar="NAME", help="a VTAB-1k task such as dtd, or digits, or a folder's name")
     add("--source", choices=("tfds", "folder", "digits"), help="where images come from (default: the config's)")
-    add("--data-dir", metavar="DIR", help="folder of the tfds data, or of the task folders")
+    add("--data-dir", type=given, metavar="DIR", help="folder of the tfds data, or of the task folders")
     add("--protocol", choices=("test", "select"), help="test: train on all 1,000 images, test after the last epoch; "
         "select: train on 800, test the epoch that is best on the other 200")  # fmt: skip
     add("--normalize", choices=("auto", "imagenet", "model", "none"), help="pixel statistics (default: "
         "auto, that is imagenet's, as in the paper, but the embedded backbone's own)")  # fmt: skip
-    add("--model", metavar="NAME", help="a timm name (default: vit_base_patch16_224.orig_in21k)")
-    add("--weights", metavar="FILE", help="pretrained weights from a .safetensors, .pth, .bin or .npz file")
-    add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>")
+    add("--model", type=given, metavar="NAME", help="a timm name (default: vit_base_patch16_224.orig_in21k)")
+    add(
+        "--weights", type=given, metavar="FILE", help="pretrained weights from a .safetensors, .pth, .bin or .npz file"
+    )
+    add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>", "capaboost_vision.vtab_run.VtabRun")
     return parser
 
 

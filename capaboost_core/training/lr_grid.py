@@ -35,35 +35,38 @@ def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: 
     Raises:
         UserError: If the run selects nothing, a folder is taken, every rate diverges, or a run fails.
     """
-    folders = {rate: folder / f"lr-{rate:g}" for rate in rates}
-    _check(run, folder, list(folders.values()), resume)
+    runs = {rate: dataclasses.replace(run, train=run.train.replace(lr=rate)) for rate in rates}
+    _check(run, folder, [_place(folder, rate) for rate in rates], resume)
     accelerator = make_accelerator(run.train, folder)
     if is_finished(folder) and (stored := _stored(run, rates, folder)):
         accelerator.print(f"{folder}: finished already; its result stands")
         return stored if accelerator.is_main_process else {}
     with claim(folder):
-        return _try_all(run, folders, folder, resume, prepare, accelerator)
+        return _try_all(runs, folder, resume, prepare, accelerator)
 
 
 def _try_all(
-    run: Run, folders: dict[float, Path], folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator
+    runs: dict[float, Run], folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator
 ) -> dict[str, Any]:
     results: dict[float, dict[str, Any]] = {}
-    for rate, place in folders.items():
-        one = dataclasses.replace(run, train=run.train.replace(lr=rate))
+    for rate, run in runs.items():
         try:
-            results[rate] = run_experiment(one, place, resume, prepare)
+            results[rate] = run_experiment(run, _place(folder, rate), resume, prepare)
         except DivergedError as error:
             accelerator.print(f"train.lr={rate:g} is left out: {error}")
     if not results:
-        raise UserError(f"training diverged at every rate of the grid; give lower ones than {min(folders):g}")
+        raise UserError(f"training diverged at every rate of the grid; give lower ones than {min(runs):g}")
     if not all(results.values()):
         return {}
     judged = {rate: result["metrics"][result["selected_by"]] for rate, result in results.items()}
     best = max(judged, key=lambda rate: -math.inf if judged[rate] is None else judged[rate])
-    chosen = results[best] | {"lr_grid": {f"{rate:g}": judged.get(rate) for rate in folders}}
+    chosen = results[best] | {"lr_grid": {f"{rate:g}": judged.get(rate) for rate in runs}}
     write_result(folder, chosen)
     return chosen
+
+
+def _place(folder: Path, rate: float) -> Path:
+    return folder / f"lr-{rate:g}"
 
 
 def _stored(run: Run, rates: list[float], folder: Path) -> dict[str, Any] | None:

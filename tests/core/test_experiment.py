@@ -131,6 +131,9 @@ def test_a_grid_refuses_before_it_writes(tmp_path):
     with pytest.raises(UserError, match="holds a run already"):
         run_grid(make(), [0.2, 0.1], tmp_path, False, prepare)
     assert not (tmp_path / "lr-0.2").exists()
+    with pytest.raises(UserError, match=r"min_lr is 0\.01; type at most train\.lr = 0\.001"):
+        run_grid(make(min_lr=0.01), [0.1, 0.001], tmp_path / "low", False, prepare)
+    assert not (tmp_path / "low").exists()
     with pytest.raises(UserError, match="diverged at every rate"):
         run_grid(make(max_grad_norm=None), [1e30], tmp_path / "bad", False, prepare)
 

@@ -142,3 +142,9 @@ def test_half_precision_base_has_a_single_precision_adapter():
     half = inject(Net().bfloat16(), CapaBoostConfig(r=4), PLAN)
     assert half.first.lora_A.packed.dtype == torch.float32
     assert half(X.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_rank_above_the_width_is_said_once():
+    with pytest.warns(UserWarning, match="r is 17, above the width 16 of first: that adds no rank; lower r") as said:
+        inject(Net(), CapaBoostConfig(r=17), PLAN)
+    assert len(said) == 1

@@ -7,7 +7,8 @@ import pytest
 
 from capaboost_core import CapaBoostConfig, UserError
 from capaboost_core.settings import Settings
-from capaboost_core.training.run_config import build_run, load_run, to_dict
+from capaboost_core.settings_text import help_on
+from capaboost_core.training.run_config import build_run, load_run, sections_of, to_dict
 from capaboost_core.training.run_file import merge_settings, parse_assignments, read_config
 from capaboost_core.training.train_section import TrainSection
 
@@ -90,6 +91,116 @@ def test_wrong_files_are_named_in_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         read_config(tmp_path / "task.yaml")
     assert "\n" not in str(caught.value)
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\ntrain: {lr: 1}\n"
+
+
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: " + "[" * 3000, "more than 20 levels"),
+        ("train: " + "[" * 3000 + "]" * 3000, "more than 20 levels"),
+        (BOMB, "aliases such as .name are not read"),
+        ("train: &t {lr: 1, more: *t}", "aliases"),
+        ("train: {lr: 1, lr: 2}", "lr is given twice"),
+        ("train: {lr: 1}\ntrain: {epochs: 2}", "train is given twice"),
+        ("train: {1: 2}", "the name '1' is no text"),
+        ("train: {no: 2}", "the name 'no' is no text"),
+        ("train: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("train: {seed: " + "9" * 5000 + "}", "a value cannot be read"),
+        ("train: {seed: 2024-99-99}", "a value cannot be read"),
+        ("train: {seed: \x00}", "not YAML|not allowed"),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_hostile_yaml_is_one_line(tmp_path, text, message):
+    (tmp_path / "task.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_config(tmp_path / "task.yaml")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        parse_assignments([f"train.lr={text.removeprefix('train: ')}, ]"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_and_numbers_as_people_write_them_are_read(tmp_path):
+    (tmp_path / "task.yaml").write_bytes(
+        b"\xef\xbb\xbftrain: {lr: 1e-3, weight_decay: 5E-1, min_lr: 1.e-6, epochs: 3}\n"
+    )
+    assert read_config(tmp_path / "task.yaml")["train"] == {
+        "lr": 1e-3,
+        "weight_decay": 0.5,
+        "min_lr": 1e-6,
+        "epochs": 3,
+    }
+
+
+@pytest.mark.hard_case(28)
+def test_a_small_rate_lowers_the_defaults_and_refuses_what_was_chosen_above_it(tmp_path):
+    (tmp_path / "run.yaml").write_text("train: {lr: 1e-3, min_lr: 1.0e-5, warmup_lr: 1.0e-6}\n")
+    train = load_run(Run, tmp_path / "run.yaml", {"train": {"lr": 1e-7}}, None, []).train
+    assert (train.min_lr, train.warmup_lr) == (1e-7, 1e-7)
+    rates = [train.schedule_of(100)(step) for step in range(100)]
+    assert max(rates) <= 1e-7
+    assert train.replace(lr=1e-3).min_lr == 1e-5
+    for name in ("min_lr", "warmup_lr"):
+        with pytest.raises(UserError, match=rf"train\.{name} is 1e-06; type at most train\.lr = 1e-07"):
+            load_run(Run, tmp_path / "run.yaml", {"train": {"lr": 1e-7}}, None, [f"train.{name}=1e-6"])
+
+
+NOT_FINITE = [f"train.{name}={value}" for name in ("lr", "min_lr", "warmup_lr", "weight_decay", "max_grad_norm")
+              for value in (".inf", ".nan", "1e400", "-1")]  # fmt: skip
+
+
+@pytest.mark.hard_case(29, 31, "messages")
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        *NOT_FINITE,
+        "train.max_grad_norm=0",
+        "train.seed=4294967296",
+        f"train.batch_size={2**70}",
+        f"train.epochs={2**70}",
+        "train.epochs=",
+        "train.lr=",
+        "adapter.r=1000000000",
+        "adapter.alpha=1e300",
+        "adapter.targets=",
+        "adapter.targets=''",
+    ],
+)
+def test_numbers_are_finite_and_in_range(assignment):
+    with pytest.raises(UserError, match=r"; type |has to fit") as caught:
+        build(assignment)
+    assert str(caught.value).startswith(assignment.partition("=")[0])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.hard_case(34)
+def test_a_preset_leaves_out_of_the_file_what_its_method_does_not_use(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("adapter: {r: 16, alpha: 32, dropout: 0.1, init: official, targets: all-linear, seed: 5}\n")
+    assert load_run(Run, path, {}, "linear", []).adapter == CapaBoostConfig("linear")
+    assert load_run(Run, path, {}, "lora", []).adapter.alpha == 32
+    assert load_run(Run, path, {}, "capaboost-prefix", []).adapter == CapaBoostConfig("prefix", r=16, seed=5)
+    with pytest.raises(UserError, match=r"adapter\.r is 4; it means nothing to method linear; drop it"):
+        load_run(Run, path, {}, "linear", ["adapter.r=4"])
+    groups = ["adapter.mask=nm", "adapter.n=1", "adapter.m=4"]
+    assert load_run(Run, path, {}, "capaboost-lora", groups).adapter.density == 0.25
+    with pytest.raises(UserError, match="density follows from n and m"):
+        load_run(Run, path, {}, "capaboost-lora", [*groups, "adapter.density=0.5"])
+
+
+def test_the_help_has_every_setting_within_the_width():
+    text = help_on(sections_of(Run), 79)
+    for section, cls in sections_of(Run).items():
+        for name, field in cls.model_fields.items():
+            assert f"  {section}.{name}=" in text
+            assert field.description
+    assert max(map(len, text.splitlines())) < 80
+    assert "  train.lr=0.001\n      Peak learning rate of AdamW. Type a number above 0, such as 1e-3.\n" in text
 
 
 def test_a_setting_without_default_has_to_be_given():
