@@ -18,7 +18,7 @@ from benchmarks.command import Measured, finish, make_parser, prepare, repeats_o
 from benchmarks.timing import interleave
 from capaboost_core import CapaBoostConfig, Plan, Target, inject
 from capaboost_core.inject import adapted_layers
-from capaboost_core.masks import mask_bits
+from capaboost_core.sharing.masks import mask_bits
 
 Shape = tuple[int, int]
 

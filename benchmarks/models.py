@@ -15,8 +15,8 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from capaboost_core import CapaBoostConfig, Plan
 from capaboost_core.plan import in_prefix
-from capaboost_text.targets import plan as plan_text
-from capaboost_vision.targets import plan as plan_vision
+from capaboost_text.roles import roles_of as roles_of_text
+from capaboost_vision.roles import roles_of as roles_of_vision
 
 CLASSES = 100
 ATTENTION_QV = CapaBoostConfig()
@@ -44,7 +44,7 @@ def _vit(name: str, size: int, **changes: Any) -> Workload:
     return Workload(
         create=lambda: timm.create_model(name, num_classes=CLASSES, **changes),
         inputs=lambda batch: torch.randn(batch, 3, size, size),
-        plan=plan_vision,
+        plan=lambda model, method: method.plan(model, roles_of_vision(model)),
         peft_targets=("qkv",),
     )
 
@@ -54,7 +54,7 @@ def _roberta(length: int, **changes: int) -> Workload:
     return Workload(
         create=lambda: RobertaForSequenceClassification(config),
         inputs=lambda batch: torch.randint(5, config.vocab_size, (batch, length)),
-        plan=plan_text,
+        plan=lambda model, method: method.plan(model, roles_of_text(model)),
         peft_targets=("query", "value"),
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
-from capaboost_core.config import CapaBoostConfig
-from capaboost_core.tied import TiedWeight
+from capaboost_core.sharing.tied import TiedWeight
 
 # What nn.Module keeps of a module in containers of its own.
 CONTENT = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
@@ -20,8 +21,12 @@ class Adapted(nn.Module):
 
     Attributes:
         path: Its module path in the base model.
+        mergeable: Whether its addition is an increment of its weight; it then has `merge`, `unmerge`, `count_merging`,
+            `factors_by_slice` and `plain`, as `CapaLinear`.
         disabled: How many `disable` contexts it is in; within one it computes as its base.
     """
+
+    mergeable: ClassVar[bool] = False
 
     def adopt(self, base: nn.Module, path: str) -> None:
         """Take over all that the base holds; called in place of its class's constructor."""
@@ -47,8 +52,8 @@ class Adapted(nn.Module):
         return {name: module for name, module in self.named_modules() if isinstance(module, TiedWeight)}
 
 
-def dropout_of(config: CapaBoostConfig) -> nn.Module:
-    return nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+def dropout_of(probability: float) -> nn.Module:
+    return nn.Dropout(probability) if probability else nn.Identity()
 
 
 def empty_beside(weight: torch.Tensor, *shape: int) -> torch.Tensor:

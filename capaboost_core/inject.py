@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.bottleneck import AdapterDropout, AdapterLinear, AdapterNorm
 from capaboost_core.bypass import check_reached, close_fast_paths
-from capaboost_core.config import CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
-from capaboost_core.lora import CapaLinear
-from capaboost_core.masks import checksum
-from capaboost_core.method_settings import TARGET_WORDS
-from capaboost_core.plan import Plan, Target, in_prefix, plan_suffixes
-from capaboost_core.prefix import ATTENTIONS
+from capaboost_core.methods import Method, resolve_config
+from capaboost_core.plan import Plan, in_prefix
+from capaboost_core.roles import Roles
+from capaboost_core.sharing.masks import checksum
 from capaboost_core.wrappers import named_parameters, unwrap
 
-ADAPTERS = {nn.Linear: AdapterLinear, nn.LayerNorm: AdapterNorm, nn.Dropout: AdapterDropout}
-LAYERS = {"lora": {nn.Linear: CapaLinear}, "padapter": ADAPTERS, "hadapter": ADAPTERS, "prefix": ATTENTIONS}
+ALONE = Roles(
+    missing="where the method goes depends on the architecture; use capaboost_vision.inject for timm models, "
+    "capaboost_text.inject for transformers', or list module suffixes in targets, such as [attn.qkv, mlp.fc1]"
+)
 
 
 @dataclass(frozen=True)
 class Injection:
     """What `inject` leaves on the model as `model.capaboost`."""
 
-    config: CapaBoostConfig
+    config: Method
     plan: Plan
     base_model: str
 
@@ -46,7 +46,7 @@ class ParameterCounts:
         return 100 * self.trainable / self.total if self.total else 0.0
 
 
-def inject(model: nn.Module, config: CapaBoostConfig | dict | str, plan: Plan | None = None) -> nn.Module:
+def inject(model: nn.Module, config: Method | Mapping[str, Any] | str, plan: Plan | None = None) -> nn.Module:
     """Adapt a model in place: swap the planned layers, freeze all but the additions and the head.
 
     Args:
@@ -60,46 +60,27 @@ def inject(model: nn.Module, config: CapaBoostConfig | dict | str, plan: Plan | 
             been adapted before. The model is then as it was.
     """
     config = resolve_config(config)
-    plan = plan or _plan_explicit(model, config)
+    plan = plan or config.plan(model, ALONE)
     return attach(model, Injection(config, plan, base_name(model)), build(model, config, plan))
 
 
-def build(model: nn.Module, config: CapaBoostConfig, plan: Plan) -> dict[str, Adapted]:
+def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
     """Check everything and make the adapted layers by path; the model is not changed."""
     if hasattr(model, "capaboost"):
         raise UserError("the model is adapted already; start from a fresh base model")
-    layers = LAYERS.get(config.method, {})
-    if config.method in LAYERS and not plan.targets:
-        raise UserError(f"method {config.method} found nothing to adapt in {type(model).__name__}; give targets")
-    if config.method == "linear" and not _head_parameters(model, plan):
-        raise UserError(f"method linear trains the head only, but {type(model).__name__} has none; set num_classes")
+    config.check(model, plan)
     modules = dict(model.named_modules())
-    chosen = plan.targets if config.method in LAYERS else ()
-    for target in chosen:
-        found = type(modules.get(target.path))
-        if found not in layers:
-            wanted = _wanted(config.method)
-            raise UserError(f"target {target.path} is a {found.__name__}, not an {wanted}; choose other targets")
-        check_reached(model, target.path, modules[target.path])
-    any(warn_of_rank(config.r, modules[t.path], t) for t in chosen if layers[type(modules[t.path])] is CapaLinear)
-    beside = {t.path: {"beside": modules[t.beside]} if t.beside else {} for t in chosen}
-    return {t.path: layers[type(modules[t.path])](modules[t.path], config, t, **beside[t.path]) for t in chosen}
-
-
-def warn_of_rank(r: int, layer: nn.Linear, target: Target) -> bool:
-    """Say that r is above the layer's width: allowed, as files may hold it, but it adds parameters and no rank."""
-    width = min(layer.in_features, *(stop - start for start, stop in target.slices or ((0, layer.out_features),)))
-    if r > width:
-        warnings.warn(f"r is {r}, above the width {width} of {target.path}: that adds no rank; lower r", stacklevel=2)
-    return r > width
+    layers = config.make_layers(modules, plan)
+    for path in layers:
+        check_reached(model, path, modules[path])
+    return layers
 
 
 def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> nn.Module:
     """Swap the built layers in and set what is trainable."""
     head = _head_parameters(model, injection.plan)
-    model.requires_grad_(injection.config.method == "full")
-    for parameter in head.values():
-        parameter.requires_grad_(True)
+    for name, parameter in named_parameters(model).items():
+        parameter.requires_grad_(name in head or injection.config.trains(name))
     for path, layer in layers.items():
         model.set_submodule(path, layer)
     if layers:
@@ -116,6 +97,17 @@ def adapted_layers(model: nn.Module) -> list[Adapted]:
     return [module for module in model.modules() if isinstance(module, Adapted)]
 
 
+def own_parameters(layers: Iterable[Adapted]) -> dict[str, nn.Parameter]:
+    """The parameters of the additions by name; one that layers share has the name of the first."""
+    named, seen = {}, set()
+    for layer in layers:
+        for name, parameter in layer.own_parameters().items():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                named[f"{layer.path}.{name}"] = parameter
+    return named
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All trainable parameters by name, the head's included: what an optimizer gets and a file holds."""
     return {name: parameter for name, parameter in named_parameters(model).items() if parameter.requires_grad}
@@ -128,7 +120,7 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
         UserError: If the model has not been adapted.
     """
     head = _head_parameters(model, injection_of(model).plan)
-    added = sum(p.numel() for layer in adapted_layers(model) for p in layer.own_parameters().values())
+    added = sum(p.numel() for p in own_parameters(adapted_layers(model)).values())
     trainable = sum(p.numel() for name, p in trainable_parameters(model).items() if name not in head)
     everything, of_head = (sum(p.numel() for p in ps) for ps in (model.parameters(), head.values()))
     return ParameterCounts(trainable, of_head, everything - added - of_head)
@@ -160,26 +152,6 @@ def base_name(model: nn.Module) -> str:
     timm_cfg = getattr(model, "pretrained_cfg", None) or {}
     name = timm_cfg.get("architecture") or getattr(getattr(model, "config", None), "name_or_path", None)
     return name or type(model).__name__
-
-
-def _wanted(method: str) -> str:
-    if method == "prefix":
-        return "attention of capaboost_vision or capaboost_text (import the one that you need)"
-    return " or ".join(f"nn.{layer.__name__}" for layer in LAYERS[method])
-
-
-def _plan_explicit(model: nn.Module, config: CapaBoostConfig) -> Plan:
-    if config.method == "prefix":
-        raise UserError(
-            "method prefix depends on the architecture; use capaboost_vision.inject or capaboost_text.inject"
-        )
-    if config.method in LAYERS and config.targets in TARGET_WORDS:
-        raise UserError(
-            f"targets: {config.targets} depends on the architecture; use capaboost_vision.inject for timm models, "
-            "or list module suffixes such as [attn.qkv, mlp.fc1]"
-        )
-    suffixes = (config.targets,) if isinstance(config.targets, str) else config.targets
-    return plan_suffixes(model, suffixes) if config.method in LAYERS else Plan(())
 
 
 def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:

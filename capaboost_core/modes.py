@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor
 from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.inject import adapted_layers, injection_of
-from capaboost_core.lora import CapaLinear
 
 LOCK = threading.RLock()  # threads that evaluate one model share its layers' counts
 
@@ -62,7 +61,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
 
     Layers that cannot be merged stay as they are. Contexts may be nested, and overlap in several threads.
     """
-    layers = [layer for layer in adapted_layers(model) if isinstance(layer, CapaLinear) and not _sharded(layer)]
+    layers = [layer for layer in adapted_layers(model) if layer.mergeable and not _sharded(layer)]
     entered = []
     try:
         for layer in layers:
@@ -98,10 +97,10 @@ def _count_disabled(layers: list[Adapted], change: int) -> None:
             layer.disabled += change
 
 
-def _mergeable_layers(model: nn.Module) -> list[CapaLinear]:
+def _mergeable_layers(model: nn.Module) -> list[Adapted]:
     method = injection_of(model).config.method
     layers = adapted_layers(model)
-    if not all(isinstance(layer, CapaLinear) for layer in layers):
+    if not all(layer.mergeable for layer in layers):
         raise UserError(f"{method} has a nonlinearity and cannot be merged into a weight; run it as it is")
     if any(map(_sharded, layers)):
         raise UserError(
@@ -111,5 +110,5 @@ def _mergeable_layers(model: nn.Module) -> list[CapaLinear]:
     return layers
 
 
-def _sharded(layer: CapaLinear) -> bool:
+def _sharded(layer: Adapted) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in layer.parameters())

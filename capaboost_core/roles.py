@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from capaboost_core.errors import UserError
 from capaboost_core.plan import Target
 
 # The six matrices of a block: attention's four, and the two of the feed-forward part (f1 is a pair where it is gated).
 MATRICES = ("q", "k", "v", "o", "f1", "f2")
-# Beside them: the whole self-attention, and the norm of the residual sum after the feed-forward part, where an
-# architecture norms after the sum.
-BLOCK_ROLES = (*MATRICES, "attention", "norm")
+# Beside them: the whole self-attention; the norm of the residual sum after the feed-forward part, where an
+# architecture norms after the sum; the dropouts that follow o and f2.
+BLOCK_ROLES = (*MATRICES, "attention", "norm", "o_dropout", "f2_dropout")
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,24 @@ class Roles:
         embedding: Path of the embedding of tokens or patches.
         head: Path prefixes of what a task trains beside any method.
         switches: (module path, attribute) flags, without which a class reads a layer's weight past its forward.
+        missing: Without blocks, what to say to a method that needs them.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = ()
     embedding: str | None = None
     head: tuple[str, ...] = ()
     switches: tuple[tuple[str, str], ...] = ()
+    missing: str = ""
+
+    def each_block(self) -> tuple[Block, ...]:
+        """The blocks.
+
+        Raises:
+            UserError: If they are not known.
+        """
+        if not self.blocks:
+            raise UserError(self.missing)
+        return self.blocks
 
     def targets(self, roles: Iterable[str], whole: bool = False) -> tuple[Target, ...]:
         """What plays the roles, block by block; parts of one fused layer are slices of one target.
@@ -62,9 +75,12 @@ class Roles:
         Args:
             roles: Words of BLOCK_ROLES.
             whole: Take a fused layer as one, whichever of its parts is asked for.
+
+        Raises:
+            UserError: If the blocks are not known.
         """
         roles = tuple(roles)
-        return tuple(target for block in self.blocks for target in _targets(block.playing(roles), whole))
+        return tuple(target for block in self.each_block() for target in _targets(block.playing(roles), whole))
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,8 @@ class Architecture:
     f2: tuple[str, ...] = ()
     norm: str = ""
     attention: str = ""
+    o_dropout: str = ""
+    f2_dropout: str = ""
     embedding: str = ""
     switches: tuple[str, ...] = ()
     widths: Callable[[nn.Module, nn.Module], tuple[int, int, int]] = lambda model, qkv: (qkv.out_features // 3,) * 3

@@ -18,12 +18,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from capaboost_core.config import CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError, reason_of
 from capaboost_core.inject import inject as inject_plan
+from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import in_prefix
 from capaboost_text.hub import reach_hub
-from capaboost_text.targets import plan
+from capaboost_text.roles import roles_of
 
 HEADS = {
     "sequence-classification": AutoModelForSequenceClassification,
@@ -36,7 +36,7 @@ HEADS = {
 def from_pretrained(
     name_or_path: str | Path,
     task: str = "sequence-classification",
-    capaboost: CapaBoostConfig | dict[str, Any] | str = "capaboost-lora",
+    capaboost: Method | dict[str, Any] | str = "capaboost-lora",
     **kwargs: Any,
 ) -> nn.Module:
     """A pretrained encoder with a fresh head, adapted; the additions and the head are trainable.
@@ -75,7 +75,7 @@ def from_pretrained(
     return _inject(model, config, _missing_pooler(model, sorted(report["missing_keys"]), name_or_path))
 
 
-def inject(model: nn.Module, config: CapaBoostConfig | dict[str, Any] | str) -> nn.Module:
+def inject(model: nn.Module, config: Method | dict[str, Any] | str) -> nn.Module:
     """Adapt a transformers model in place, as `from_pretrained` does after loading.
 
     The additions train, and so does the head of a model for a task. Of a base model alone, as `AutoModel` makes it,
@@ -87,9 +87,9 @@ def inject(model: nn.Module, config: CapaBoostConfig | dict[str, Any] | str) -> 
     return _inject(model, resolve_config(config), ())
 
 
-def _inject(model: nn.Module, config: CapaBoostConfig, head: tuple[str, ...]) -> nn.Module:
-    planned = plan(model, config)
-    return inject_plan(model, config, replace(planned, head=planned.head + head))
+def _inject(model: nn.Module, config: Method, head: tuple[str, ...]) -> nn.Module:
+    roles = roles_of(model)
+    return inject_plan(model, config, config.plan(model, replace(roles, head=roles.head + head)))
 
 
 def _check_no_adapter(unexpected: Iterable[str], name: str | Path) -> None:

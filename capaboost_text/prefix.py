@@ -16,10 +16,10 @@ from transformers.models.roberta import modeling_roberta as roberta
 from transformers.models.xlm_roberta import modeling_xlm_roberta as xlm_roberta
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
+from capaboost_core.methods.prefix import PrefixTuning
+from capaboost_core.methods.prefix_layer import Prefix
 from capaboost_core.plan import Target
-from capaboost_core.prefix import ATTENTIONS, Prefix
 
 NAME = "capaboost_prefix"
 
@@ -41,7 +41,7 @@ class PrefixAttention(Adapted):
         UserError: If the attention is causal or its implementation cannot show it a prefix.
     """
 
-    def __init__(self, base: nn.Module, config: CapaBoostConfig, target: Target):
+    def __init__(self, base: nn.Module, config: PrefixTuning, target: Target):
         if base.is_causal:
             raise UserError(f"method prefix is for encoders, but {target.path} is causal; set is_decoder to False")
         self.adopt(base, target.path)
@@ -109,4 +109,4 @@ def prefixed_attention(
 
 
 AttentionInterface.register(NAME, prefixed_attention)
-ATTENTIONS.update({cls.__bases__[1]: cls for cls in PrefixAttention.__subclasses__()})
+PrefixTuning.layers.update({cls.__bases__[1]: cls for cls in PrefixAttention.__subclasses__()})

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from torch import nn
-from transformers import PretrainedConfig
 
-from capaboost_core.errors import UserError
+import capaboost_text.prefix  # noqa: F401  registers the attentions that take a prefix
 from capaboost_core.roles import Architecture, Roles
 
 
@@ -28,6 +27,8 @@ BERT = Architecture(
     f2=("output.dense",),
     norm="output.LayerNorm",
     attention="attention.self",
+    o_dropout="attention.output.dropout",
+    f2_dropout="output.dropout",
 )
 LLAMA = Architecture(
     blocks=r"layers\.\d+",
@@ -66,20 +67,28 @@ FAMILIES = {
     "phi3": replace(LLAMA, q="", k="", v="", qkv="self_attn.qkv_proj", f1=("mlp.gate_up_proj",), widths=_grouped),
     "opt": replace(LLAMA, o="self_attn.out_proj", f1=("fc1",), f2=("fc2",)),
 }
-LANGUAGE_MODELS = ("lm_head", "cls", "predictions", "generator_predictions", "generator_lm_head", "vocab_projector")
 
 
 def roles_of(model: nn.Module) -> Roles:
     """Who plays which role in a transformers model.
 
-    Raises:
-        UserError: If its architecture is in no row.
+    The head is all that stands outside the pretrained base model, DeBERTa's pooler included, and it trains; the base
+    model alone has none. A language model's output layers are pretrained like the rest and stay frozen, as in peft.
     """
-    kind = model.config.model_type
-    found = FAMILIES[kind].roles(model, head_of(model)) if kind in FAMILIES else None
-    if not found or not found.blocks:
-        raise UserError(
-            f"no row for the architecture {kind}; give targets as a list of module suffixes, or choose one of: "
-            f"{', '.join(FAMILIES)}"
-        )
-    return replace(found, embedding=_embedding(model))
+    kind, head = model.config.model_type, _head(model)
+    found = FAMILIES[kind].roles(model, head) if kind in FAMILIES else None
+    if found and found.blocks:
+        return replace(found, embedding=_embedding(model))
+    missing = f"no row for the architecture {kind}; give targets as a list of module suffixes, or choose one of: "
+    return Roles(head=head, missing=missing + ", ".join(FAMILIES))
+
+
+def _embedding(model: nn.Module) -> str | None:
+    embedding = model.get_input_embeddings()
+    return next((path for path, module in model.named_modules() if module is embedding), None)
+
+
+def _head(model: nn.Module) -> tuple[str, ...]:
+    if model.base_model is model or model.get_output_embeddings() is not None:
+        return ()
+    return tuple(name for name, _ in model.named_children() if name != model.base_model_prefix)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from timm.layers.attention import Attention, maybe_add_mask, resolve_self_attn_mask
-from torch import Tensor, nn
+from torch import Tensor
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.config import CapaBoostConfig
-from capaboost_core.errors import UserError
+from capaboost_core.methods.prefix import PrefixTuning
+from capaboost_core.methods.prefix_layer import Prefix
 from capaboost_core.plan import Target
-from capaboost_core.prefix import ATTENTIONS, Prefix
 
 
 class PrefixAttention(Adapted, Attention):
@@ -22,7 +21,7 @@ class PrefixAttention(Adapted, Attention):
         target: Path of the attention.
     """
 
-    def __init__(self, base: Attention, config: CapaBoostConfig, target: Target):
+    def __init__(self, base: Attention, config: PrefixTuning, target: Target):
         self.adopt(base, target.path)
         self.prefix = Prefix(config, target.path, base.attn_dim, base.qkv.weight)
         self.prefix.train(base.training)
@@ -49,18 +48,4 @@ class PrefixAttention(Adapted, Attention):
         return self.attn_drop(scores.softmax(dim=-1)) @ v
 
 
-def check_attention(path: str, attention: nn.Module) -> None:
-    """Refuse an attention that computes otherwise than timm's standard one: BEiT's, EVA's, Swin's.
-
-    Raises:
-        UserError: If its class is not exactly timm's `Attention`.
-    """
-    found = type(attention)
-    if found is not Attention:
-        raise UserError(
-            f"method prefix needs timm.layers.Attention, but {path} is {found.__module__}.{found.__name__}; "
-            "choose lora, padapter or hadapter"
-        )
-
-
-ATTENTIONS[Attention] = PrefixAttention
+PrefixTuning.layers[Attention] = PrefixAttention

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import constants as hub
 from torch import nn
 
-from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError, reason_of
+from capaboost_core.methods import Method
 from capaboost_core.network import offline_unless_reachable
 from capaboost_vision.timm_register import inject
 from capaboost_vision.vtab_run import EMBEDDED, ModelSection
@@ -44,7 +44,7 @@ def _has_tag(name: str) -> bool:
         return False
 
 
-def create_model(section: ModelSection, num_classes: int, adapter: CapaBoostConfig) -> nn.Module:
+def create_model(section: ModelSection, num_classes: int, adapter: Method) -> nn.Module:
     """The adapted model.
 
     Raises:

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.xcit import Xcit
 from torch import nn
 
+import capaboost_vision.prefix  # noqa: F401  registers the attention that takes a prefix
 from capaboost_core.errors import UserError
 from capaboost_core.roles import Architecture, Roles
 

@@ -10,13 +10,13 @@ from typing import Any
 import timm
 from torch import nn
 
-from capaboost_core.config import CapaBoostConfig, resolve_config
 from capaboost_core.errors import UserError
 from capaboost_core.inject import inject as inject_plan
-from capaboost_vision.targets import plan
+from capaboost_core.methods import Method, resolve_config
+from capaboost_vision.roles import roles_of
 
 
-def inject(model: nn.Module, config: CapaBoostConfig | dict[str, Any] | str) -> nn.Module:
+def inject(model: nn.Module, config: Method | dict[str, Any] | str) -> nn.Module:
     """Adapt a timm model in place; `timm.create_model(..., capaboost=config)` calls this.
 
     Args:
@@ -27,7 +27,7 @@ def inject(model: nn.Module, config: CapaBoostConfig | dict[str, Any] | str) -> 
         UserError: If the configuration or the model's class is not supported.
     """
     config = resolve_config(config)
-    return inject_plan(model, config, plan(model, config))
+    return inject_plan(model, config, config.plan(model, roles_of(model)))
 
 
 def register_all() -> None:
@@ -48,7 +48,7 @@ def _taking_capaboost(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.
     @functools.wraps(entrypoint)
     def create(
         pretrained: bool = False,
-        capaboost: CapaBoostConfig | dict[str, Any] | str | None = None,
+        capaboost: Method | dict[str, Any] | str | None = None,
         **kwargs: Any,
     ) -> nn.Module:
         config = None if capaboost is None else resolve_config(capaboost)

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from capaboost_core.config import CapaBoostConfig
-from capaboost_core.settings import Settings, Text, refuse
+from capaboost_core.methods import Method
+from capaboost_core.settings.base import Settings, Text, refuse
 from capaboost_core.training.results import run_folder
 from capaboost_core.training.train_section import TrainSection
 
@@ -107,7 +107,7 @@ class VtabRun:
     model: ModelSection
     data: DataSection
     train: TrainSection
-    adapter: CapaBoostConfig
+    adapter: Method
 
     def __post_init__(self) -> None:
         if self.data.normalize == "auto":

@@ -1,4 +1,4 @@
-"""Draw docs/how-it-works.svg; the masks in it are real ones from `capaboost_core.masks`.
+"""Draw docs/how-it-works.svg; the masks in it are real ones from `capaboost_core.sharing.masks`.
 
 python docs/make_picture.py
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from capaboost_core import CapaBoostConfig
-from capaboost_core.masks import mask_bits
+from capaboost_core.sharing.masks import mask_bits
 
 OUTPUT = Path(__file__).with_name("how-it-works.svg")
 WIDTH, HEIGHT, CELL = 1000, 470, 12

@@ -13,8 +13,8 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 import capaboost_text
 import capaboost_vision  # noqa: F401  registers `capaboost`
-from capaboost_core import save_adapter, trainable_parameters
-from capaboost_core.config import PRESETS, CapaBoostConfig
+from capaboost_core import CapaBoostConfig, save_adapter, trainable_parameters
+from capaboost_core.methods import PRESETS
 from capaboost_core.report.rank_report import adapter_record, paper_values, study_table
 
 TINY = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

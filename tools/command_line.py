@@ -65,7 +65,7 @@ class Help(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         parser.print_help()
         print("\nsettings of --set, with the defaults of the code (a config may have others):", flush=True)
-        from capaboost_core.settings_text import help_on
+        from capaboost_core.settings.text import help_on
         from capaboost_core.training.run_config import sections_of
 
         module, _, name = self.run.rpartition(".")

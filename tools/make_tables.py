@@ -22,7 +22,7 @@ from typing import Any
 from command_line import answer
 from outputs import check_outputs
 from rich.table import Table
-from row_settings import PLACES, differences, settings_of
+from row_settings import PLACES, differences, has_rank, settings_of
 
 from capaboost_core import UserError
 from capaboost_core.console import show_table
@@ -32,7 +32,6 @@ from capaboost_core.files import write_atomically
 TEXTS = ("task", "model", "method", "protocol", "metric", "device")
 NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs")
 LARGEST = 1e300  # what a float holds, and no infinity or NaN
-WITHOUT_RANK = (None, "linear", "full")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 TITLES = ("task", "model", "method", "settings", "protocol", "value")
 TITLES += ("trainable", "% trainable", "epochs", "device", "split")
@@ -107,7 +106,7 @@ def _wrong_settings(config: Any) -> list[str]:
         return wrong
     train, adapter = sections["train"], sections["adapter"]
     wrong = [] if _is_number(train.get("lr", 0)) else ["config.train.lr"]
-    if adapter.get("method") not in WITHOUT_RANK:
+    if has_rank(adapter):
         wrong += [] if _is_number(adapter.get("r")) else ["config.adapter.r"]
         wrong += [] if adapter.get("alpha") is None or _is_number(adapter["alpha"]) else ["config.adapter.alpha"]
     return wrong

@@ -14,6 +14,8 @@ from typing import Any
 import train_vtab
 
 from capaboost_core import UserError, resolve_config
+from capaboost_core.methods.base import find_method
+from capaboost_core.methods.lora import LoRA
 from capaboost_core.training.results import read_result
 from capaboost_core.training.run_file import merge_settings, parse_assignments
 from capaboost_core.training.run_folder import RESULT
@@ -60,7 +62,7 @@ class Study:
 
     def _check_assignments(self) -> None:
         adapter = parse_assignments(list(self.assignments)).get("adapter", {})
-        if adapter.get("method", "lora") != "lora":
+        if not issubclass(find_method(adapter.get("method", LoRA.name)), LoRA):
             raise UserError(
                 f"--set adapter.method={adapter['method']}: only lora has increments to report; leave it out"
             )

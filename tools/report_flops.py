@@ -28,7 +28,7 @@ from command_line import answer, at_least_one, make_parser
 if TYPE_CHECKING:
     from subjects import Sizes
 
-    from capaboost_core.config import CapaBoostConfig
+    from capaboost_core.methods import Method
     from capaboost_core.report.account_table import Sheet
     from capaboost_core.report.paper import Comparison
 
@@ -70,7 +70,7 @@ def report_methods(options: argparse.Namespace) -> None:
     """Count the methods on one model."""
     from subjects import Sizes, describe, make_subject
 
-    from capaboost_core.config import CapaBoostConfig
+    from capaboost_core.methods import Method
     from capaboost_core.report.account_report import choose_methods, make_report
     from capaboost_core.report.paper import sheets
 
@@ -81,13 +81,13 @@ def report_methods(options: argparse.Namespace) -> None:
     report = make_report(subject, methods, changes, options.methods != "all", peak)
     record = {"model": options.model, "inputs": describe(subject), "settings": changes, **asdict(report)}
     comparisons, about_paper = compare_paper(options.model)
-    settings = " ".join(options.set) or f"those of the presets, such as adapter.r={CapaBoostConfig().r}"
+    settings = " ".join(options.set) or f"those of the presets, such as adapter.r={Method().r}"
     facts = {"model": f"{options.model}, {describe(subject)}", "settings": settings, "peak memory": how}
     record["paper"] = [asdict(comparison) for comparison in comparisons]
     finish(options, record, facts | report.facts() | about_paper, [*report.sheets(), *sheets(comparisons)])
 
 
-def memory_probe(options: argparse.Namespace, sizes: Sizes) -> tuple[Callable[[CapaBoostConfig], int], str]:
+def memory_probe(options: argparse.Namespace, sizes: Sizes) -> tuple[Callable[[Method], int], str]:
     """What measures the peak memory of a method, and how it does, in words.
 
     Raises:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from capaboost_core.methods import METHODS
+from capaboost_core.methods.lora import LoRA
+
 PLACES = ("seed", "output_dir", "resume", "data_dir")  # settings in which two runs of one row may differ
 # Shown in every row, in a column, in its method's name or by `settings_of`; all else is shown where rows differ in it.
 COLUMNS = ("model.name", "data.task", "data.dataset", "data.protocol", "train.epochs", "adapter.method")
@@ -11,16 +14,22 @@ NAMED = ("model.pretrained", "train.lr", "adapter.r", "adapter.alpha", "adapter.
 BY_METHOD = ("adapter.num_tied", "adapter.density")  # a plain method has others than its tied form by its name
 
 
+def has_rank(adapter: dict[str, Any]) -> bool:
+    """Whether the adapter's method has an inner dimension r; files of 0.1.0 have one for the baselines too."""
+    return "r" in getattr(METHODS.get(adapter.get("method")), "model_fields", ())
+
+
 def settings_of(config: dict[str, Any]) -> str:
     """What every row tells: the start, the learning rate, the adapter's size, scale and places."""
     model, train, adapter = (config.get(section, {}) for section in ("model", "train", "adapter"))
     parts = [] if model.get("pretrained", True) else ["random weights"]
     parts += [f"lr {train['lr']:g}"] if "lr" in train else []
-    if adapter.get("method") not in (None, "linear", "full"):
+    if has_rank(adapter):
         alpha = adapter.get("alpha") or adapter["r"]
         parts += [f"r {adapter['r']}", f"alpha {alpha:g}"]
-        targets = adapter.get("targets", "attention-qv") if adapter["method"] == "lora" else "attention-qv"
-        parts += [" ".join([targets] if isinstance(targets, str) else targets)] if targets != "attention-qv" else []
+        targets = adapter.get("targets") if "targets" in METHODS[adapter["method"]].used(adapter) else None
+        chosen = targets not in (None, LoRA.model_fields["targets"].default)
+        parts += [" ".join([targets] if isinstance(targets, str) else targets)] if chosen else []
     return ", ".join(parts)
 
 
@@ -41,7 +50,7 @@ def differences(result: dict[str, Any], others: list[dict[str, Any]]) -> list[st
 
 def _leaves(config: dict[str, Any]) -> dict[str, Any]:
     """The settings by section and name that no column or `settings_of` shows; of a baseline, none of an adapter."""
-    without = ("adapter",) if config.get("adapter", {}).get("method") in ("linear", "full") else ()
+    without = () if has_rank(config.get("adapter", {})) else ("adapter",)
     return {
         f"{section}.{key}": value
         for section, settings in config.items()

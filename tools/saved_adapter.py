@@ -11,8 +11,8 @@ from transformers import AutoConfig
 
 import capaboost_vision.backbone  # noqa: F401  registers the embedded backbone
 from capaboost_core import UserError, load_adapter
-from capaboost_core.adapter_file import Adapter, read_adapter
-from capaboost_core.base_model import DifferentBaseWarning
+from capaboost_core.adapter_files.base_model import DifferentBaseWarning
+from capaboost_core.adapter_files.disk import Adapter, read_adapter
 from capaboost_core.plan import in_prefix
 from capaboost_text.encoders import HEADS
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from capaboost_core.config import PRESETS, CapaBoostConfig
 from capaboost_core.errors import UserError
+from capaboost_core.methods import PRESETS, Method
 from capaboost_core.report.account_table import Row, Sheet, bytes_text, occurrences
 from capaboost_core.report.accounting import Account, Subject, account, settings_of
 from capaboost_core.report.flop_modes import Call, half_of_torch
@@ -97,7 +97,7 @@ def make_report(
     methods: Sequence[str],
     changes: dict[str, Any],
     strict: bool,
-    peak_bytes: Callable[[CapaBoostConfig], int] | None = None,
+    peak_bytes: Callable[[Method], int] | None = None,
 ) -> Report:
     """Count each method.
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capaboost_core.config import PLAIN, CapaBoostConfig, resolve_config
+from capaboost_core.adapter_files.save import FORMAT
 from capaboost_core.errors import UserError
 from capaboost_core.inject import parameter_counts, trainable_parameters
-from capaboost_core.method_settings import MASKS, METHOD_SETTINGS
+from capaboost_core.methods import METHODS, Method, resolve_config
 from capaboost_core.report.flops import FlopCounts, count_flops
-from capaboost_core.state import FORMAT
+from capaboost_core.settings.base import hint
+from capaboost_core.sharing.settings import Tying
 
 BACKWARD = ("backward", "tied_backward")  # operators of a step's backward pass
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -26,7 +27,7 @@ class Subject:
     """A base model that is built afresh for each method, how it is adapted, and what it is fed."""
 
     build: Callable[[], nn.Module]
-    inject: Callable[[nn.Module, CapaBoostConfig], nn.Module]
+    inject: Callable[[nn.Module, Method], nn.Module]
     inputs: dict[str, Tensor]
 
 
@@ -70,7 +71,7 @@ class Account:
         return 100 * self.trainable / self.total
 
 
-def account(subject: Subject, config: CapaBoostConfig) -> Account:
+def account(subject: Subject, config: Method) -> Account:
     """Adapt a fresh model and count.
 
     Raises:
@@ -97,7 +98,7 @@ def _forward_of(step: FlopCounts) -> Products:
     return Products(*(sum(n for name, n in counts.items() if name not in BACKWARD) for counts in by_operator))
 
 
-def settings_of(preset: str, changes: dict[str, Any]) -> CapaBoostConfig:
+def settings_of(preset: str, changes: dict[str, Any]) -> Method:
     """A preset with changed settings; what ties or masks weights leaves a plain method plain.
 
     The baselines `linear` and `full` have no settings and stay as they are.
@@ -108,12 +109,16 @@ def settings_of(preset: str, changes: dict[str, Any]) -> CapaBoostConfig:
     config = resolve_config(preset)
     if "method" in changes:
         raise UserError("adapter.method is not a setting here; choose methods with --methods")
-    checked = CapaBoostConfig.from_dict(changes)
-    if not METHOD_SETTINGS[config.method]:
+    known = {name for method in METHODS.values() for name in method.model_fields}
+    for name in changes:
+        if name not in known:
+            raise UserError(f"unknown adapter setting {name}; {hint(name, known)}")
+    if not config.model_fields:
         return config
-    plain = {name: getattr(config, name) for name in PLAIN} == PLAIN
-    kept = [name for name in changes if not (plain and name in MASKS)]
-    return resolve_config(config, **{name: getattr(checked, name) for name in kept})
+    plain = isinstance(config, Tying) and config.is_plain
+    return config.replace(
+        **{name: value for name, value in changes.items() if not (plain and name in Tying.model_fields)}
+    )
 
 
 def optimizer_bytes(parameters: dict[str, nn.Parameter]) -> int:

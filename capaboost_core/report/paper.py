@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from capaboost_core.config import PRESETS, CapaBoostConfig
 from capaboost_core.errors import UserError
 from capaboost_core.inject import ParameterCounts, parameter_counts
+from capaboost_core.methods import PRESETS, Method
 from capaboost_core.report.account_table import Sheet
 from capaboost_core.report.accounting import Subject, settings_of
 from capaboost_core.report.tied_products import count_added
@@ -37,15 +37,15 @@ class PaperCounter:
     def __init__(self, subject_of: Callable[[str], Subject]):
         self.subject, self.counts, self.added = cache(subject_of), cache(self._counts), cache(self._added)
 
-    def _counts(self, model: str, config: CapaBoostConfig) -> ParameterCounts:
+    def _counts(self, model: str, config: Method) -> ParameterCounts:
         subject = self.subject(model)
         return parameter_counts(subject.inject(subject.build(), config))
 
-    def _added(self, model: str, config: CapaBoostConfig) -> int:
+    def _added(self, model: str, config: Method) -> int:
         subject = self.subject(model)
         return count_added(subject.inject(subject.build(), config), subject.inputs)
 
-    def quantity(self, name: str, model: str, ours: CapaBoostConfig, reference: CapaBoostConfig | None) -> float:
+    def quantity(self, name: str, model: str, ours: Method, reference: Method | None) -> float:
         """A column's value for one adaptation, relative to another where the column is so."""
         if name == "flops":
             return self.added(model, ours) / self.added(model, reference)
@@ -151,7 +151,7 @@ def _printed(row: dict[str, Any]) -> bool:
     return any(row.get(quantity) is not None for quantity in QUANTITIES)
 
 
-def _config(build: dict[str, Any]) -> CapaBoostConfig:
+def _config(build: dict[str, Any]) -> Method:
     return settings_of(build["preset"], {name: value for name, value in build.items() if name != "preset"})
 
 
@@ -160,7 +160,7 @@ def _comparison(
     row: dict[str, Any],
     quantity: str,
     counter: PaperCounter,
-    reference: CapaBoostConfig | None,
+    reference: Method | None,
     reading: dict[str, Any],
 ) -> Comparison:
     build = row["build"] | reading.get("build", {})

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
 from capaboost_core.inject import adapted_layers, injection_of
-from capaboost_core.lora import CapaLinear
 
 TOLERANCE = "a singular value counts if it is above max(out, in) * eps(float64) * the largest, as in NumPy"
 
@@ -107,13 +106,13 @@ def model_ranks(model: nn.Module) -> list[IncrementRank]:
     Raises:
         UserError: If the model has no LoRA increments, or a factor is not finite.
     """
-    method = injection_of(model).config.method
-    if method != "lora":
+    layers = adapted_layers(model)
+    if not layers or not all(layer.mergeable for layer in layers):
+        method = injection_of(model).config.method
         raise UserError(f"method {method} adds no increment to a weight, so there is no rank; give a LoRA adapter")
     return [
         _increment_rank(layer.path, at, *factors)
-        for layer in adapted_layers(model)
-        if isinstance(layer, CapaLinear)
+        for layer in layers
         for at, factors in zip(layer.slices, layer.factors_by_slice(), strict=True)
     ]
 

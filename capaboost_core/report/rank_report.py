@@ -14,9 +14,9 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from capaboost_core.config import CapaBoostConfig
 from capaboost_core.files import write_atomically
 from capaboost_core.inject import injection_of, parameter_counts
+from capaboost_core.methods import Method
 from capaboost_core.report.rank import TOLERANCE, model_ranks
 from capaboost_core.training.results import git_state, library_versions
 
@@ -50,7 +50,7 @@ def adapter_record(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def paper_values(config: CapaBoostConfig) -> dict[str, float] | None:
+def paper_values(config: Method) -> dict[str, float] | None:
     """Rank and parameter factor in Table 1 (arXiv 2407.01320): RoBERTa-base of width 768 on CoLA."""
     density = 1.0 if config.num_tied == 1 else 0.5
     known = config.r in PAPER_R and config.num_tied in PAPER_RANKS

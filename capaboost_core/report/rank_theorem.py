@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
-from capaboost_core.masks import mask_bits
+from capaboost_core.methods import Method
 from capaboost_core.report.rank import TOLERANCE, spectrum
-from capaboost_core.tied import TiedWeight
+from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.tied import TiedWeight
 
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 STRIDE = 1_000_003  # between the draws of two seeds, so that they do not overlap
@@ -72,7 +72,7 @@ def _independent_sum(size: int, r: int, seed: int) -> Tensor:
 
 def _masked_sum(mask: str, density: float) -> Callable[[int, int, int], Tensor]:
     def draw(size: int, r: int, seed: int) -> Tensor:
-        config = CapaBoostConfig(r=r, num_tied=2, density=density, mask=mask, seed=seed)
+        config = Method(r=r, num_tied=2, density=density, mask=mask, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         masks_a = mask_bits(config, "theorem", "A", (r, size))
         masks_b = mask_bits(config, "theorem", "B", (size, r))

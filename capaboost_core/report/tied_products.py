@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from capaboost_core.adapted import Adapted
 from capaboost_core.inject import adapted_layers
 from capaboost_core.report.flop_modes import Call, Inputs, untraced
-from capaboost_core.tied import TiedWeight
+from capaboost_core.sharing.tied import TiedWeight
 
 
 def count_added(model: nn.Module, inputs: Inputs) -> int:

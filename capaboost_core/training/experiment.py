@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from capaboost_core.config import CapaBoostConfig
+from capaboost_core.adapter_files.save import save_adapter
+from capaboost_core.methods import Method
 from capaboost_core.modes import merged
-from capaboost_core.state import save_adapter
 from capaboost_core.training.checkpoint import check_fingerprint
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.results import (
@@ -23,7 +23,6 @@ from capaboost_core.training.results import (
     adapter_bytes,
     counts_of,
     device_name,
-    method_name,
     read_result,
     write_result,
 )
@@ -56,7 +55,7 @@ class Run(Protocol):
     model: ModelSection
     data: DataSection
     train: TrainSection
-    adapter: CapaBoostConfig
+    adapter: Method
     selecting: str
 
 
@@ -154,7 +153,7 @@ def make_result(
     """Gather what the result file says."""
     return Result(
         task=made.name,
-        method=method_name(run.adapter),
+        method=run.adapter.label,
         model=run.model.name,
         seed=run.train.seed,
         protocol=run.data.protocol,

@@ -16,12 +16,12 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from capaboost_core.config import CapaBoostConfig
+from capaboost_core.adapter_files.save import WEIGHTS
 from capaboost_core.console import show_table
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
 from capaboost_core.inject import parameter_counts
-from capaboost_core.state import WEIGHTS
+from capaboost_core.methods import Method
 from capaboost_core.training.json_text import to_json
 from capaboost_core.training.run_folder import RESULT
 
@@ -49,17 +49,10 @@ def counts_of(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def method_name(config: CapaBoostConfig) -> str:
-    """The preset's name of a method: `capaboost-` before one whose weights are tied or masked."""
-    if config.method in ("linear", "full") or (config.num_tied == 1 and config.density == 1):
-        return config.method
-    return f"capaboost-{config.method}"
-
-
-def run_folder(kind: str, task: str, model: str, adapter: CapaBoostConfig, seed: int) -> Path:
+def run_folder(kind: str, task: str, model: str, adapter: Method, seed: int) -> Path:
     """Where a run lives unless told otherwise: runs/<kind>/<task>/<model>/<method>-seed<seed>."""
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in model)
-    return Path("runs") / kind / task / plain / f"{method_name(adapter)}-seed{seed}"
+    return Path("runs") / kind / task / plain / f"{adapter.label}-seed{seed}"
 
 
 def adapter_bytes(folder: Path) -> int:

@@ -11,10 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from capaboost_core.config import PLAIN, resolve_config
+from pydantic.fields import FieldInfo
+
 from capaboost_core.errors import UserError
-from capaboost_core.method_settings import METHOD_SETTINGS, used_settings
-from capaboost_core.settings import Settings, hint
+from capaboost_core.methods import resolve_config
+from capaboost_core.settings.base import Settings, hint
 from capaboost_core.training.run_file import Raw, merge_settings, parse_assignments, read_config
 
 Run = TypeVar("Run")
@@ -42,20 +43,17 @@ def preset_settings(method: str, configured: dict[str, Any], typed: dict[str, An
     """What a preset says of the adapter, over what the file says that its method can use.
 
     Args:
-        method: Name of the preset, which sets method, num_tied and density.
-        configured: The file's settings; r, dropout and the mask seed stay as they are there.
+        method: Name of the preset, such as one that sets method, num_tied and density.
+        configured: The file's settings; those that the preset leaves open stay as they are there.
         typed: What `--set` changes later; density gives way to masks of n and m.
 
     Raises:
         UserError: If there is no such preset.
     """
     preset = resolve_config(method)
-    own = {"method": preset.method}
-    if METHOD_SETTINGS[preset.method]:
-        own |= {name: getattr(preset, name) for name in (*PLAIN, "activation")}
-    under = configured | own
-    used = used_settings(under | typed) - ({"density"} if (under | typed).get("mask") == "nm" else set())
-    return {name: value for name, value in under.items() if name in used}
+    under = configured | {name: getattr(preset, name) for name in preset.model_fields_set} | {"method": preset.method}
+    used = preset.used(under | typed) - ({"density"} if (under | typed).get("mask") == "nm" else set())
+    return {name: value for name, value in under.items() if name in used | {"method"}}
 
 
 def sections_of(cls: type) -> dict[str, type[Settings]]:
@@ -82,12 +80,12 @@ def to_dict(run: Any) -> dict[str, Any]:
 
 
 def _without_defaults(sections: dict[str, type[Settings]], raw: Raw) -> Raw:
+    fields_of = {name: sections[name].fields_for(values) if name in sections else {} for name, values in raw.items()}
     return {
-        name: {key: value for key, value in settings.items() if not _is_default(sections.get(name), key, value)}
+        name: {key: value for key, value in settings.items() if not _is_default(fields_of[name].get(key), value)}
         for name, settings in raw.items()
     }
 
 
-def _is_default(section: type[Settings] | None, key: str, value: Any) -> bool:
-    field = section.model_fields.get(key) if section else None
+def _is_default(field: FieldInfo | None, value: Any) -> bool:
     return field is not None and (type(value), value) == (type(field.default), field.default)

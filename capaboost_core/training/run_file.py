@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from capaboost_core.config import resolve_config
 from capaboost_core.errors import UserError
-from capaboost_core.settings_text import shown
-from capaboost_core.yaml_file import parse_yaml, read_yaml
+from capaboost_core.methods import resolve_config
+from capaboost_core.settings.text import shown
+from capaboost_core.settings.yaml_file import parse_yaml, read_yaml
 
 Raw = dict[str, dict[str, Any]]
 

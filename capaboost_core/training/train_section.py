@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from capaboost_core.errors import UserError
-from capaboost_core.settings import Settings, refuse
+from capaboost_core.settings.base import Settings, refuse
 from capaboost_core.training.schedule import Schedule
 
 

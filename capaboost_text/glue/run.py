@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from capaboost_core.config import CapaBoostConfig
-from capaboost_core.settings import Settings, Text
+from capaboost_core.methods import Method, resolve_config
+from capaboost_core.settings.base import Settings, Text
 from capaboost_core.training.results import run_folder
 from capaboost_core.training.train_section import TrainSection
 from capaboost_text.glue.tasks import find_task
@@ -67,7 +67,7 @@ class GlueRun:
     model: ModelSection
     data: GlueSection
     train: TrainSection
-    adapter: CapaBoostConfig
+    adapter: Method
 
     def default_folder(self) -> Path:
         """Where the run lives unless told otherwise."""
@@ -82,11 +82,11 @@ def family_of(model: str | None) -> str:
 def config_file(folder: Path, task: str, model: str | None, method: str | None) -> Path:
     """The paper's settings of the model's family and the method's kind.
 
-    Adapters and prefixes have the PAdapter's settings, all other methods LoRA's.
+    Methods without settings of their own have those of their `recipe`.
 
     Raises:
-        UserError: If there is no such task.
+        UserError: If there is no such task or preset.
     """
     family = family_of(model)
-    kind = "padapter" if method and method.endswith(("adapter", "prefix")) else "lora"
+    kind = resolve_config(method).recipe if method else Method.recipe
     return folder / family / f"{find_task(task).name}-{kind}.yaml"

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from capaboost_core.config import CapaBoostConfig
-from capaboost_core.settings import Settings, Text
+from capaboost_core.methods import Method
+from capaboost_core.settings.base import Settings, Text
 from capaboost_core.training.results import run_folder
 from capaboost_core.training.train_section import TrainSection
 from capaboost_text.glue.run import ModelSection
@@ -63,7 +63,7 @@ class SquadRun:
     model: ModelSection
     data: SquadSection
     train: TrainSection
-    adapter: CapaBoostConfig
+    adapter: Method
 
     def default_folder(self) -> Path:
         """Where the run lives unless told otherwise."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from capaboost_core import load_adapter
+from capaboost_core import CapaBoostConfig, load_adapter
 from tests.compatibility.models import adapt, base, logits
 
 FOLDER = Path(__file__).parent / "0.1.0"
@@ -18,7 +18,10 @@ EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 def test_logits_are_those_of_then(name, into):
     model = base(EXPECTED[name]["base"])
     if into == "adapted":
-        adapt(model, json.loads((FOLDER / name / "adapter_config.json").read_text())["config"])
+        adapt(
+            model,
+            CapaBoostConfig.from_record(json.loads((FOLDER / name / "adapter_config.json").read_text())["config"]),
+        )
     loaded = load_adapter(model, FOLDER / name)
     with torch.no_grad():
         torch.testing.assert_close(logits(loaded.eval()), torch.tensor(EXPECTED[name]["logits"]))

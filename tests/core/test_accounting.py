@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, save_adapter, trainable_parameters
-from capaboost_core.config import PRESETS
+from capaboost_core.methods import PRESETS
 from capaboost_core.report.account_report import choose_methods, make_report
 from capaboost_core.report.account_table import bytes_text, occurrences, show, write_files
 from capaboost_core.report.accounting import Subject, account, adapter_file_bytes, optimizer_bytes, settings_of

@@ -30,7 +30,7 @@ WRONG = [
     ({"init": "zero"}, "official"),
     ({"targets": []}, "attention-qv"),
     ({"targets": 3}, "attention-qv"),
-    ({"rnak": 4}, "known: method, r, "),
+    ({"rnak": 4}, "known: num_tied, "),
     ({"densty": 0.5}, "did you mean density"),
 ]
 
@@ -64,7 +64,7 @@ def test_wrong_yaml_files(tmp_path, text, hint):
 def test_presets_and_their_changes():
     assert resolve_config("capaboost-lora", r=16) == CapaBoostConfig("lora", r=16)
     assert (PRESETS["lora"].num_tied, PRESETS["lora"].density) == (1, 1.0)
-    with pytest.raises(UserError, match="capaboost-lora"):
+    with pytest.raises(UserError, match="did you mean lora"):
         resolve_config("qlora")
     with pytest.raises(UserError, match="preset name"):
         resolve_config(8)

@@ -7,7 +7,7 @@ import pytest
 
 from capaboost_core import CapaBoostConfig, UserError, inject
 from capaboost_core.plan import Plan, Target
-from capaboost_core.settings import Settings
+from capaboost_core.settings.base import Settings
 from capaboost_core.training.experiment import Prepared, run_experiment
 from capaboost_core.training.lr_grid import parse_rates, run_grid
 from capaboost_core.training.run_folder import claim

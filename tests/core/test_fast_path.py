@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Target
-from capaboost_core.lora import CapaLinear
-from capaboost_core.masks import mask_bits
+from capaboost_core.methods.capa_linear import CapaLinear
+from capaboost_core.sharing.masks import mask_bits
 
 IN, OUT, RANK, ALPHA, DROPOUT = 12, 24, 4, 6, 0.3
 WHOLE, Q_AND_V = ((0, OUT),), ((0, 8), (16, 24))

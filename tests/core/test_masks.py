@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from capaboost_core import CapaBoostConfig, UserError
-from capaboost_core.masks import checksum, mask_bits
+from capaboost_core.sharing.masks import checksum, mask_bits
 
 SHAPE = (8, 192)
 # Files trained with earlier releases regenerate their masks from the seed: these may never change.
@@ -73,7 +73,7 @@ def test_golden_checksum(kind):
 def test_another_process_draws_the_same():
     script = (
         "import numpy, torch; numpy.random.seed(7); torch.manual_seed(7); numpy.random.rand(5)\n"
-        "from capaboost_core import CapaBoostConfig; from capaboost_core.masks import *\n"
+        "from capaboost_core import CapaBoostConfig; from capaboost_core.sharing.masks import *\n"
         "mask_bits(CapaBoostConfig(), 'other', 'A.0', (3, 5))\n"
         f"print(checksum([('w', mask_bits(CapaBoostConfig(), 'blocks.0.attn.qkv', 'A.0', {SHAPE}))]))"
     )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from capaboost_core import parameter_counts, trainable_parameters
-from capaboost_core.tied import TiedWeight
+from capaboost_core.sharing.tied import TiedWeight
 
 from .test_inject import Net, X, adapted, randomise
 

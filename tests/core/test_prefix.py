@@ -21,8 +21,9 @@ from capaboost_core import (
     trainable_parameters,
 )
 from capaboost_core.adapted import Adapted
-from capaboost_core.masks import mask_bits
-from capaboost_core.prefix import ATTENTIONS, Prefix
+from capaboost_core.methods.prefix import PrefixTuning
+from capaboost_core.methods.prefix_layer import Prefix
+from capaboost_core.sharing.masks import mask_bits
 
 CONFIGS = [
     CapaBoostConfig("prefix", r=3, num_tied=1, density=1.0),
@@ -116,7 +117,7 @@ X = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    monkeypatch.setitem(ATTENTIONS, Attention, PrefixAttention)
+    monkeypatch.setitem(PrefixTuning.layers, Attention, PrefixAttention)
 
 
 def adapted(config=CONFIGS[1]):
@@ -175,9 +176,9 @@ def test_start_is_small_and_seeded():
 
 
 def test_an_unregistered_attention_is_refused_and_stays(monkeypatch):
-    monkeypatch.delitem(ATTENTIONS, Attention)
+    monkeypatch.delitem(PrefixTuning.layers, Attention)
     model = Net()
-    with pytest.raises(UserError, match=r"first is a Attention.*import"):
+    with pytest.raises(UserError, match=r"no form for first.*import capaboost_vision or"):
         inject(model, CONFIGS[1], PLAN)
     with pytest.raises(UserError, match=r"capaboost_text\.inject"):
         inject(model, CONFIGS[1])
@@ -186,7 +187,7 @@ def test_an_unregistered_attention_is_refused_and_stays(monkeypatch):
 
 
 def test_settings_without_a_meaning_are_refused():
-    with pytest.raises(UserError, match=r"alpha is 8\.0; it means nothing to method prefix; drop it"):
+    with pytest.raises(UserError, match=r"alpha is 8; it means nothing to method prefix; drop it"):
         CapaBoostConfig("prefix", alpha=8)
     with pytest.raises(UserError, match=r"dropout is 0\.1; it means nothing"):
         resolve_config("capaboost-prefix", dropout=0.1)

@@ -14,7 +14,6 @@ from capaboost_core.training.results import (
     device_name,
     git_state,
     library_versions,
-    method_name,
     print_table,
     read_result,
     write_result,
@@ -85,7 +84,7 @@ def test_an_unreadable_result_is_one_line(tmp_path):
     ],
 )
 def test_methods_have_their_presets_names(config, name):
-    assert method_name(config) == name
+    assert config.label == name
 
 
 def test_counts_leave_the_head_out(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from capaboost_core import UserError, load_adapter, merge, parameter_counts, save_adapter, trainable_parameters
-from capaboost_core.base_model import DifferentBaseWarning
+from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from tests.core.adapter_case import CONFIG, WEIGHTS, contents, edit_record, edit_tensors, fresh_base, saved
 from tests.core.test_inject import X, adapted, randomise
 

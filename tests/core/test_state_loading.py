@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, load_adapter, loading, merge, save_adapter
-from capaboost_core.base_model import DifferentBaseWarning
+from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from tests.core.adapter_case import CONFIG, WEIGHTS, edit_record, edit_tensors, fresh_base, saved, state_of
 from tests.core.test_inject import PLAN, X, adapted, randomise
 

@@ -6,7 +6,7 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 
 from capaboost_core import trainable_parameters
-from capaboost_core.tied import TiedWeight
+from capaboost_core.sharing.tied import TiedWeight
 from capaboost_core.training.optimize import _adamw
 from capaboost_core.training.train_section import TrainSection
 

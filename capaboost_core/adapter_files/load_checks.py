@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.adapter_file import CONFIG, Adapter
-from capaboost_core.base_model import DifferentBaseWarning, differing, same_name
+from capaboost_core.adapter_files.base_model import DifferentBaseWarning, differing, same_name
+from capaboost_core.adapter_files.disk import CONFIG, Adapter
+from capaboost_core.adapter_files.save import check_complete, check_not_meta
 from capaboost_core.errors import UserError
 from capaboost_core.inject import adapted_layers, base_name, mask_checksum
 from capaboost_core.plan import Plan
-from capaboost_core.state import check_complete, check_not_meta
 from capaboost_core.wrappers import is_sharded, unwrap
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, dropout_of, empty_beside
-from capaboost_core.config import CapaBoostConfig
-from capaboost_core.masks import mask_bits
 from capaboost_core.plan import Target
-from capaboost_core.tied import TiedWeight
+from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.tied import TiedWeight
+
+if TYPE_CHECKING:
+    from capaboost_core.methods.padapter import Adapter
 
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
@@ -32,7 +35,7 @@ class Bottleneck(nn.Module):
         beside: A frozen weight, which gives device and precision.
     """
 
-    def __init__(self, config: CapaBoostConfig, path: str, width: int, beside: Tensor):
+    def __init__(self, config: Adapter, path: str, width: int, beside: Tensor):
         super().__init__()
         down, up = empty_beside(beside, config.r, width), empty_beside(beside, width, config.r)
         bound = 1 / math.sqrt(width)
@@ -44,7 +47,7 @@ class Bottleneck(nn.Module):
         self.down_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, config.r)))
         self.up_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, width)))
         self.num_tied, self.scaling = config.num_tied, config.scaling
-        self.dropout, self.activation = dropout_of(config), ACTIVATION[config.activation]
+        self.dropout, self.activation = dropout_of(config.dropout), ACTIVATION[config.activation]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bottleneck:
         """Biases that leave the meta device start at zero."""
@@ -75,7 +78,7 @@ class AdapterLinear(Adapted, nn.Linear):
         target: Path of the layer.
     """
 
-    def __init__(self, base: nn.Linear, config: CapaBoostConfig, target: Target):
+    def __init__(self, base: nn.Linear, config: Adapter, target: Target):
         self.adopt(base, target.path)
         self.adapter = Bottleneck(config, target.path, base.out_features, base.weight)
         self.train(base.training)
@@ -98,7 +101,7 @@ class AdapterNorm(Adapted, nn.LayerNorm):
         target: Path of the norm.
     """
 
-    def __init__(self, base: nn.LayerNorm, config: CapaBoostConfig, target: Target):
+    def __init__(self, base: nn.LayerNorm, config: Adapter, target: Target):
         self.adopt(base, target.path)
         self.adapter = Bottleneck(config, target.path, base.normalized_shape[-1], base.weight)
         self.train(base.training)
@@ -121,7 +124,7 @@ class AdapterDropout(Adapted, nn.Dropout):
         beside: The layer before it.
     """
 
-    def __init__(self, base: nn.Dropout, config: CapaBoostConfig, target: Target, beside: nn.Linear):
+    def __init__(self, base: nn.Dropout, config: Adapter, target: Target, beside: nn.Linear):
         self.adopt(base, target.path)
         self.adapter = Bottleneck(config, target.path, beside.out_features, beside.weight)
         self.train(base.training)

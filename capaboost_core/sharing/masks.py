@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from capaboost_core.config import CapaBoostConfig
 from capaboost_core.errors import UserError
+from capaboost_core.sharing.settings import Tying
 
 
-def mask_bits(config: CapaBoostConfig, path: str, weight: str, shape: tuple[int, ...]) -> np.ndarray:
+def mask_bits(config: Tying, path: str, weight: str, shape: tuple[int, ...]) -> np.ndarray:
     """All d masks of one weight in a uint8 array of `shape`: bit i of an entry says that copy i keeps it.
 
     Each (seed, path, weight, copy) keys its own Philox stream (Salmon et al., 2011), whose raw 64-bit

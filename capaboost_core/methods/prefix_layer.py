@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, empty_beside
-from capaboost_core.config import CapaBoostConfig
-from capaboost_core.masks import mask_bits
-from capaboost_core.tied import TiedWeight
+from capaboost_core.adapted import empty_beside
+from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.tied import TiedWeight
 
-# Attention class -> its class with a prefix, made as cls(base, config, target). The integrations fill it on import.
-ATTENTIONS: dict[type[nn.Module], type[Adapted]] = {}
+if TYPE_CHECKING:
+    from capaboost_core.methods.prefix import PrefixTuning
 
 
 class Prefix(nn.Module):
@@ -40,7 +40,7 @@ class Prefix(nn.Module):
         beside: A frozen weight, which gives device and precision.
     """
 
-    def __init__(self, config: CapaBoostConfig, path: str, width: int, beside: Tensor):
+    def __init__(self, config: PrefixTuning, path: str, width: int, beside: Tensor):
         super().__init__()
         fill = partial(nn.init.normal_, std=0.02)
         keys, values = (fill(empty_beside(beside, config.r, width)) for _ in range(2))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -32,10 +31,10 @@ def wanted(field: FieldInfo) -> str:
     return f"{', '.join(some)}{',' if ' ' in some[-1] else ''} or {last}" if some else last
 
 
-def help_on(sections: dict[str, type[BaseModel]], width: int = 79) -> str:
+def help_on(sections: Mapping[str, type[Any]], width: int = 79) -> str:
     """Every setting of the sections as `--set` takes it, with its default, its text and what may be typed."""
     return "\n".join(_help_on_setting(section, name, field, width)
-                     for section, cls in sections.items() for name, field in cls.model_fields.items())  # fmt: skip
+                     for section, cls in sections.items() for name, field in cls.documented().items())  # fmt: skip
 
 
 def _help_on_setting(section: str, name: str, field: FieldInfo, width: int) -> str:

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from capaboost_core.config import CapaBoostConfig
+from capaboost_core.adapter_files.peft_save import CONFIG, PREFIX, WEIGHTS, A, B
 from capaboost_core.errors import UserError
 from capaboost_core.inject import inject
-from capaboost_core.peft_save import CONFIG, PREFIX, WEIGHTS, A, B
+from capaboost_core.methods import Method
 from capaboost_core.plan import Plan, Target, in_prefix
 
 
@@ -68,16 +68,14 @@ def _plan(record: dict[str, Any], paths: list[str], head: dict[str, Tensor], fol
     return Plan(tuple(Target(path) for path in paths), saved)
 
 
-def _config(
-    record: dict[str, Any], tensors: dict[str, Tensor], paths: list[str], folder: str | Path
-) -> CapaBoostConfig:
+def _config(record: dict[str, Any], tensors: dict[str, Tensor], paths: list[str], folder: str | Path) -> Method:
     ranks = {len(tensors[path + A]) for path in paths}
     if len(ranks) > 1 or record.get("alpha_pattern") or record.get("fan_in_fan_out"):
         raise UserError(f"{folder} has several ranks, several alphas or transposed weights; load it with peft")
     (rank,) = ranks
     try:
         alpha = float(record["lora_alpha"]) * (math.sqrt(rank) if record.get("use_rslora") else 1)
-        return CapaBoostConfig(
+        return Method(
             method="lora",
             r=rank,
             num_tied=1,

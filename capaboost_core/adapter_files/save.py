@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import Tensor, distributed, nn
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.adapter_file import CONFIG, WEIGHTS, write_adapter
-from capaboost_core.base_model import fingerprint
+from capaboost_core.adapter_files.base_model import fingerprint
+from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, write_adapter
+from capaboost_core.adapter_files.record import FORMAT, Record
 from capaboost_core.errors import UserError
-from capaboost_core.inject import LAYERS, Injection, adapted_layers, injection_of, mask_checksum
+from capaboost_core.inject import Injection, adapted_layers, injection_of, mask_checksum, own_parameters
 from capaboost_core.plan import in_prefix
-from capaboost_core.record import FORMAT, Record
 from capaboost_core.wrappers import clean, is_sharded, named_parameters, unwrap, whole
 
 __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
@@ -40,7 +40,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     model, folder = unwrap(model), Path(folder)
     injection, layers = injection_of(model), adapted_layers(model)
     check_complete(model, injection, layers)
-    parameters, other = parts(model, injection, {layer.path: layer for layer in layers})
+    parameters, other = parts(model, injection, layers)
     extra = {name: parameter for name, parameter in other.items() if parameter.requires_grad}
     parameters |= extra
     tensors = _values(model, parameters)
@@ -60,7 +60,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
 
 
 def parts(
-    model: nn.Module, injection: Injection, layers: dict[str, Adapted]
+    model: nn.Module, injection: Injection, layers: list[Adapted]
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """The parameters that the plan trains, by name, and all others.
 
@@ -69,16 +69,16 @@ def parts(
         injection: What is or will be adapted.
         layers: The adapted layers by path, also while the model does not hold them yet.
     """
-    added = {f"{path}.{name}": p for path, layer in layers.items() for name, p in layer.own_parameters().items()}
+    added = own_parameters(layers)
     own = {name: p for name, p in named_parameters(model).items() if name not in added}
-    full, head = injection.config.method == "full", injection.plan.head
-    planned = {name: p for name, p in own.items() if full or any(in_prefix(name, prefix) for prefix in head)}
+    trains, head = injection.config.trains, injection.plan.head
+    planned = {name: p for name, p in own.items() if trains(name) or any(in_prefix(name, prefix) for prefix in head)}
     return added | planned, {name: p for name, p in own.items() if name not in planned}
 
 
 def check_complete(model: nn.Module, injection: Injection, layers: list[Adapted]) -> None:
     """Refuse to save a part for the whole."""
-    wanted = {target.path for target in injection.plan.targets} if injection.config.method in LAYERS else set()
+    wanted = {target.path for target in injection.plan.targets} if injection.config.layers else set()
     found = {clean(path) for path, module in model.named_modules() if isinstance(module, Adapted)}
     for path in sorted((wanted ^ found) | (wanted ^ {layer.path for layer in layers})):
         raise UserError(f"{path} is not as inject left it; save the model that inject returned, with all its layers")

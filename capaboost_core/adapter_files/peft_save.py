@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
 from capaboost_core.inject import adapted_layers, injection_of
-from capaboost_core.lora import CapaLinear
 from capaboost_core.plan import in_prefix
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -41,7 +41,7 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     """
     injection = injection_of(model)
     layers = adapted_layers(model)
-    if not layers or not all(isinstance(layer, CapaLinear) for layer in layers):
+    if not layers or not all(layer.mergeable for layer in layers):
         raise UserError(f"method {injection.config.method} is no LoRA, which peft could load; use save_adapter")
     if injection.plan.switches:
         path = injection.plan.switches[0][0]
@@ -60,7 +60,7 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
 
 
 @torch.no_grad()
-def _whole_factors(layer: CapaLinear) -> tuple[Tensor, Tensor]:
+def _whole_factors(layer: Adapted) -> tuple[Tensor, Tensor]:
     """A (s*d*r, in) and B (out, s*d*r) of the increment on the whole output."""
     by_slice = layer.factors_by_slice()
     a = torch.cat([a for a, _ in by_slice])

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from capaboost_core.adapter_files.record import FORMAT, Record
 from capaboost_core.errors import UserError
 from capaboost_core.files import explained, partial_of, write_together
-from capaboost_core.record import FORMAT, Record
 from capaboost_core.wrappers import clean
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"

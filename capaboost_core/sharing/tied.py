@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capaboost_core.config import CapaBoostConfig
+from capaboost_core.sharing.settings import Tying
 
 
 class TiedWeight(nn.Module):
@@ -36,7 +36,7 @@ class TiedWeight(nn.Module):
 
     def __init__(
         self,
-        config: CapaBoostConfig,
+        config: Tying,
         masks: np.ndarray,
         initial: Tensor,
         initialise: Callable[[Tensor], Any] = nn.init.zeros_,

@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from capaboost_core.base_model import Fingerprint
-from capaboost_core.config import CapaBoostConfig
+from capaboost_core.adapter_files.base_model import Fingerprint
 from capaboost_core.errors import UserError
+from capaboost_core.methods import Method
 from capaboost_core.plan import Plan, names
 
 FORMAT = "capaboost-1"
@@ -33,7 +33,7 @@ class Record:
     """
 
     base_model: str
-    config: CapaBoostConfig
+    config: Method
     plan: Plan
     mask_checksum: str
     extra: tuple[str, ...] | None = None
@@ -83,7 +83,7 @@ class Record:
             raise UserError("weights_sha256 must be text; it is damaged, save the adapter again")
         return cls(
             base_model=values["base_model"],
-            config=CapaBoostConfig.from_record(values["config"]),
+            config=Method.from_record(values["config"]),
             plan=Plan.from_dict(values["plan"]),
             mask_checksum=values["mask_checksum"],
             extra=None if extra is None else names("extra", extra),

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.adapter_file import CONFIG, WEIGHTS, Adapter, read_adapter
+from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, Adapter, read_adapter
+from capaboost_core.adapter_files.load_checks import check_adapted, check_base, check_record, check_weights
+from capaboost_core.adapter_files.rollback import undone_on_error
+from capaboost_core.adapter_files.save import check_finite, parts
 from capaboost_core.errors import UserError
-from capaboost_core.inject import LAYERS, Injection, adapted_layers, attach, build
-from capaboost_core.load_checks import check_adapted, check_base, check_record, check_weights
-from capaboost_core.rollback import undone_on_error
-from capaboost_core.state import check_finite, parts
+from capaboost_core.inject import Injection, adapted_layers, attach, build
 from capaboost_core.wrappers import copy_whole, unwrap
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -41,7 +41,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         check_base(model, adapter)
     layers = {layer.path: layer for layer in adapted_layers(bare)} if adapted else _build(bare, injection, adapter)
     check_record(adapter, layers)
-    parameters, other = parts(bare, injection, layers)
+    parameters, other = parts(bare, injection, list(layers.values()))
     extra = {name: other[name] for name in _extra(adapter, other)}
     parameters |= extra
     tensors = _fitting(adapter, parameters)
@@ -73,11 +73,10 @@ def _build(model: nn.Module, injection: Injection, adapter: Adapter) -> dict[str
 
 def _check_size(injection: Injection, adapter: Adapter) -> None:
     """A wrong r must not fill the memory: each layer has a weight with r rows, of which a share is in the file."""
-    config = injection.config
-    for target in injection.plan.targets if config.method in LAYERS else ():
+    for target in injection.plan.targets:
         sizes = [t.numel() for name, t in adapter.tensors.items() if name.startswith(f"{target.path}.")]
-        if config.r * config.density > max(sizes, default=0) + 1:
-            raise UserError(f"{adapter.folder} is damaged: r is {config.r}, but {WEIGHTS} holds less of {target.path}")
+        if injection.config.least_entries > max(sizes, default=0) + 1:
+            raise UserError(f"{adapter.folder} is damaged: {WEIGHTS} holds less of {target.path} than its config says")
 
 
 def _extra(adapter: Adapter, other: dict[str, nn.Parameter]) -> tuple[str, ...]:

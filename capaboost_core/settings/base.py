@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from capaboost_core.errors import UserError
-from capaboost_core.settings_text import shown, wanted
+from capaboost_core.settings.text import shown, wanted
 
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if type(v) is list else v)]
@@ -52,6 +53,16 @@ class Settings(BaseModel):
         made = cls.__new__(cls)
         made._fill(values, prefix)
         return made
+
+    @classmethod
+    def fields_for(cls, values: Mapping[str, Any]) -> dict[str, FieldInfo]:
+        """The settings beside the given ones."""
+        return cls.model_fields
+
+    @classmethod
+    def documented(cls) -> dict[str, FieldInfo]:
+        """The settings that a help lists."""
+        return cls.model_fields
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values of some settings; a default that follows from others follows the new ones.

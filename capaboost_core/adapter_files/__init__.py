@@ -1,0 +1,1 @@
+"""Adapters on disk: files of our own, and those of peft."""

@@ -1,0 +1,6 @@
+"""The methods, a file each; importing this registers them."""
+
+from capaboost_core.methods import lora, padapter, hadapter, prefix, linear, full  # noqa: F401, I001  their order in lists
+from capaboost_core.methods.base import METHODS, PRESETS, Method, register_method, resolve_config
+
+__all__ = ["METHODS", "PRESETS", "Method", "register_method", "resolve_config"]

@@ -1,0 +1,62 @@
+"""CapaBoost-LoRA, and plain LoRA (Hu et al., 2021) as its case of one module without a mask."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from capaboost_core.adapted import Adapted
+from capaboost_core.errors import UserError
+from capaboost_core.methods.base import register_method
+from capaboost_core.methods.capa_linear import CapaLinear
+from capaboost_core.methods.scaled import WORDS, Scaled
+from capaboost_core.plan import Plan, Target
+from capaboost_core.roles import MATRICES, Roles
+from capaboost_core.settings.base import Text, Texts
+from capaboost_core.sharing.settings import PLAIN, TIED
+
+
+@register_method("lora", capaboost_lora=TIED, lora=PLAIN)
+class LoRA(Scaled):
+    """alpha/r * sum_i (B * mb_i)(A * ma_i) on frozen linear layers; at the default 0.75 of LoRA's parameters."""
+
+    layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: CapaLinear}
+    wanted: ClassVar[str] = "nn.Linear"
+    words: ClassVar[tuple[str, ...]] = WORDS
+
+    targets: Text | Texts = Field(
+        "attention-qv",
+        examples=["attention-qv"],
+        description="attention-qv (q and v, each with factors of its own), fused-qkv (the layer that fuses q, k and "
+        "v, with one A for the three), all-linear (q, k, v, o, f1 and f2), or full suffixes of module paths, such as "
+        "[attn.proj].",
+    )
+
+    def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
+        """q and v, each with an increment of its own also where one layer fuses them; or as `targets` says."""
+        if self.targets == "all-linear":
+            return roles.targets(MATRICES)
+        if self.targets == "attention-qv":
+            return roles.targets(("q", "v"))
+        fused = all(place.rows for block in roles.each_block() for place in block.playing("qkv"))
+        if not fused:
+            kind = type(model).__name__
+            raise UserError(f"targets: fused-qkv, but {kind} has q, k and v apart; type attention-qv or all-linear")
+        return roles.targets("qkv", whole=True)
+
+    def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
+        layers = super().make_layers(modules, plan)
+        any(_warn_of_rank(self.r, layer) for layer in layers.values())
+        return layers
+
+
+def _warn_of_rank(r: int, layer: Adapted) -> bool:
+    """Say that r is above the layer's width: allowed, as files may hold it, but it adds parameters and no rank."""
+    width = min(layer.in_features, *layer.widths)
+    if r > width:
+        warnings.warn(f"r is {r}, above the width {width} of {layer.path}: that adds no rank; lower r", stacklevel=2)
+    return r > width

@@ -1,0 +1,52 @@
+"""CapaBoost-Prefix, and prefix tuning (Li & Liang, 2021) without its MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from capaboost_core.adapted import Adapted
+from capaboost_core.errors import UserError
+from capaboost_core.methods.base import Method, register_method
+from capaboost_core.plan import Plan
+from capaboost_core.roles import Roles
+from capaboost_core.sharing.settings import PLAIN, TIED, Tying
+
+
+@register_method("prefix", capaboost_prefix=TIED, prefix=PLAIN)
+class PrefixTuning(Tying, Method):
+    """r keys and values in front of those of each attention; d masked views of them, so d * r vectors.
+
+    An attention takes part if an integration has put a layer for its class into `layers`.
+    """
+
+    layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {}
+    recipe: ClassVar[str] = "padapter"
+    budget: ClassVar[str | None] = "r"
+
+    r: int = Field(8, ge=1, le=65536, description="Length of one prefix.")
+
+    @property
+    def least_entries(self) -> float:
+        """A share of r entries, for keys of width 1."""
+        return self.r * self.density
+
+    def plan(self, model: nn.Module, roles: Roles) -> Plan:
+        """Each attention."""
+        targets = roles.targets(("attention",))
+        if not targets:
+            raise UserError(f"method prefix knows no attention of {type(model).__name__}; choose lora or an adapter")
+        return Plan(targets, roles.head, roles.switches)
+
+    def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
+        for target in plan.targets:
+            found = type(modules[target.path])
+            if found not in self.layers:
+                raise UserError(
+                    f"method prefix has no form for {target.path}, a {found.__module__}.{found.__name__}; "
+                    "import capaboost_vision or capaboost_text for theirs, or choose lora, padapter or hadapter"
+                )
+        return super().make_layers(modules, plan)

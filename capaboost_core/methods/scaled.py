@@ -1,0 +1,78 @@
+"""Settings that LoRA and the adapters have in common."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from capaboost_core.methods.base import Method
+from capaboost_core.plan import Plan, Target, plan_suffixes
+from capaboost_core.roles import Roles
+from capaboost_core.settings.base import Text, Texts, refuse
+from capaboost_core.sharing.settings import Tying
+
+WORDS = ("attention-qv", "fused-qkv", "all-linear")  # for targets, LoRA's
+FLOAT32 = (2.0**-126, 2.0**127)  # within its normal range
+
+
+class Scaled(Tying, Method):
+    """Two tied factors of inner dimension r, whose product is scaled by alpha / r."""
+
+    budget: ClassVar[str | None] = "r"
+    words: ClassVar[tuple[str, ...]] = ()  # that `targets` may be
+
+    r: int = Field(8, ge=1, le=65536, description="Inner dimension of one module: LoRA's rank, a bottleneck's width.")
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        examples=["16"],
+        json_schema_extra={"null": "alpha = r"},
+        description="The increment is scaled by alpha / r.",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        examples=["0.1"],
+        description="Probability of dropping an entry of the module's input in training.",
+    )
+    init: Literal["lora", "official"] = Field(
+        "lora",
+        description="lora: Kaiming-uniform A over its fan-in, B = 0; official: the authors' code, A ~ U(-1/sqrt(r), "
+        "1/sqrt(r)) for LoRA, N(0, 0.02) on both factors for adapters.",
+    )
+    targets: Text | Texts | None = Field(
+        None,
+        examples=["[attn.proj]"],
+        json_schema_extra={"null": "the method's own places"},
+        description="Full suffixes of the paths of linear layers, in place of the method's own places.",
+    )
+
+    @model_validator(mode="after")
+    def _check_scaling(self) -> Self:
+        if not FLOAT32[0] <= self.scaling <= FLOAT32[1]:
+            refuse("alpha", self.alpha, f"alpha / r scales the increment and has to fit into float32; try {self.r}")
+        return self
+
+    @property
+    def scaling(self) -> float:
+        """The factor alpha / r of the increment."""
+        return 1.0 if self.alpha is None else self.alpha / self.r
+
+    @property
+    def least_entries(self) -> float:
+        """A share of r entries, for layers of width 1."""
+        return self.r * self.density
+
+    def plan(self, model: nn.Module, roles: Roles) -> Plan:
+        """The listed layers, or the method's own places."""
+        if self.targets is None or self.targets in self.words:
+            return Plan(self.places(model, roles), roles.head, roles.switches)
+        suffixes = (self.targets,) if isinstance(self.targets, str) else self.targets
+        return Plan(plan_suffixes(model, suffixes, roles.head).targets, roles.head, roles.switches)
+
+    def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
+        """Where the method goes of itself, or as one of its words for `targets` says."""
+        raise NotImplementedError

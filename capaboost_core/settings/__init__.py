@@ -1,0 +1,1 @@
+"""Settings as strict pydantic models, in words, and from YAML."""
