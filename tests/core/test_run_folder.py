@@ -37,6 +37,12 @@ def with_part(name, folder=False):
     return make
 
 
+def use(folder):
+    check_folder(folder, resume=False)
+    with claim(folder):
+        pass
+
+
 WRONG = {
     "below a file": (below_a_file, "is no folder"),
     "a file": (a_file, "is no folder"),
@@ -58,9 +64,7 @@ def test_a_folder_that_cannot_hold_a_run_is_refused_and_left_as_it_was(case, tmp
     folder = make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message) as refusal:
-        check_folder(folder, resume=False)
-        with claim(folder):
-            pass
+        use(folder)
     assert "\n" not in str(refusal.value)
     assert sorted(tmp_path.rglob("*")) == before
 
