@@ -14,10 +14,10 @@ DIGITS := $(LAUNCH) tools/train_vtab.py --dataset digits --model capaboost_vit_m
 	--epochs $(EPOCHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint tables plots bench clean
+.PHONY: help install demo test test-hard lint tables plots reliability bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## build .venv with the pinned versions and this project in editable mode
 
@@ -37,6 +37,13 @@ demo: install ## train a linear probe and CapaBoost-LoRA on the embedded digits,
 
 test: lint ## lint, then all tests
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+
+test-hard: install ## thousands of generated hard cases and 21 kills (about half an hour), fill docs/reliability.md
+	OMP_NUM_THREADS=1 timeout 2400 $(BIN)/python -m pytest tests/hard --hard --hard-report results/reliability/hard.json
+	$(MAKE) reliability
+
+reliability: install ## the tables of docs/reliability.md from the marked tests and the counts of the last long run
+	$(BIN)/python -m tests.hard.make_page
 
 lint: install ## ruff: rules and format
 	$(BIN)/ruff check .

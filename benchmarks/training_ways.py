@@ -60,7 +60,7 @@ class WholeRun:
             model = run.model()
             normalize = Normalize("model", model, accelerator.device)
             task = ImageTask(accelerator, normalize, run.decoded, None, run.images, run.train.batch_size, 0)
-            fitted = fit(accelerator, model, task, run.train, Path(folder) / "run", {})
+            fitted = fit(accelerator, model, task, run.train, Path(folder), {})
         self.training_part.append(fitted.examples_per_second)
         return run.examples / fitted.wall_seconds
 

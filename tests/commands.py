@@ -18,10 +18,15 @@ def start(*command: str) -> subprocess.Popen:
 
 def two_processes(*command: str, **environment: str | None) -> subprocess.Popen:
     """The command under torchrun in two processes; an environment variable that is None is left out."""
+    return processes(2, *command, **environment)
+
+
+def processes(count: int, *command: str, **environment: str | None) -> subprocess.Popen:
+    """As `two_processes`, but of any number."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", port]
     here = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)} | environment
     here = {name: value for name, value in here.items() if value is not None}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

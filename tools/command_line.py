@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FLAGS = {
@@ -26,9 +27,16 @@ METHODS = """capaboost-lora, lora, capaboost-padapter, padapter, capaboost-hadap
 prefix, linear or full; r, dropout and the mask seed stay as configured"""
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose last line of a refusal is short, whatever was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(textwrap.shorten(message, 500, placeholder=" ..."))
+
+
 def make_parser(description: str, add_help: bool = True) -> argparse.ArgumentParser:
     """A parser that shows the description as it stands; a command adds its data before `add_run_flags`."""
-    return argparse.ArgumentParser(
+    return Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -35,7 +35,7 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         YAMLError: If the text is not YAML, gives a name twice, has names that are no texts, tags of Python,
-            aliases, or more than 20 levels.
+            halves of surrogate pairs, aliases, or more than 20 levels.
     """
     try:
         return yaml.load(text, _Loader)
@@ -57,6 +57,12 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        text = super().construct_scalar(node)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise _refused("half a surrogate pair is no character; write the character itself", node.start_mark)
+        return text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         names = set()

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from capaboost_core.training.checkpoint import State
+from capaboost_core.training.position import try_streams
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Expected:
         """The first field that is wrong, or None."""
         try:
             return next(self._problems(state), None)
-        except (TypeError, KeyError, AttributeError, ValueError, IndexError):
+        except (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError, RuntimeError):
             return "a field has a wrong type"
 
     def _problems(self, state: State) -> Iterator[str]:
@@ -65,27 +67,28 @@ class Expected:
         if not _seconds(place["seconds"]) or len(place["processes"]) != self.processes:
             yield "position"
         for process in place["processes"]:
-            if not (_finite(process["loss"]) and process["loss"].shape == () and len(process["numpy"]) == 4):
+            if not _fits(process["loss"], torch.zeros(())):
                 yield "position"
+            try_streams(process)
 
     def _tensors(self, values: dict[str, Tensor]) -> Iterator[str]:
         if values.keys() != self.parameters.keys():
             yield "names of parameters"
         for name, parameter in self.parameters.items():
-            value = values[name]
-            if value.shape != parameter.shape or value.dtype != parameter.dtype or not _finite(value):
+            if not _fits(values[name], parameter):
                 yield f"parameter {name}"
 
     def _optimizer(self, saved: dict[str, Any]) -> Iterator[str]:
         own = self.optimizer.state_dict()["param_groups"]
-        if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in own]:
-            yield "groups of the optimizer"
-        if any(there.keys() != here.keys() for there, here in zip(saved["param_groups"], own, strict=True)):
-            yield "groups of the optimizer"
+        for there, here in zip(saved["param_groups"], own, strict=True):
+            if not _finite_number(there["lr"]) or there | {"lr": 0} != here | {"lr": 0}:
+                yield "groups of the optimizer"
         ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if not saved["state"].keys() <= set(range(len(ordered))):
+            yield "the optimizer's state"
         for index, values in saved["state"].items():
-            shape = ordered[index].shape
-            if not all(_finite(value) and value.shape in (shape, ()) for value in values.values()):
+            like = {"step": torch.zeros(()), "exp_avg": ordered[index], "exp_avg_sq": ordered[index]}
+            if values.keys() != like.keys() or not all(_fits(values[name], like[name]) for name in like):
                 yield f"the optimizer's state of parameter {index}"
 
 
@@ -95,6 +98,15 @@ def _whole(value: Any, low: int, high: int) -> bool:
 
 def _seconds(value: Any) -> bool:
     return isinstance(value, float) and 0 <= value < math.inf
+
+
+def _finite_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _fits(value: Any, like: Tensor) -> bool:
+    """A kernel that trusts the shape of what it is given writes past the end of it."""
+    return _finite(value) and (value.shape, value.dtype, value.layout) == (like.shape, like.dtype, like.layout)
 
 
 def _finite(value: Any) -> bool:

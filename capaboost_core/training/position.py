@@ -29,8 +29,7 @@ class Position:
         """Set the process's random streams, and return its part of the loss."""
         mine = self.processes[process]
         random.setstate(mine["python"])
-        keys, *rest = mine["numpy"]
-        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+        np.random.set_state(_numpy_state(mine))
         torch.set_rng_state(mine["torch"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(mine["device"], device)
@@ -48,3 +47,15 @@ def here(loss: Tensor) -> dict[str, Any]:
         "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "loss": loss.cpu(),
     }
+
+
+def try_streams(process: dict[str, Any]) -> None:
+    """Raise whatever random streams of their own raise at a process's part of a position."""
+    random.Random().setstate(process["python"])
+    np.random.RandomState().set_state(_numpy_state(process))
+    torch.Generator().set_state(process["torch"])
+
+
+def _numpy_state(process: dict[str, Any]) -> tuple:
+    keys, *rest = process["numpy"]
+    return ("MT19937", keys.numpy().astype(np.uint32), *rest)

@@ -94,8 +94,8 @@ def test_a_gap_in_the_labels_makes_no_class(label, gap, folder):
 def test_one_class_is_no_task(count, protocol, folder):
     for path in (folder / "mine").glob("train*.txt"):
         path.write_text("images/a.png 0\nimages/b c.png 0\n")
-    data = DataSection("mine", "folder", str(folder), count, protocol=protocol)
-    run = VtabRun(ModelSection("test_vit", pretrained=False), data, TrainSection(), CapaBoostConfig())
+    data = DataSection(dataset="mine", source="folder", dir=str(folder), num_classes=count, protocol=protocol)
+    run = VtabRun(ModelSection(name="test_vit", pretrained=False), data, TrainSection(), CapaBoostConfig())
     with pytest.raises(UserError, match=r"mine train.* has images of one class only; list images of two or more"):
         prepare(run, Accelerator(cpu=True))
 

@@ -1,0 +1,38 @@
+"""Options of the suite: how long the generated cases run, and where their counts go."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.hard import counts
+
+COMMON = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("ordinary", settings(max_examples=25, **COMMON))
+settings.register_profile("hard", settings(max_examples=300, **COMMON))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("hard cases")
+    group.addoption("--hard", action="store_true", help="the long profile: more generated cases, more kills")
+    group.addoption("--hard-report", type=Path, metavar="FILE", help="write the counts of generated cases as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile(_profile(config))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    file = session.config.getoption("--hard-report")
+    if file:
+        counts.write(file, _profile(session.config), session.testscollected, session.testsfailed)
+
+
+@pytest.fixture(scope="session")
+def is_hard(pytestconfig: pytest.Config) -> bool:
+    """Whether the long profile runs."""
+    return pytestconfig.getoption("--hard")
+
+
+def _profile(config: pytest.Config) -> str:
+    return "hard" if config.getoption("--hard") else "ordinary"

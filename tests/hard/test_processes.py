@@ -1,0 +1,60 @@
+"""1, 2 and 4 processes train to the same values within rounding, whole or sharded, also where batches are uneven."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+
+from capaboost_core import load_adapter, save_adapter
+from tests.commands import finish, processes
+from tests.core.test_inject import X, adapted
+from tests.core.toy_run import run
+from tests.hard.fsdp_run import ROWS, train
+from tests.hard.test_adapter_files import base
+
+CLOSE = dict(rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def one(tmp_path, monkeypatch):
+    """The weights and the losses of one process."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    network, _ = run(tmp_path / "one")
+    yield dict(network.named_parameters()), losses(tmp_path / "one")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_uneven_batches_as_one_would(one, tmp_path, count):
+    """23 rows in batches of 5, in two slices each: of the last batch of 3 some of four processes get nothing."""
+    finish(processes(count, "-m", "tests.core.toy_run", str(tmp_path / "run")))
+    assert losses(tmp_path / "run") == pytest.approx(one[1], abs=1e-5)
+    trained = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parameters"]
+    for name, value in trained.items():
+        torch.testing.assert_close(value, one[0][name].detach(), **CLOSE)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sharded_model_trains_saves_and_loads_the_adapter_of_one_process(tmp_path, count):
+    finish(processes(count, "-m", "tests.hard.fsdp_run", str(tmp_path)))
+    alone = train(adapted(), X[:ROWS])
+    loaded = load_adapter(base(), tmp_path / "saved")
+    compare(loaded, alone)
+    save_adapter(alone, tmp_path / "alone")
+    compare(load_adapter(base(), tmp_path / "again"), train(load_adapter(base(), tmp_path / "alone"), X[:ROWS]))
+
+
+def compare(model, other) -> None:
+    for (name, value), (_, wanted) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        torch.testing.assert_close(value, wanted, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")

@@ -1,0 +1,59 @@
+"""Tables come from result files that hold what they need; others are refused in one line, and nothing is written."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from pathlib import Path
+
+import make_tables
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capaboost_core import UserError
+from tests.hard.oracle import attempt, refused, scratch
+from tests.hard.values import damaged, mutated
+from tests.test_make_tables import RESULT
+
+
+def tables(folder: Path):
+    """Make both tables of the folder's results; what they say, or a refusal."""
+
+    def make() -> str:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+            code = make_tables.main([str(folder), "--markdown", f"{folder}/t.md", "--csv", f"{folder}/t.csv"])
+        if code:
+            raise UserError(err.getvalue().rstrip("\n"))
+        return (folder / "t.csv").read_text()
+
+    made = attempt(make, folder)
+    if not refused(made):
+        rows = list(csv.DictReader(io.StringIO(made)))
+        lines = (folder / "t.md").read_text().splitlines()
+        assert len(lines) == 2 + len(rows) > 2
+        assert len({line.count("|") for line in lines}) == 1, "a cell breaks the table"
+        assert all(float(row["mean"]) == float(row["mean"]) for row in rows)
+    return made
+
+
+def put(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).mkdir()
+    (folder / name / "result.json").write_bytes(content)
+
+
+@given(results=st.lists(mutated(RESULT, most=3), min_size=1, max_size=3))
+def test_results_with_anything_anywhere(results):
+    with scratch() as folder:
+        for i, result in enumerate(results):
+            put(folder, str(i), json.dumps(result).encode())
+        tables(folder)
+
+
+@given(content=damaged(json.dumps(RESULT).encode()))
+def test_a_damaged_result(content):
+    with scratch() as folder:
+        put(folder, "good", json.dumps(RESULT | {"seed": 9}).encode())
+        put(folder, "bad", content)
+        tables(folder)

@@ -1,0 +1,86 @@
+"""What a training command says and how it exits when input, folder or disk fail, in one process and in two."""
+
+import json
+import resource
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import commands
+from tests.commands import finish, two_processes
+
+TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--batch-size", "8"]
+DIGITS = ["tools/train_vtab.py", "--dataset", "digits", "--source", "digits", *TINY]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder source whose last test image, of the share of the second process, cannot be read."""
+    task = tmp_path / "data" / "shapes"
+    (task / "images").mkdir(parents=True)
+    for index in range(16):
+        pixels = np.full((16, 16, 3), 16 * index, np.uint8)
+        Image.fromarray(pixels).save(task / "images" / f"{index}.png")
+    rows = [f"images/{index}.png {index % 2}" for index in range(16)]
+    for split, part in {
+        "train800": rows[:8],
+        "val200": rows[8:10],
+        "train800val200": rows[:10],
+        "test": rows[10:],
+    }.items():
+        (task / f"{split}.txt").write_text("\n".join(part) + "\n")
+    (task / "images" / "15.png").write_bytes(b"\x89PNG broken")
+    return ["--dataset", "shapes", "--source", "folder", "--data-dir", str(tmp_path / "data"), *TINY, "--epochs", "1"]
+
+
+def errors(text: str) -> list[str]:
+    """Lines of stderr that tell a mistake, as a log holds them."""
+    return [line for line in text.split("\n") if "error:" in line]
+
+
+@pytest.mark.hard_case("messages")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_image_that_one_process_cannot_read_is_one_line(images, tmp_path, processes):
+    start = commands.start if processes == 1 else two_processes
+    process = start("tools/train_vtab.py", *images, "--output-dir", str(tmp_path / "out"))
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == (2 if processes == 1 else 1)  # torchrun's own
+    told = [line for line in errors(err) if "15.png" in line]
+    assert len(told) == 1
+    assert told[0].startswith("error: ")
+    assert "is no readable image; replace it or drop its line" in told[0]
+    assert err.count("Traceback") == processes - 1  # torchrun's own
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+@pytest.mark.hard_case("messages")
+def test_a_file_that_cannot_grow_is_one_line(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # the command inherits it
+    try:
+        process = commands.start(*DIGITS, "--epochs", "1", "--output-dir", str(tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 2, err
+    assert len([line for line in err.split("\n") if line.startswith("error: ")]) == 1
+    assert "Traceback" not in err
+
+
+def test_a_stopped_command_saves_and_says_how_to_go_on(tmp_path):
+    command = [*DIGITS, "--epochs", "2", "--output-dir", str(tmp_path / "out")]
+    process = commands.start(*command)
+    time.sleep(1)
+    while process.poll() is None and not (tmp_path / "out" / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 143, err
+    stops = [line for line in err.split("\n") if line.startswith("stopped by SIGTERM")]
+    assert len(stops) == 1
+    assert not (tmp_path / "out" / "run.lock").exists()
+    assert "going on after epoch" in finish(commands.start(*command, "--resume"))
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["epochs"] == 2
