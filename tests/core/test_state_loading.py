@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, load_adapter, loading, merge, save_adapter
+from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, load_adapter, merge, save_adapter
+from capaboost_core.adapter_files import load as loading
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from tests.core.adapter_case import CONFIG, WEIGHTS, edit_record, edit_tensors, fresh_base, saved, state_of
 from tests.core.test_inject import PLAN, X, adapted, randomise
