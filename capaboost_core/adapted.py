@@ -22,7 +22,7 @@ class Adapted(nn.Module):
     Attributes:
         path: Its module path in the base model.
         mergeable: Whether its addition is an increment of its weight; it then has `merge`, `unmerge`, `count_merging`,
-            `factors_by_slice` and `plain`, as `CapaLinear`.
+            `factors_by_slice` and `plain_merged`, as `CapaLinear`.
         disabled: How many `disable` contexts it is in; within one it computes as its base.
     """
 
@@ -31,11 +31,14 @@ class Adapted(nn.Module):
     def adopt(self, base: nn.Module, path: str) -> None:
         """Take over all that the base holds; called in place of its class's constructor."""
         nn.Module.__init__(self)
-        for name, value in vars(base).items():
-            if name in CONTENT + HOOKS:
-                vars(self)[name].update(value)
-            elif name not in vars(self):
-                setattr(self, name, value)
+        own = vars(self).keys() - set(CONTENT + HOOKS)
+        self.base_attributes = {name: v for name, v in vars(base).items() if name not in {*CONTENT, *HOOKS, *own}}
+        self.base_content = {name: frozenset(vars(base)[name]) for name in CONTENT}
+        self.base_class = type(base)
+        for name in CONTENT + HOOKS:
+            vars(self)[name].update(vars(base)[name])
+        for name, value in self.base_attributes.items():
+            setattr(self, name, value)
         self.adopted = frozenset(name for name, _ in base.named_parameters())
         self.path, self.disabled = path, 0
         self.training = base.training
@@ -43,6 +46,19 @@ class Adapted(nn.Module):
     @property
     def enabled(self) -> bool:
         return not self.disabled
+
+    def plain(self) -> nn.Module:
+        """The frozen layer as it was before `adopt`, with its parameters of today."""
+        layer = self.base_class.__new__(self.base_class)
+        nn.Module.__init__(layer)
+        for name, held in self.base_content.items():
+            content = vars(self)[name]  # a set of names, or values by name
+            kept = [key for key in content if key in held]
+            vars(layer)[name].update(kept if isinstance(content, set) else {key: content[key] for key in kept})
+        for name in HOOKS:
+            vars(layer)[name].update(vars(self)[name])
+        vars(layer).update(self.base_attributes)
+        return layer.train(self.training)
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters of the addition, without those adopted from the base."""

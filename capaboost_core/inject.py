@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,7 @@ class Injection:
     config: Method
     plan: Plan
     base_model: str
+    switched: tuple[tuple[str, str], ...] = ()  # the plan's switches that were off before
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
         model.set_submodule(path, layer)
     if layers:
         close_fast_paths(model, layers)
-        for path, attribute in injection.plan.switches:
+        off = [pair for pair in injection.plan.switches if not getattr(model.get_submodule(pair[0]), pair[1])]
+        injection = replace(injection, switched=tuple(off))
+        for path, attribute in off:
             setattr(model.get_submodule(path), attribute, True)
     model.capaboost = injection
     model.register_load_state_dict_pre_hook(_accept_base_checkpoint)

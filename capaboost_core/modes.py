@@ -75,18 +75,26 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
                 layer.count_merging(-1)
 
 
-def unload(model: nn.Module) -> nn.Module:
-    """Merge for good: plain layers with the increments in their weights, and no adapter any more.
+def unload(model: nn.Module, merge: bool = True) -> nn.Module:
+    """Leave the model plain, with its trained head: no adapter any more, the increments merged in or dropped.
 
-    The state dict then loads strictly into the plain model (with the trained head), and another adapter can be
+    The state dict then loads strictly into the plain model of timm or transformers, and another adapter can be
     injected. What `inject` froze stays frozen.
 
+    Args:
+        model: An adapted model.
+        merge: Add the increments to their weights for good; without it the additions are dropped, of any method.
+
     Raises:
-        UserError: As for `merge`. The model is then as it was.
+        UserError: With `merge`, as for `merge(model)`. The model is then as it was.
     """
-    plain = {layer.path: layer.plain() for layer in _mergeable_layers(model)}
+    injection = injection_of(model)
+    layers = _mergeable_layers(model) if merge else adapted_layers(model)
+    plain = {layer.path: layer.plain_merged() if merge else layer.plain() for layer in layers}
     for path, layer in plain.items():
         model.set_submodule(path, layer)
+    for path, attribute in injection.switched:
+        setattr(model.get_submodule(path), attribute, False)
     del model.capaboost
     return model
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import HOOKS, Adapted, dropout_of, empty_beside
+from capaboost_core.adapted import Adapted, dropout_of, empty_beside
 from capaboost_core.errors import UserError
 from capaboost_core.methods.fused import incremented_linear
 from capaboost_core.plan import Target
@@ -130,14 +130,12 @@ class CapaLinear(Adapted, nn.Linear):
             rows.copy_(rows.to(increment.dtype) + increment)
         return total
 
-    def plain(self) -> nn.Linear:
+    def plain_merged(self) -> nn.Module:
         """A plain layer that holds the sum."""
-        layer = nn.Linear(self.in_features, self.out_features, device="meta")
+        layer = self.plain()
         weight = self.sum_of_weights() if self.merged_weight is None else self.merged_weight
-        layer.weight, layer.bias = nn.Parameter(weight, self.weight.requires_grad), self.bias
-        for hooks in HOOKS:
-            vars(layer)[hooks].update(vars(self)[hooks])
-        return layer.train(self.training)
+        layer.weight = nn.Parameter(weight, self.weight.requires_grad)
+        return layer
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy made within a context stays as the layer is there: nothing else would end its merging."""
