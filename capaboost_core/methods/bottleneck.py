@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, dropout_of, empty_beside
+from capaboost_core.methods.adapter_settings import AdapterSettings
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.tied import TiedWeight
-
-if TYPE_CHECKING:
-    from capaboost_core.methods.padapter import Adapter
 
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
@@ -35,7 +32,7 @@ class Bottleneck(nn.Module):
         beside: A frozen weight, which gives device and precision.
     """
 
-    def __init__(self, config: Adapter, path: str, width: int, beside: Tensor):
+    def __init__(self, config: AdapterSettings, path: str, width: int, beside: Tensor):
         super().__init__()
         down, up = empty_beside(beside, config.r, width), empty_beside(beside, width, config.r)
         bound = 1 / math.sqrt(width)
@@ -78,7 +75,7 @@ class AdapterLinear(Adapted, nn.Linear):
         target: Path of the layer.
     """
 
-    def __init__(self, base: nn.Linear, config: Adapter, target: Target):
+    def __init__(self, base: nn.Linear, config: AdapterSettings, target: Target):
         self.adopt(base, target.path)
         self.adapter = Bottleneck(config, target.path, base.out_features, base.weight)
         self.train(base.training)
@@ -101,7 +98,7 @@ class AdapterNorm(Adapted, nn.LayerNorm):
         target: Path of the norm.
     """
 
-    def __init__(self, base: nn.LayerNorm, config: Adapter, target: Target):
+    def __init__(self, base: nn.LayerNorm, config: AdapterSettings, target: Target):
         self.adopt(base, target.path)
         self.adapter = Bottleneck(config, target.path, base.normalized_shape[-1], base.weight)
         self.train(base.training)
@@ -124,7 +121,7 @@ class AdapterDropout(Adapted, nn.Dropout):
         beside: The layer before it.
     """
 
-    def __init__(self, base: nn.Dropout, config: Adapter, target: Target, beside: nn.Linear):
+    def __init__(self, base: nn.Dropout, config: AdapterSettings, target: Target, beside: nn.Linear):
         self.adopt(base, target.path)
         self.adapter = Bottleneck(config, target.path, beside.out_features, beside.weight)
         self.train(base.training)
@@ -133,3 +130,10 @@ class AdapterDropout(Adapted, nn.Dropout):
         """h (..., width) -> (..., width)."""
         z = super().forward(h)
         return z + self.adapter(z) if self.enabled else z
+
+
+ADAPTERS: dict[type[nn.Module], type[Adapted]] = {
+    nn.Linear: AdapterLinear,
+    nn.LayerNorm: AdapterNorm,
+    nn.Dropout: AdapterDropout,
+}

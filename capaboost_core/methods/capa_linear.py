@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from capaboost_core.adapted import Adapted, dropout_of, empty_beside
 from capaboost_core.errors import UserError
 from capaboost_core.methods.fused import incremented_linear
+from capaboost_core.methods.scaled import Scaled
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.tied import TiedWeight
-
-if TYPE_CHECKING:
-    from capaboost_core.methods.lora import LoRA
 
 
 class CapaLinear(Adapted, nn.Linear):
@@ -43,7 +41,7 @@ class CapaLinear(Adapted, nn.Linear):
 
     mergeable: ClassVar[bool] = True
 
-    def __init__(self, base: nn.Linear, config: LoRA, target: Target):
+    def __init__(self, base: nn.Linear, config: Scaled, target: Target):
         self.adopt(base, target.path)
         self.scaling, self.dropout, self.drops = config.scaling, dropout_of(config.dropout), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
@@ -60,7 +58,7 @@ class CapaLinear(Adapted, nn.Linear):
         self.register_load_state_dict_post_hook(_merge_anew)
         self.train(base.training)
 
-    def _masks(self, config: LoRA) -> tuple[np.ndarray, np.ndarray]:
+    def _masks(self, config: Scaled) -> tuple[np.ndarray, np.ndarray]:
         """Of A for all slices (slices, r, in), and of B^T for all slices side by side (r, widths)."""
         of_a = [mask_bits(config, self.path, f"A.{i}", (config.r, self.in_features)) for i in range(len(self.slices))]
         of_b = [mask_bits(config, self.path, f"B.{i}", (width, config.r)).T for i, width in enumerate(self.widths)]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import nn
 
+from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
+from capaboost_core.methods.adapter_settings import AdapterSettings
 from capaboost_core.methods.base import register_method
-from capaboost_core.methods.padapter import Adapter
+from capaboost_core.methods.bottleneck import ADAPTERS
 from capaboost_core.plan import Target
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.settings import PLAIN, TIED
@@ -16,8 +20,10 @@ SWISH = {"activation": "swish"}  # as its sources have it
 
 
 @register_method("hadapter", capaboost_hadapter=TIED | SWISH, hadapter=PLAIN | SWISH)
-class HAdapter(Adapter):
+class HAdapter(AdapterSettings):
     """A bottleneck after each attention and after each feed-forward part."""
+
+    layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = ADAPTERS
 
     after_dropout: bool = Field(
         False,

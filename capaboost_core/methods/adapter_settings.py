@@ -1,0 +1,31 @@
+"""Settings that the adapters have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from capaboost_core.methods.scaled import WORDS, Scaled
+from capaboost_core.settings.base import refuse
+
+
+class AdapterSettings(Scaled):
+    """Tied bottlenecks beside frozen layers."""
+
+    wanted: ClassVar[str] = "nn.Linear or nn.LayerNorm"
+    recipe: ClassVar[str] = "padapter"
+
+    activation: Literal["relu", "swish", "gelu"] = Field("relu", description="Of the bottleneck.")
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        if self.targets in WORDS:
+            refuse("targets", self.targets, f"it means nothing to method {self.name}; drop it")
+        return self
+
+    @classmethod
+    def used(cls, values: Mapping[str, Any]) -> set[str]:
+        """Without the words for targets, which are LoRA's and which files of 0.1.0 hold."""
+        return super().used(values) - ({"targets"} if values.get("targets") in WORDS else set())
