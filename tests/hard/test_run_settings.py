@@ -118,9 +118,15 @@ def test_a_setting_of_any_value(defaults, kind, name, value):
         assert same(check(made[0])[section][key], yaml.safe_load(text)), "a setting was not used"
 
 
-@given(kind=KIND, texts=st.lists(st.builds("{}={}".format, NAMES, PLAUSIBLE.map(json.dumps)), max_size=4))
-def test_settings_together(defaults, kind, texts):
-    made = configure(kind, [part for text in texts for part in ("--set", text)])
+@given(data=st.data(), kind=KIND)
+def test_settings_together(defaults, data, kind):
+    """Several that the command has, each its default or another value of its kind."""
+    known = [(section, key, value) for section, part in defaults[kind].items() for key, value in part.items()]
+    texts = []
+    for section, key, value in data.draw(st.lists(st.sampled_from(known), min_size=1, max_size=4)):
+        other = PLAUSIBLE.filter(lambda new, old=value: type(new) is type(old)) if value is not None else PLAUSIBLE
+        texts += ["--set", f"{section}.{key}={json.dumps(data.draw(st.just(value) | other))}"]
+    made = configure(kind, texts)
     if made:
         check(made[0])
 
