@@ -9,6 +9,7 @@ from capaboost_core.inject import ParameterCounts, inject, parameter_counts, tra
 from capaboost_core.methods import PRESETS, Method, register_method, resolve_config
 from capaboost_core.modes import disable, merge, merged, unload, unmerge
 from capaboost_core.plan import Plan, Target
+from capaboost_core.weight_decay import weight_decay_groups
 
 CapaBoostConfig = Method  # `CapaBoostConfig(method="lora", r=4)` is the method of that name with its settings
 
@@ -34,4 +35,5 @@ __all__ = [
     "trainable_parameters",
     "unload",
     "unmerge",
+    "weight_decay_groups",
 ]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from capaboost_core.errors import UserError
 from capaboost_core.training.processes import check_engine, check_launch
 from capaboost_core.training.train_section import TrainSection
+from capaboost_core.weight_decay import weight_decay_groups
 
 
 def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
@@ -110,9 +111,5 @@ class Stepper:
 
 
 def _adamw(parameters: list[nn.Parameter], settings: TrainSection, device: torch.device) -> torch.optim.AdamW:
-    """Decay reaches every matrix, packed or not; biases and norms only with `decay_biases`, as timm has it."""
-    spared = [p for p in parameters if p.ndim <= 1 and not settings.decay_biases]
-    decayed = [p for p in parameters if p.ndim > 1 or settings.decay_biases]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    fused = device.type in ("cuda", "cpu", "mps", "xpu")
-    return torch.optim.AdamW([group for group in groups if group["params"]], settings.lr, fused=fused)
+    groups = weight_decay_groups(parameters, settings.weight_decay, settings.decay_biases)
+    return torch.optim.AdamW(groups, settings.lr, fused=device.type in ("cuda", "cpu", "mps", "xpu"))

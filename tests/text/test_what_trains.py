@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from capaboost_core import UserError, parameter_counts
+from capaboost_core import UserError, parameter_counts, weight_decay_groups
 from capaboost_core import trainable_parameters as trainable
 from capaboost_text import from_pretrained, inject
 
@@ -110,3 +110,18 @@ def test_trainer_decays_packed_weights_and_no_bias(tmp_path):
         trainer = Trainer(model, TrainingArguments(tmp_path, report_to=[], use_cpu=True))
         decayed = set(trainer.get_decay_parameter_names(model)) & trainable(model).keys()
         assert decayed == {name for name, p in trainable(model).items() if p.ndim > 1}
+
+
+@pytest.mark.hard_case(20)
+@pytest.mark.parametrize("method", ["lora", "padapter", "hadapter", "prefix"])
+def test_trainer_with_the_groups_given_decays_every_matrix_and_no_bias(tmp_path, method):
+    """Of itself it would leave out what stands below a norm: a PAdapter's matrices in BERT."""
+    model = inject(AutoModelForSequenceClassification.from_config(BERT), {"method": method, "r": 4})
+    optimizer = torch.optim.AdamW(weight_decay_groups(trainable(model).values(), 0.01), lr=1e-3)
+    trainer = Trainer(model, TrainingArguments(tmp_path, report_to=[], use_cpu=True), optimizers=(optimizer, None))
+    names = {id(p): name for name, p in trainable(model).items()}
+    decayed = {
+        names[id(p)] for group in trainer.optimizer.param_groups if group["weight_decay"] for p in group["params"]
+    }
+    assert decayed == {name for name, p in trainable(model).items() if p.ndim > 1}
+    assert decayed >= {name for name in trainable(model) if name.endswith(".packed")}
