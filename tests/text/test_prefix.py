@@ -229,7 +229,7 @@ def told(family, implementation):
 
 
 REFUSED = {
-    "deberta-v2 does not use; choose lora": lambda: create("deberta-v2"),
+    "knows no attention of DebertaV2ForSequenceClassification; choose lora": lambda: create("deberta-v2"),
     "causal; set is_decoder to False": decoder,
     'flex_attention cannot show .*="sdpa"': lambda: told("bert", "flex_attention"),
     r'flash_attention_2 cannot show model\.layers\.0\.attn a prefix; .*="sdpa"': lambda: told(

@@ -155,7 +155,7 @@ def test_round_trip_copy_and_checkpointing(tmp_path):
 def test_other_attentions_are_refused_by_name(name):
     model = create(name)
     modules, flags = [type(m) for m in model.modules()], [p.requires_grad for p in model.parameters()]
-    with pytest.raises(UserError, match=rf"attn is timm.models.{OTHERS[name]}; choose lora"):
+    with pytest.raises(UserError, match=rf"attn, a timm.models.{OTHERS[name]}; choose lora"):
         capaboost_vision.inject(model, "capaboost-prefix")
     assert [type(m) for m in model.modules()] == modules
     assert [p.requires_grad for p in model.parameters()] == flags
