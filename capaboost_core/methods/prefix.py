@@ -45,9 +45,9 @@ class PrefixTuning(Tying, Method):
         for target in plan.targets:
             found = type(modules[target.path])
             if found not in self.layers:
-                advice = "choose lora, padapter or hadapter"
-                advice = advice if self.layers else f"import capaboost_vision or capaboost_text for theirs, or {advice}"
+                advice = "" if self.layers else "import capaboost_vision or capaboost_text, which know theirs, or "
                 raise UserError(
-                    f"method prefix has no form for {target.path}, a {found.__module__}.{found.__name__}; {advice}"
+                    f"method prefix has no form for {target.path}, a {found.__module__}.{found.__name__}; "
+                    f"{advice}choose lora, padapter or hadapter"
                 )
         return super().make_layers(modules, plan)

@@ -178,7 +178,7 @@ def test_start_is_small_and_seeded():
 def test_an_unregistered_attention_is_refused_and_stays(monkeypatch):
     monkeypatch.setattr(PrefixTuning, "layers", {})
     model = Net()
-    with pytest.raises(UserError, match=r"no form for first.*import capaboost_vision or"):
+    with pytest.raises(UserError, match=r"no form for first.*import capaboost_vision or capaboost_text"):
         inject(model, CONFIGS[1], PLAN)
     with pytest.raises(UserError, match=r"capaboost_text\.inject"):
         inject(model, CONFIGS[1])
