@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,7 @@ def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> No
     from capaboost_core.training.lr_grid import parse_rates, run_grid
     from capaboost_core.training.results import print_table
 
+    _say_what_is_missing()
     folder = options.output_dir or run.default_folder()
     if options.lr_grid is not None:
         result = run_grid(run, parse_rates(options.lr_grid), folder, options.resume, prepare)
@@ -139,6 +141,14 @@ def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> No
         print_table([result])
         print(f"result: {folder / 'result.json'}")
     PartialState().destroy_process_group()
+
+
+def _say_what_is_missing() -> None:
+    from capaboost_core.console import tell
+    from capaboost_core.extras import install_line, is_installed
+
+    if not (is_installed("tensorboard") or is_installed("tensorboardX")) and os.environ.get("RANK", "0") == "0":
+        tell(f"tensorboard is not installed: no TensorBoard logs are written; {install_line('tensorboard')} adds them")
 
 
 def exit_code(command: Callable[[], None], stopped: str = "the same command with --resume goes on") -> int:
