@@ -57,7 +57,6 @@ plots: install ## draw the plots of all result files
 	$(BIN)/python tools/make_plots.py
 
 bench: install ## measure speed and memory beside peers (about an hour on an idle machine), fill docs/performance.md
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
 	set -e; for model in $(MODELS); do for compile in '' --compile; do \
 		$(BIN)/python -m benchmarks.step --model $$model $$compile; \
 		$(BIN)/python -m benchmarks.inference --model $$model $$compile; \

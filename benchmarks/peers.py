@@ -57,7 +57,7 @@ def check_peers(names: list[str]) -> None:
     if any(name.startswith("peft") for name in names) and not find_spec("peft"):
         others = [name for name in names if not name.startswith("peft")] or ["capaboost-d2"]
         without = f"--peers {' '.join(others)}"
-        raise UserError(f"peft is not installed; run pip install -e '.[bench]', or leave it out: {without}")
+        raise UserError(f"peft is not installed; run pip install -e '.[peft]', or leave it out: {without}")
 
 
 def build_peer(name: str, base: nn.Module, workload: Workload, rank: int) -> Peer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from capaboost_core.markdown import markdown_table
+
 DETAILS = {
     "multiply_adds": ("multiply-adds, G an example", lambda value: f"{value / 1e9:,.2f}"),
     "peak_bytes": ("peak memory, MiB", lambda value: f"{value / 2**20:,.1f}"),
@@ -116,4 +118,4 @@ def _number(value: float) -> str:
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:
     head, *body = rows
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *body))
+    return markdown_table(head, body).rstrip("\n")

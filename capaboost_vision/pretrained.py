@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 from capaboost_core.errors import UserError, reason_of
 from capaboost_core.methods import Method
 from capaboost_core.network import offline_unless_reachable
+from capaboost_core.settings.base import hint
 from capaboost_vision.timm_register import inject
 from capaboost_vision.vtab_run import EMBEDDED, ModelSection
 
@@ -27,9 +27,8 @@ def check_model(section: ModelSection) -> None:
     """
     name, _, tag = section.name.partition(".")
     if ":" not in section.name and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f"did you mean {close[0]}?" if close else "timm.list_models() lists the names"
-        raise UserError(f"model.name: timm has no model {section.name!r}; {hint}")
+        advice = hint(name, timm.list_models(), otherwise="timm.list_models() lists the names")
+        raise UserError(f"model.name: timm has no model {section.name!r}; {advice}")
     if tag and ":" not in section.name and not _has_tag(section.name):
         known = timm.list_pretrained(f"{name}.*") or [f"{name} with --set model.pretrained=false"]
         raise UserError(f"model.name: {name} has no pretrained weights {tag!r}; type {', '.join(known)}")

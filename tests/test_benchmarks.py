@@ -20,7 +20,7 @@ from capaboost_core import UserError
 
 CPU = torch.device("cpu")
 MODELS = ("tiny-vit", "tiny-roberta")
-needs_peft = pytest.mark.skipif(not peers.find_spec("peft"), reason="the extra [bench] is not installed")
+needs_peft = pytest.mark.skipif(not peers.find_spec("peft"), reason="the extra [peft] is not installed")
 
 
 def recorded(names, seed, **plan):
@@ -234,7 +234,7 @@ def test_without_peft_one_line_names_the_extra(wanted, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
     assert run_command(step.main, ["--peers", *wanted]) == 2
     error = capsys.readouterr().err
-    assert "[bench]" in error
+    assert "[peft]" in error
     assert error.endswith("--peers capaboost-d2\n")
     peers.check_peers(["capaboost-d2", "looped-d2", "floor"])
 

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import benchmark_plots
-import make_plots
 import pytest
-import rank_plots
+
+from capaboost.commands import plots
+from capaboost.plots import benchmarks
+from capaboost.plots.rank import rank_parameters, spectra
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,7 +86,7 @@ def images(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
     folder = write(tmp_path_factory.mktemp("plots"), REPORTS | {"other.json": {"value": 1}, "list.json": [1]})
-    assert make_plots.main([str(folder)]) == 0
+    assert plots.main([str(folder)]) == 0
     return folder
 
 
@@ -102,19 +103,19 @@ def test_another_process_draws_the_same_bytes_elsewhere(drawn, tmp_path):
 
 
 def test_a_plot_shows_what_its_report_says(drawn):
-    figure = rank_plots.rank_parameters(STUDY)
+    figure = rank_parameters(STUDY)
     lines = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in figure.axes[0].lines}
     assert lines[0.5, 1] == (4, 8)
     assert lines[2, 4] == (16, 24)  # d = 4: r = 8 meets the width
     assert "(768)" in figure.axes[0].get_xlabel()
     assert "width 24" in [text.get_text() for text in figure.axes[0].texts]
-    panels = rank_plots.spectra(STUDY).axes
+    panels = spectra(STUDY).axes
     assert [len(line.get_xdata()) for line in panels[0].lines] == [4, 8, 16]
     assert panels[1].lines[1].get_ydata()[:4] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])  # over the largest
 
 
 def test_peers_are_divided_by_the_floor_repeat_by_repeat():
-    (panel,) = benchmark_plots.peers(STEP).axes
+    (panel,) = benchmarks.peers(STEP).axes
     assert [text.get_text() for text in panel.get_yticklabels()] == ["peft", "capaboost-d2"]
     assert [text.get_text() for text in panel.texts] == ["3.000", "1.500"]  # of 3, 3, 2 and of 1, 2, 1.5
     spans = [
@@ -122,13 +123,13 @@ def test_peers_are_divided_by_the_floor_repeat_by_repeat():
     ]
     assert spans == [(2.5, 3), (1.25, 1.75)]
     without = STEP | {"peers": {name: STEP["peers"][name] for name in ("peft", "capaboost-d2")}}
-    (panel,) = benchmark_plots.peers(without).axes
+    (panel,) = benchmarks.peers(without).axes
     assert [text.get_text() for text in panel.texts] == ["0.667"]
     assert "time of peft" in panel.get_xlabel()
 
 
 def test_parts_are_stacked_and_add_up():
-    (panel,) = benchmark_plots.parts(PARTS).axes
+    (panel,) = benchmarks.parts(PARTS).axes
     bars = [(bar.get_y() > 0.5, bar.get_x(), bar.get_width()) for bar in panel.patches]
     assert bars == [(False, 0, 10), (False, 10, 20), (False, 30, 0), (True, 0, 20), (True, 20, 20), (True, 40, 10)]
     assert [text.get_text() for text in panel.texts] == ["30 ms, 1.5 % of the step", "50 ms, 2.5 % of the step"]
@@ -138,16 +139,16 @@ def test_layers_of_lower_rank_shorten_no_line():
     report = json.loads(json.dumps(ONE))
     for increment, rank in zip(report["combinations"][0]["increments"], (0, 2), strict=True):
         increment["rank"] = rank
-    (line,) = rank_plots.spectra(report).axes[0].lines
+    (line,) = spectra(report).axes[0].lines
     assert list(line.get_ydata()) == [1, 0.5]
     report["combinations"][0]["increments"][1]["rank"] = 0  # not trained
-    assert not rank_plots.spectra(report).axes[0].lines
+    assert not spectra(report).axes[0].lines
 
 
 def test_changed_numbers_change_the_plot(drawn, tmp_path):
     changed = json.loads(json.dumps(REPORTS["theorem.json"]))
     changed["independent"][0]["ranks"] = {"7": 4}
-    assert make_plots.main([str(write(tmp_path, {"theorem.json": changed}))]) == 0
+    assert plots.main([str(write(tmp_path, {"theorem.json": changed}))]) == 0
     assert (tmp_path / "theorem.svg").read_bytes() != (drawn / "theorem.svg").read_bytes()
 
 
@@ -161,7 +162,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_one_line_and_draws_nothing(case, tmp_path, capsys):
     reports, message = WRONG[case]
-    assert make_plots.main([str(write(tmp_path, reports))]) == 2
+    assert plots.main([str(write(tmp_path, reports))]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not images(tmp_path)
@@ -169,5 +170,5 @@ def test_wrong_input_is_one_line_and_draws_nothing(case, tmp_path, capsys):
 
 def test_broken_json_is_one_line(tmp_path, capsys):
     (tmp_path / "x.json").write_text("{")
-    assert make_plots.main([str(tmp_path)]) == 2
+    assert plots.main([str(tmp_path)]) == 2
     assert "not readable JSON" in capsys.readouterr().err

@@ -4,9 +4,13 @@ import csv
 import json
 from pathlib import Path
 
-import make_tables
 import pytest
-from row_settings import settings_of
+
+from capaboost.commands import tables
+from capaboost.tables.read import read_results
+from capaboost.tables.row_settings import settings_of
+from capaboost.tables.rows import make_rows
+from capaboost.tables.write import BEGIN, END
 
 RESULT = {
     "task": "digits",
@@ -39,7 +43,7 @@ def test_seeds_become_mean_and_sample_deviation(tmp_path):
         write(tmp_path / f"run{seed}", seed=seed, value=value, config=config(seed))
     write(tmp_path / "linear", method="linear", value=80.25, trainable_parameters=0, percent_trainable=0)
     outputs = {kind: tmp_path / f"out/table.{kind}" for kind in ("markdown", "csv")}
-    make_tables.main([str(tmp_path), *(f"--{kind}={path}" for kind, path in outputs.items())])
+    tables.main([str(tmp_path), *(f"--{kind}={path}" for kind, path in outputs.items())])
     lines = outputs["markdown"].read_text().splitlines()
     assert len(lines) == 4
     assert "| accuracy 94 ± 4 (3 seeds) | 221,184 | 0.26 | 20 | cpu | seed 0 |" in lines[2]
@@ -52,18 +56,18 @@ def test_seeds_become_mean_and_sample_deviation(tmp_path):
 def test_different_settings_are_not_averaged(tmp_path):
     write(tmp_path / "a", config=config(0))
     write(tmp_path / "b", seed=1, config=config(1, lr=0.01))
-    assert [row.seeds for row in make_tables.make_rows(make_tables.read_results([tmp_path]))] == [1, 1]
+    assert [row.seeds for row in make_rows(read_results([tmp_path]))] == [1, 1]
 
 
 def test_readme_gets_the_table_between_its_markers(tmp_path, capsys):
     write(tmp_path / "a")
     readme = tmp_path / "README.md"
-    readme.write_text(f"top\n{make_tables.BEGIN}\nold\n{make_tables.END}\nbottom\n")
+    readme.write_text(f"top\n{BEGIN}\nold\n{END}\nbottom\n")
     for _ in range(2):
-        make_tables.main([str(tmp_path), "--readme", str(readme)])
+        tables.main([str(tmp_path), "--readme", str(readme)])
     text = readme.read_text()
     assert text.startswith("top\n")
-    assert text.endswith(f"{make_tables.END}\nbottom\n")
+    assert text.endswith(f"{END}\nbottom\n")
     assert text.count("accuracy 90 (1 seed)") == 1
     assert "old" not in text
     assert "accuracy 90 (1 seed)" in capsys.readouterr().out
@@ -71,7 +75,7 @@ def test_readme_gets_the_table_between_its_markers(tmp_path, capsys):
 
 def refusal(capsys, *arguments: str) -> str:
     """The one line with which the command refuses, after exit code 2."""
-    assert make_tables.main(list(arguments)) == 2
+    assert tables.main(list(arguments)) == 2
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert line.startswith("error: ")
@@ -162,7 +166,7 @@ def rows_of(folder: Path, **configs: dict) -> dict[str, str]:
     for number, (name, sections) in enumerate(configs.items()):
         method = sections.pop("method", "capaboost-lora")
         write(folder / name, method=method, value=number, config={"train": {"seed": 0}} | sections)
-    results = make_tables.make_rows(make_tables.read_results([folder]))
+    results = make_rows(read_results([folder]))
     return {list(configs)[int(row.mean)]: row.settings for row in results}
 
 

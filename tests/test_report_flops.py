@@ -4,17 +4,20 @@ import json
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-import report_flops
-from subjects import Sizes, make_subject
 
+from capaboost.commands import flops
+from capaboost.shipped import shipped
+from capaboost.subjects import Sizes, make_subject
 from capaboost_core.inject import parameter_counts
 from capaboost_core.report.accounting import settings_of
 from capaboost_core.report.paper import PaperCounter, compare, read_tables
 
+ROOT = Path(__file__).parents[1]
 VIT = "vit_base_patch16_224"
-TABLES = {int(table["source"].split()[-1]): table for table in read_tables(report_flops.PAPER)}
+TABLES = {int(table["source"].split()[-1]): table for table in read_tables(shipped("results/paper"))}
 SMALL = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
     "intermediate_size": 16, "vocab_size": 11, "max_position_embeddings": 6}  # fmt: skip
 
@@ -33,7 +36,7 @@ def small(tmp_path):
 def test_report_on_a_vit(tmp_path, capsys):
     stem = tmp_path / "vit"
     command = ["--model", VIT, "--methods", "lora,capaboost-lora", "--set", "adapter.r=8", "--output", str(stem)]
-    assert report_flops.main(command) == 0
+    assert flops.main(command) == 0
     shown = capsys.readouterr().out
     for text in ("294,912", "85,798,656", "3 x 224 x 224", "differs by +0.00 %", "layer_norm"):
         assert text in shown, text
@@ -56,13 +59,13 @@ def test_report_on_a_vit(tmp_path, capsys):
 
 
 def test_a_model_of_the_paper_gets_its_tables(capsys):
-    assert report_flops.main(["--model", "FacebookAI/roberta-base", "--methods", "lora"]) == 0
+    assert flops.main(["--model", "FacebookAI/roberta-base", "--methods", "lora"]) == 0
     shown = capsys.readouterr().out
     for text in ("Table 2", "Table 8", "0.951 %", "0.713 %", "note 2: biases", "not built here: AdaLoRA"):
         assert text in shown, text
     assert "slips of Table 2: ProPETL-Prefix-Tuning, name: these are ProPETL-LoRA's scores" in " ".join(shown.split())
     assert "Table 3" not in shown
-    assert report_flops.compare_paper("vit_small_patch16_224") == ([], {})
+    assert flops.compare_paper("vit_small_patch16_224") == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_shares_of_text_models(model, settings, shares):
 
 def test_memory_is_measured(small, capsys):
     command = ["--model", str(small), "--methods", "lora,full", "--sequence-length", "6", "--classes", "3"]
-    assert report_flops.main([*command, "--memory", "--device", "cpu", "--output", str(small / "report")]) == 0
+    assert flops.main([*command, "--memory", "--device", "cpu", "--output", str(small / "report")]) == 0
     report = json.loads((small / "report.json").read_text())
     lora, full = (row["peak_memory_bytes"] for row in report["rows"])
     weights = 4 * (report["base"]["total_parameters"] + report["base"]["head_parameters"])
@@ -94,8 +97,8 @@ def test_memory_of_a_vit_grows_with_the_batch():
     peaks = []
     for batch in (1, 3):
         sizes = Sizes(batch_size=batch, image_size=32)
-        options = report_flops.flops_parser().parse_args(["--model", "vit_tiny_patch16_224", "--device", "cpu"])
-        peak, _ = report_flops.memory_probe(options, sizes)
+        options = flops.flops_parser().parse_args(["--model", "vit_tiny_patch16_224", "--device", "cpu"])
+        peak, _ = flops.memory_probe(options, sizes)
         peaks.append(peak(settings_of("lora", {})))
     assert 0 < peaks[0] < peaks[1]
 
@@ -131,10 +134,10 @@ def test_reasons_hold_by_hand_arithmetic(comparisons):
     assert 100 * 2 * layers * (2 * width * 32 + 32 + width) / total == pytest.approx(0.652, abs=5e-4)
     assert 100 * layers * six * 8 / total == pytest.approx(0.72, abs=0.002)
     assert 100 * 0.75 * layers * 2 * width * 64 / 124_055_040 == pytest.approx(0.713, abs=5e-4)
-    flops = {c.method: c.here for c in comparisons if c.quantity == "flops" and c.source.endswith("Table 3")}
-    assert flops["CAPABOOST-PAdapter"] == pytest.approx(flops["PAdapter"] / 2)
+    shares = {c.method: c.here for c in comparisons if c.quantity == "flops" and c.source.endswith("Table 3")}
+    assert shares["CAPABOOST-PAdapter"] == pytest.approx(shares["PAdapter"] / 2)
     tokens, positions = 128, 2 * 512 * 2 * width  # query and key see 512 positions each
-    assert flops["PAdapter"] == pytest.approx(2 * width * 64 * tokens / (8 * (six * tokens + positions)))
+    assert shares["PAdapter"] == pytest.approx(2 * width * 64 * tokens / (8 * (six * tokens + positions)))
     four = 4 * 2 * width  # q, k, v and o; at 256 tokens
     assert 2 * width * 64 * 256 == 8 * (four * 256 + positions)
 
@@ -178,7 +181,7 @@ def test_transcribed_squad_scores_have_the_printed_average():
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys, tmp_path):
-    assert report_flops.main([*arguments, "--output", str(tmp_path / "report")]) == 2
+    assert flops.main([*arguments, "--output", str(tmp_path / "report")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -190,15 +193,15 @@ def test_a_mistake_is_one_line(arguments, message, capsys, tmp_path):
 @pytest.mark.parametrize("stem", ["/proc/x/y", "{}/" + "a" * 300, "{}/file/y"])
 def test_a_target_that_cannot_be_written_is_found_before_counting(stem, capsys, tmp_path):
     (tmp_path / "file").touch()
-    assert report_flops.main(["--model", "no such model", "--output", stem.format(tmp_path)]) == 2
+    assert flops.main(["--model", "no such model", "--output", stem.format(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --output '")
     assert "cannot be written" in line
 
 
 def test_the_command_itself_answers_in_one_line():
-    command = [sys.executable, report_flops.__file__, "--model", VIT, "--methods", "lorra"]
-    run = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "tools/report_flops.py", "--model", VIT, "--methods", "lorra"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("error: unknown method 'lorra'")
     assert run.stderr.count("\n") == 1
@@ -207,6 +210,6 @@ def test_the_command_itself_answers_in_one_line():
 @pytest.mark.parametrize("arguments", [[], ["--paper", "--model", VIT], ["--model", VIT, "--batch-size", "0"]])
 def test_a_wrong_flag_is_refused_at_once(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        report_flops.main(arguments)
+        flops.main(arguments)
     assert caught.value.code == 2
     assert "error:" in capsys.readouterr().err

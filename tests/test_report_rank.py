@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import report_rank
 import timm
 import torch
 from safetensors.torch import load_file
@@ -13,6 +12,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 import capaboost_text
 import capaboost_vision  # noqa: F401  registers `capaboost`
+from capaboost.commands import rank as command
 from capaboost_core import CapaBoostConfig, save_adapter, trainable_parameters
 from capaboost_core.methods import PRESETS
 from capaboost_core.report.rank_report import adapter_record, paper_values, study_table
@@ -46,7 +46,7 @@ def bert(kind, folder: Path, labels: int):
 
 def report(*arguments: str) -> dict:
     path = Path(arguments[-1])
-    assert report_rank.main([*arguments[:-1], "--output", str(path)]) == 0
+    assert command.main([*arguments[:-1], "--output", str(path)]) == 0
     return json.loads(path.read_text())
 
 
@@ -104,7 +104,7 @@ WRONG = {no_adapter: "save_adapter wrote", padapter: "padapter adds no increment
 def test_what_cannot_be_reported_is_one_line_and_writes_nothing(damage, tmp_path, capsys):
     damage(tmp_path)
     output = tmp_path / "out.json"
-    assert report_rank.main(["--adapter", str(tmp_path / "adapter"), "--output", str(output)]) == 2
+    assert command.main(["--adapter", str(tmp_path / "adapter"), "--output", str(output)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert WRONG[damage] in line
@@ -135,7 +135,7 @@ def test_a_finished_study_is_not_trained_again_and_other_settings_are_refused(st
     assert again["combinations"] == json.loads((study / "study.json").read_text())["combinations"]
     assert "run 1" not in capsys.readouterr().err
     wrong = [*STUDY, "--set", "train.lr=0.5", "--output-dir", str(study / "runs")]
-    assert report_rank.main(wrong) == 2
+    assert command.main(wrong) == 2
     assert "train.lr" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (study / "runs").rglob("*")} == files
 
@@ -151,7 +151,7 @@ def test_a_finished_study_is_not_trained_again_and_other_settings_are_refused(st
     ],
 )
 def test_what_cannot_be_reported_is_not_trained(arguments, message, tmp_path, capsys):
-    assert report_rank.main([*STUDY, "--output-dir", str(tmp_path / "runs"), *arguments]) == 2
+    assert command.main([*STUDY, "--output-dir", str(tmp_path / "runs"), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "runs").exists()
@@ -174,10 +174,10 @@ def test_theorem_report(tmp_path, capsys):
     assert (written["plots"], written["seed"], written["size"]) == (["theorem"], 5, 24)
     assert {row["draws"] for row in written["independent"] + written["masked"]} == {3}
     assert "3 of 3" in capsys.readouterr().out
-    assert report_rank.main(["--theorem", "--size", "4"]) == 2
+    assert command.main(["--theorem", "--size", "4"]) == 2
     for wrong in (["--theorem", "--draws", "0"], ["--theorem", "--adapter", "x"]):
         with pytest.raises(SystemExit):
-            report_rank.main(wrong)
+            command.main(wrong)
 
 
 def test_the_papers_values_stand_beside_its_own_settings_only():

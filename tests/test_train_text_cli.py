@@ -8,10 +8,9 @@ from subprocess import Popen
 
 import pytest
 import torch
-import train_glue
-import train_squad
 from safetensors.torch import load_file
 
+from capaboost.commands import train_glue, train_squad
 from tests import commands
 from tests.commands import finish
 from tests.text.squad_case import TEXT

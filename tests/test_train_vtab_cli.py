@@ -8,9 +8,9 @@ from subprocess import Popen
 
 import pytest
 import torch
-import train_vtab
 from safetensors.torch import load_file
 
+from capaboost.commands import train_vtab
 from tests import commands
 from tests.commands import ROOT, finish
 

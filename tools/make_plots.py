@@ -1,107 +1,11 @@
-"""Draw every plot of the JSON reports in a folder, from these files alone.
+"""`capaboost plots` from a checkout: python tools/make_plots.py results"""
 
-    python tools/make_plots.py
-    python tools/make_plots.py runs/benchmarks
-
-A report names its plots under the key `plots`. Each becomes a PNG and an SVG beside it, <report>.svg, or
-<report>-<plot>.svg where it names several. The same report and version of matplotlib give the same bytes.
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-from benchmark_plots import parts, peers
-from command_line import answer
-from matplotlib.figure import Figure
-from outputs import check_outputs
-from plot_style import STYLE
-from rank_plots import rank_parameters, spectra, theorem
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a checkout that is not installed
 
-from capaboost_core import UserError
-from capaboost_core.errors import reason_of, shown
-from capaboost_core.files import write_atomically
-
-Report = dict[str, Any]
-FOLDERS = [Path("results"), Path("benchmarks/results")]
-METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
-PLOTS: dict[str, Callable[[Report], Figure]] = {
-    "spectra": spectra,
-    "rank-parameters": rank_parameters,
-    "theorem": theorem,
-    "peers": peers,
-    "parts": parts,
-}
-
-
-def find_reports(folders: list[Path]) -> Iterator[tuple[Path, Report]]:
-    """Every JSON file under the folders that names plots.
-
-    Raises:
-        UserError: If a file is no JSON, or there is none with plots.
-    """
-    found = False
-    for path in sorted({path for folder in folders for path in folder.rglob("*.json")}):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not readable JSON; delete the file or write it again") from error
-        if isinstance(report, dict) and report.get("plots"):
-            found = True
-            yield path, report
-    if not found:
-        raise UserError(
-            f"no report with plots under {', '.join(map(str, folders))}; run tools/report_rank.py or a benchmark first"
-        )
-
-
-def draw(path: Path, report: Report) -> Iterator[Path]:
-    """Write the plots of one report, each as PNG and SVG.
-
-    Raises:
-        UserError: If a plot is unknown, or the report lacks what it needs; that plot is not written.
-    """
-    kinds = report["plots"] if isinstance(report["plots"], list) else [report["plots"]]
-    for kind in kinds:
-        if not isinstance(kind, str) or kind not in PLOTS:
-            raise UserError(f"{path} asks for the plot {shown(kind)}; known plots: {', '.join(PLOTS)}")
-        check_outputs("the plot", *(path.with_name(f"{path.stem}-{kind}.{suffix}") for suffix in METADATA))
-        stem = path.stem if len(kinds) == 1 else f"{path.stem}-{kind}"
-        with matplotlib.rc_context(STYLE):
-            try:
-                figure = PLOTS[kind](report)
-            except Exception as error:  # an edited report fails in many ways
-                raise UserError(
-                    f"{path} lacks what the plot {kind} needs ({reason_of(error)}); write it again"
-                ) from error
-            for suffix, metadata in METADATA.items():
-                save = partial(figure.savefig, format=suffix, metadata=metadata)
-                write_atomically(path.with_name(f"{stem}.{suffix}"), save)
-                yield path.with_name(f"{stem}.{suffix}")
-
-
-def draw_all(folders: list[Path]) -> None:
-    """Draw the plots of every report, and name the files."""
-    for path, report in find_reports(folders):
-        for target in draw(path, report):
-            print(target)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "folders", nargs="*", type=Path, default=FOLDERS, metavar="DIR", help="default: results benchmarks/results"
-    )
-    options = parser.parse_args(arguments)
-    return answer(lambda: draw_all(options.folders), "the same command draws all again")
-
+from capaboost.commands.plots import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,77 +1,11 @@
-"""Fine-tune a transformers encoder on a GLUE task.
+"""`capaboost train-glue` from a checkout: accelerate launch tools/train_glue.py --task cola"""
 
-Examples:
-  accelerate launch tools/train_glue.py --task cola
-  python tools/train_glue.py --task rte --method lora --seed 43
-  python tools/train_glue.py --task mnli --model microsoft/deberta-v3-base --method capaboost-padapter
-  python tools/train_glue.py --task sst2 --data-dir glue --model path/to/encoder --mixed-precision no
-  python tools/train_glue.py --task mrpc --lr-grid 1e-4,5e-4,1e-3 --set adapter.r=16
-
-Settings come from the paper: configs/glue/deberta-v3-base/ for DeBERTaV3-base and configs/glue/roberta-base/
-for any other model, <task>-padapter.yaml for adapters and prefixes and <task>-lora.yaml else; or from --config.
-Flags replace them, and --set replaces anything. The sections are model, data, train and adapter. A run leaves
-metrics.jsonl, TensorBoard logs, checkpoint.pt, adapter/ and result.json in its output folder; a run that was
-stopped goes on exactly with the same command and --resume.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
+from pathlib import Path
 
-from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, given, make_parser
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a checkout that is not installed
 
-PAPER = "paper"  # a bare --lr-grid
-GRIDS = {  # the paper's, sections D.1.2 and D.2.2: 6e-4 for RoBERTa, 8e-4 for DeBERTaV3
-    "roberta-base": "1e-4,3e-4,5e-4,6e-4,1e-3,1.5e-3,2e-3,3e-3,5e-3",
-    "deberta-v3-base": "1e-4,3e-4,5e-4,8e-4,1e-3,1.5e-3,2e-3,3e-3,5e-3",
-}
-
-
-def glue_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__, add_help=False)
-    add = parser.add_argument
-    add("--task", type=given, metavar="NAME", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
-    add(
-        "--data-dir",
-        type=given,
-        metavar="DIR",
-        help="folder with the original GLUE folders (default: load from the hub)",
-    )
-    add("--protocol", choices=("propetl", "adalora"), help="propetl: the epoch is selected on half of dev or on 1,000 "
-        "training rows (Table 2); adalora: dev is the test set, the last epoch counts (Table 3)")  # fmt: skip
-    add(
-        "--model",
-        type=given,
-        metavar="NAME",
-        help="a hub name, or a folder that save_pretrained wrote (default: roberta-base)",
-    )
-    add_run_flags(parser, PAPER, "runs/glue/<task>/<model>/<method>-seed<seed>", "capaboost_text.glue.run.GlueRun")
-    return parser
-
-
-def train(options: argparse.Namespace) -> None:
-    """Load the configuration, run it, show the result."""
-    from capaboost_core.training.run_config import load_run
-    from capaboost_text.glue.run import GlueRun, config_file, family_of
-
-    flags = flag_settings(options, FLAGS | {"task": "data.task"})
-    path = options.config or config_file(CONFIGS / "glue", options.task, options.model, options.method)
-    run = load_run(GlueRun, path, flags, options.method, options.set)
-    if options.lr_grid == PAPER:
-        options.lr_grid = GRIDS[family_of(run.model.name)]
-    from capaboost_text.glue.experiment import prepare
-
-    carry_out(run, options, prepare)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = glue_parser()
-    options = parser.parse_args(arguments)
-    if not (options.task or options.config):
-        parser.error("give --task NAME, such as --task cola, or --config FILE")
-    return answer(lambda: train(options))
-
+from capaboost.commands.train_glue import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,68 +1,11 @@
-"""Fine-tune a transformers encoder on SQuAD v1.1 or v2.0.
+"""`capaboost train-squad` from a checkout: accelerate launch tools/train_squad.py --dataset squad_v1"""
 
-Examples:
-  accelerate launch tools/train_squad.py --dataset squad_v1
-  python tools/train_squad.py --dataset squad_v2 --config configs/squad/v2_padapter_16.yaml
-  python tools/train_squad.py --dataset squad_v1 --method lora --set adapter.r=8 --seed 43
-  python tools/train_squad.py --dataset squad_v1 --data-dir squad --model path/to/encoder --mixed-precision no
-  python tools/train_squad.py --dataset squad_v2 --protocol select --lr-grid 3e-4,1e-3
-
-Settings come from configs/squad/v1_padapter_64.yaml or v2_padapter_64.yaml, the largest budget of the paper, or
-from --config. Flags replace them, and --set replaces anything. The sections are model, data, train and adapter.
-A run leaves metrics.jsonl, TensorBoard logs, checkpoint.pt, adapter/ and result.json in its output folder; a run
-that was stopped goes on exactly with the same command and --resume.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
+from pathlib import Path
 
-from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, given, make_parser
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a checkout that is not installed
 
-GRID = "1e-4,3e-4,5e-4,8e-4,1e-3"  # the paper's, section E.2
-
-
-def squad_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__, add_help=False)
-    add = parser.add_argument
-    add("--dataset", type=given, metavar="NAME", help="squad_v1 or squad_v2")
-    add(
-        "--data-dir",
-        type=given,
-        metavar="DIR",
-        help="folder with the official JSON files (default: load from the hub)",
-    )
-    add("--protocol", choices=("test", "select"), help="test: dev is the test set, the last epoch counts; select: "
-        "half of dev selects the epoch and the threshold of v2.0, the other half is the test set")  # fmt: skip
-    add("--model", type=given, metavar="NAME", help="a hub name, or a folder that save_pretrained wrote "
-        "(default: microsoft/deberta-v3-base)")  # fmt: skip
-    add_run_flags(
-        parser, GRID, "runs/squad/<dataset>/<model>/<method>-seed<seed>", "capaboost_text.squad.run.SquadRun"
-    )
-    return parser
-
-
-def train(options: argparse.Namespace) -> None:
-    """Load the configuration, run it, show the result."""
-    from capaboost_core.training.run_config import load_run
-    from capaboost_text.squad.run import SquadRun, config_file
-
-    flags = flag_settings(options, FLAGS | {"dataset": "data.dataset"})
-    path = options.config or config_file(CONFIGS / "squad", options.dataset)
-    run = load_run(SquadRun, path, flags, options.method, options.set)
-    from capaboost_text.squad.experiment import prepare
-
-    carry_out(run, options, prepare)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = squad_parser()
-    options = parser.parse_args(arguments)
-    if not (options.dataset or options.config):
-        parser.error("give --dataset NAME, such as --dataset squad_v1, or --config FILE")
-    return answer(lambda: train(options))
-
+from capaboost.commands.train_squad import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,67 +1,11 @@
-"""Fine-tune a timm ViT on a VTAB-1k task, or on a folder of images of your own.
+"""`capaboost train-vtab` from a checkout: accelerate launch tools/train_vtab.py --dataset dtd"""
 
-Examples:
-  accelerate launch tools/train_vtab.py --dataset dtd
-  python tools/train_vtab.py --dataset digits --model capaboost_vit_micro_patch8_64 --epochs 20
-  python tools/train_vtab.py --dataset cifar --source folder --data-dir vtab-1k --method lora --seed 1
-  python tools/train_vtab.py --dataset mytask --source folder --data-dir images --set data.num_classes=5
-  python tools/train_vtab.py --dataset dtd --set adapter.r=16 --set adapter.num_tied=4 --set train.lr=3e-4
-
-Settings come from configs/vtab/<dataset>.yaml, or from configs/vtab/_base.yaml for a dataset without a
-file, or from --config; flags replace them, and --set replaces anything. The sections are model, data,
-train and adapter. A run leaves metrics.jsonl, TensorBoard logs, checkpoint.pt, adapter/ and result.json
-in its output folder; a run that was stopped goes on exactly with the same command and --resume.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
+from pathlib import Path
 
-from command_line import CONFIGS, FLAGS, add_run_flags, answer, carry_out, flag_settings, given, make_parser
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a checkout that is not installed
 
-GRID = "1e-4,3e-4,1e-3,3e-3"
-
-
-def vtab_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__, add_help=False)
-    add = parser.add_argument
-    add("--dataset", type=given, metavar="NAME", help="a VTAB-1k task such as dtd, or digits, or a folder's name")
-    add("--source", choices=("tfds", "folder", "digits"), help="where images come from (default: the config's)")
-    add("--data-dir", type=given, metavar="DIR", help="folder of the tfds data, or of the task folders")
-    add("--protocol", choices=("test", "select"), help="test: train on all 1,000 images, test after the last epoch; "
-        "select: train on 800, test the epoch that is best on the other 200")  # fmt: skip
-    add("--normalize", choices=("auto", "imagenet", "model", "none"), help="pixel statistics (default: "
-        "auto, that is imagenet's, as in the paper, but the embedded backbone's own)")  # fmt: skip
-    add("--model", type=given, metavar="NAME", help="a timm name (default: vit_base_patch16_224.orig_in21k)")
-    add(
-        "--weights", type=given, metavar="FILE", help="pretrained weights from a .safetensors, .pth, .bin or .npz file"
-    )
-    add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>", "capaboost_vision.vtab_run.VtabRun")
-    return parser
-
-
-def train(options: argparse.Namespace) -> None:
-    """Load the configuration, run it, show the result."""
-    from capaboost_core.training.run_config import load_run
-    from capaboost_vision.vtab_run import VtabRun, config_file
-
-    own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
-    flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
-    path = options.config or config_file(CONFIGS / "vtab", options.dataset)
-    run = load_run(VtabRun, path, flags, options.method, options.set)
-    from capaboost_vision.experiment import prepare
-
-    carry_out(run, options, prepare)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = vtab_parser()
-    options = parser.parse_args(arguments)
-    if not (options.dataset or options.config):
-        parser.error("give --dataset NAME, such as --dataset dtd, or --config FILE")
-    return answer(lambda: train(options))
-
+from capaboost.commands.train_vtab import main
 
 if __name__ == "__main__":
     sys.exit(main())

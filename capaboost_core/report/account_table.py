@@ -13,6 +13,7 @@ from rich.table import Table
 
 from capaboost_core.console import show_table
 from capaboost_core.files import write_atomically
+from capaboost_core.markdown import markdown_table
 
 Row = dict[str, Any]
 
@@ -65,9 +66,7 @@ def to_csv(rows: list[Row]) -> str:
 def to_markdown(facts: dict[str, str], sheets: list[Sheet]) -> str:
     parts = []
     for sheet in sheets:
-        lines = [sheet.columns, ("---",) * len(sheet.columns), *sheet.lines]
-        table = "".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |\n" for cells in lines)
-        parts.append(f"### {sheet.title}\n\n{table}")
+        parts.append(f"### {sheet.title}\n\n{markdown_table(sheet.columns, sheet.lines)}")
     parts.append("".join(f"- {name}: {fact}\n" for name, fact in facts.items()))
     return "\n".join(parts)
 

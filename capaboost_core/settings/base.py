@@ -105,8 +105,10 @@ def one_line(error: ValidationError, cls: type[Settings], values: Any, prefix: s
     return f"{prefix}{name} is {shown(values[name])}; type {wanted(cls.model_fields[name])}"
 
 
-def hint(name: Any, known: Iterable[str], prefix: str = "") -> str:
-    """`did you mean ...?` for a name that resembles a known one, else all that are known."""
+def hint(name: Any, known: Iterable[str], prefix: str = "", otherwise: str | None = None) -> str:
+    """`did you mean ...?` for a name that resembles a known one, else `otherwise`, or all that are known."""
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(prefix + k for k in known)}"
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    return otherwise or f"known: {', '.join(prefix + k for k in known)}"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from capaboost_core.files import write_atomically
+from capaboost_core.markdown import markdown_table
 from tests.hard.cases import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -42,11 +43,6 @@ def tests_by_case(items: list[pytest.Item]) -> dict[int | str, list[str]]:
     return tests
 
 
-def table(titles: tuple[str, ...], rows: list[tuple]) -> str:
-    lines = [titles, ("---",) * len(titles), *rows]
-    return "".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |\n" for cells in lines)
-
-
 def case_table(tests: dict[int | str, list[str]]) -> str:
     """Every hard case with its tests.
 
@@ -56,7 +52,7 @@ def case_table(tests: dict[int | str, list[str]]) -> str:
     if tests.keys() != CASES.keys():
         raise ValueError(f"cases without a test or unknown: {sorted(map(str, tests.keys() ^ CASES.keys()))}")
     rows = [(case, CASES[case], "<br>".join(f"`{short(name)}`" for name in tests[case])) for case in CASES]
-    return table(("", "hard case", "tests"), rows)
+    return markdown_table(("", "hard case", "tests"), rows)
 
 
 def short(name: str) -> str:
@@ -76,7 +72,7 @@ def count_table(report: dict) -> str:
         f"`make test-hard`: {report['cases']:,} cases in {report['tests']} tests, {report['failed']} of them failed; "
         f"{report['seconds'] / 60:.0f} minutes on {report['processors']} processors; {versions}.\n\n"
     )
-    return head + table(("test", *outcomes, "other outcomes"), rows)
+    return head + markdown_table(("test", *outcomes, "other outcomes"), rows)
 
 
 def fill(text: str, regions: dict[str, str]) -> str:

@@ -8,10 +8,10 @@ import io
 import json
 from pathlib import Path
 
-import make_tables
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capaboost.commands import tables as command
 from capaboost_core import UserError
 from tests.hard.oracle import attempt, refused, scratch
 from tests.hard.values import damaged, mutated
@@ -23,7 +23,7 @@ def tables(folder: Path):
 
     def make() -> str:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
-            code = make_tables.main([str(folder), "--markdown", f"{folder}/t.md", "--csv", f"{folder}/t.csv"])
+            code = command.main([str(folder), "--markdown", f"{folder}/t.md", "--csv", f"{folder}/t.csv"])
         if code:
             raise UserError(err.getvalue().rstrip("\n"))
         return (folder / "t.csv").read_text()

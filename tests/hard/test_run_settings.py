@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import train_glue
-import train_squad
-import train_vtab
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capaboost.commands import train_glue, train_squad, train_vtab
 from capaboost_core.training.run_config import to_dict
 from tests.hard.counts import count
 from tests.hard.oracle import check_line, contents, scratch
@@ -42,7 +40,7 @@ def defaults() -> Iterator[Runs]:
     """Each command's settings as they are without further flags; no command trains."""
     with pytest.MonkeyPatch.context() as patch:
         for module, _ in COMMANDS.values():
-            patch.setattr(module, "carry_out", lambda run, options, prepare: Runs.seen.append((run, options)))
+            patch.setattr(module, "run_and_show", lambda run, options, prepare: Runs.seen.append((run, options)))
         Runs.seen = []
         yield Runs({kind: to_dict(configure(kind, [])[0]) for kind in COMMANDS})
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_glue
 
+from capaboost.commands import train_glue
 from capaboost_core import parameter_counts
 from capaboost_core.training.lr_grid import parse_rates
 from capaboost_core.training.run_config import build_run, load_run

@@ -1,4 +1,4 @@
-"""What the commands share: flags, settings from flags, and answers to mistakes.
+"""What the commands share: flags, settings from flags, and exit codes.
 
 Nothing heavy is imported before the flags are read, so that `--help` and a wrong flag answer at once.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FLAGS = {
     "data_dir": "data.dir",
     "protocol": "data.protocol",
@@ -23,8 +23,6 @@ FLAGS = {
     "seed": "train.seed",
     "mixed_precision": "train.mixed_precision",
 }
-METHODS = """capaboost-lora, lora, capaboost-padapter, padapter, capaboost-hadapter, hadapter, capaboost-prefix,
-prefix, linear or full; r, dropout and the mask seed stay as configured"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,14 +32,15 @@ class Parser(argparse.ArgumentParser):
         super().error(textwrap.shorten(message, 500, placeholder=" ..."))
 
 
-def make_parser(description: str, add_help: bool = True) -> argparse.ArgumentParser:
-    """A parser that shows the description as it stands; a command adds its data before `add_run_flags`."""
-    return Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=add_help,
-    )
+def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
+    """A parser that shows the description as it stands; a command adds its data before `add_run_flags`.
+
+    Args:
+        description: The module's docstring.
+        **options: Of `argparse.ArgumentParser`, such as prog.
+    """
+    formatter = argparse.RawDescriptionHelpFormatter
+    return Parser(description=description, formatter_class=formatter, allow_abbrev=False, **options)
 
 
 def given(text: str) -> str:
@@ -64,18 +63,23 @@ def at_least_one(text: str) -> int:
 
 
 class Help(argparse.Action):
-    """Prints the flags at once, and every setting after the import that knows them."""
+    """Prints the flags at once, and presets and every setting after the imports that know them."""
 
     def __init__(self, option_strings: list[str], dest: str, run: str, **_: Any):
-        super().__init__(option_strings, dest, nargs=0, help="show this text and every setting, then exit")
+        super().__init__(option_strings, dest, nargs=0, help="show this, the presets and every setting, then exit")
         self.run = run
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         parser.print_help()
-        print("\nsettings of --set, with the defaults of the code (a config may have others):", flush=True)
+        print("\npresets of --method:", flush=True)
+        from capaboost_core.methods import PRESETS
         from capaboost_core.settings.text import help_on
         from capaboost_core.training.run_config import sections_of
 
+        print(
+            textwrap.fill(", ".join(PRESETS), 79, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        )
+        print("\nsettings of --set, with the defaults of the code (a config may have others):")
         module, _, name = self.run.rpartition(".")
         print(help_on(sections_of(getattr(importlib.import_module(module), name))))
         parser.exit()
@@ -91,7 +95,8 @@ def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: st
         run: Module and name of the class of all settings, for the help.
     """
     add = parser.add_argument
-    add("--method", type=given, metavar="PRESET", help=" ".join(METHODS.split()))
+    add("--method", type=given, metavar="PRESET", help="one of the presets listed below; r, dropout and the mask "
+        "seed stay as configured")  # fmt: skip
     add("--epochs", type=int, metavar="N", help="the warm-up keeps its share, unless it is set in steps")
     add("--batch-size", type=int, metavar="N", help="of one optimizer step, over all processes")
     add("--lr", type=float, metavar="RATE", help="peak learning rate of AdamW")
@@ -118,14 +123,15 @@ def flag_settings(options: argparse.Namespace, flags: dict[str, str]) -> dict[st
     return settings
 
 
-def carry_out(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
-    """Run the settings, or the grid of learning rates, and show the result."""
+def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
+    """Train with the settings, or with each rate of the grid, and show the result."""
     from accelerate import PartialState
 
     from capaboost_core.training.experiment import run_experiment
     from capaboost_core.training.lr_grid import parse_rates, run_grid
     from capaboost_core.training.results import print_table
 
+    _say_what_is_missing()
     folder = options.output_dir or run.default_folder()
     if options.lr_grid is not None:
         result = run_grid(run, parse_rates(options.lr_grid), folder, options.resume, prepare)
@@ -137,16 +143,16 @@ def carry_out(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
     PartialState().destroy_process_group()
 
 
-def answer(command: Callable[[], None], stopped: str = "the same command with --resume goes on") -> int:
-    """Carry out a command; a mistake is told in one line, by one process.
+def _say_what_is_missing() -> None:
+    from capaboost_core.console import tell
+    from capaboost_core.extras import install_line, is_installed
 
-    Args:
-        command: What to do.
-        stopped: What to say of an interruption.
+    if not (is_installed("tensorboard") or is_installed("tensorboardX")) and os.environ.get("RANK", "0") == "0":
+        tell(f"tensorboard is not installed: no TensorBoard logs are written; {install_line('tensorboard')} adds them")
 
-    Returns:
-        The exit code: 0, 2 after a mistake, 128 + its number after a signal, such as 130 after Ctrl-C.
-    """
+
+def exit_code(command: Callable[[], None], stopped: str = "the same command with --resume goes on") -> int:
+    """`capaboost_core.exit_code.exit_code_of`, imported once the flags are read."""
     from capaboost_core.exit_code import exit_code_of
 
     return exit_code_of(command, stopped)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from plot_style import COLORS, INK, QUIET, label
+
+from capaboost.plots.style import COLORS, INK, QUIET, label
 
 Report = dict[str, Any]
 PARTS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ import capaboost_text
 import capaboost_vision
 from capaboost_core import UserError
 from capaboost_core.report.accounting import Subject
+from capaboost_core.settings.base import hint
 from capaboost_text import architectures
 
 TOKENS = 128
@@ -40,9 +40,9 @@ def make_subject(name: str, sizes: Sizes, device: str = "meta") -> Subject:
         return _text(name, sizes, device)
     if timm.is_model(name):
         return _image(name, sizes, device)
-    close = difflib.get_close_matches(name, [*architectures.SHIPPED, *timm.list_models()], n=1)
-    known = f"type a timm name, {', '.join(architectures.SHIPPED)}, or a folder with config.json"
-    raise UserError(f"unknown model {name!r}; {f'did you mean {close[0]}?' if close else known}")
+    known = [*architectures.SHIPPED, *timm.list_models()]
+    otherwise = f"type a timm name, {', '.join(architectures.SHIPPED)}, or a folder with config.json"
+    raise UserError(f"unknown model {name!r}; {hint(name, known, otherwise=otherwise)}")
 
 
 def architecture(name: str) -> str:

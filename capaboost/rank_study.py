@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import train_vtab
-
+from capaboost.commands import train_vtab
 from capaboost_core import UserError, resolve_config
 from capaboost_core.methods.base import find_method
 from capaboost_core.methods.lora import LoRA

@@ -8,7 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from plot_style import COLORS, INK, MARKERS, QUIET, label
+
+from capaboost.plots.style import COLORS, INK, MARKERS, QUIET, label
 
 Report = dict[str, Any]
 

@@ -1,0 +1,27 @@
+"""CapaBoost in one place: the public API of `capaboost_core`, the commands and their settings files.
+
+`from capaboost import save_adapter` imports the core at that moment, so that `capaboost --help` need not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from capaboost_core import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import capaboost_core
+
+    if name != "__all__" and name not in capaboost_core.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(capaboost_core, name)
+
+
+def __dir__() -> list[str]:
+    import capaboost_core
+
+    return sorted([*globals(), *capaboost_core.__all__])

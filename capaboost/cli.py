@@ -1,0 +1,38 @@
+"""The command `capaboost` and its table of commands, each of which is imported when it is run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from capaboost.command_line import make_parser
+
+COMMANDS = {  # module of capaboost.commands, and what it does
+    "train-vtab": ("train_vtab", "fine-tune a timm ViT on a VTAB-1k task or on a folder of images"),
+    "train-glue": ("train_glue", "fine-tune a transformers encoder on a GLUE task"),
+    "train-squad": ("train_squad", "fine-tune a transformers encoder on SQuAD v1.1 or v2.0"),
+    "flops": ("flops", "report parameters, multiply-adds, bytes and peak memory of each method"),
+    "rank": ("rank", "report the rank of trained increments"),
+    "tables": ("tables", "make tables from the result.json files of finished runs"),
+    "plots": ("plots", "draw the plots of the JSON reports in a folder"),
+}
+
+
+def cli_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {text}" for name, (_, text) in COMMANDS.items()]
+    parser = make_parser(
+        "\n".join(["Capacity-boosted fine-tuning of timm and transformers models.", "", "commands:", *lines]),
+        prog="capaboost",
+        epilog="capaboost COMMAND --help explains a command.",
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its flags")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = cli_parser().parse_args(arguments)
+    module, _ = COMMANDS[options.command]
+    command = importlib.import_module(f"capaboost.commands.{module}")
+    return command.main(options.arguments, prog=f"capaboost {options.command}")

@@ -1,0 +1,63 @@
+"""Fine-tune a timm ViT on a VTAB-1k task, or on a folder of images of your own.
+
+Examples:
+  accelerate launch -m capaboost train-vtab --dataset dtd
+  capaboost train-vtab --dataset digits --model capaboost_vit_micro_patch8_64 --epochs 20
+  capaboost train-vtab --dataset cifar --source folder --data-dir vtab-1k --method lora --seed 1
+  capaboost train-vtab --dataset mytask --source folder --data-dir images --set data.num_classes=5
+  capaboost train-vtab --dataset dtd --set adapter.r=16 --set adapter.num_tied=4 --set train.lr=3e-4
+
+Settings come from configs/vtab/<dataset>.yaml, or from configs/vtab/_base.yaml for a dataset without a
+file, or from --config; flags replace them, and --set replaces anything. The sections are model, data,
+train and adapter. A run leaves metrics.jsonl, TensorBoard logs, checkpoint.pt, adapter/ and result.json
+in its output folder; a run that was stopped goes on exactly with the same command and --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
+from capaboost.shipped import shipped
+
+GRID = "1e-4,3e-4,1e-3,3e-3"
+
+
+def vtab_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog=prog, add_help=False)
+    add = parser.add_argument
+    add("--dataset", type=given, metavar="NAME", help="a VTAB-1k task such as dtd, or digits, or a folder's name")
+    add("--source", choices=("tfds", "folder", "digits"), help="where images come from (default: the config's)")
+    add("--data-dir", type=given, metavar="DIR", help="folder of the tfds data, or of the task folders")
+    add("--protocol", choices=("test", "select"), help="test: train on all 1,000 images, test after the last epoch; "
+        "select: train on 800, test the epoch that is best on the other 200")  # fmt: skip
+    add("--normalize", choices=("auto", "imagenet", "model", "none"), help="pixel statistics (default: "
+        "auto, that is imagenet's, as in the paper, but the embedded backbone's own)")  # fmt: skip
+    add("--model", type=given, metavar="NAME", help="a timm name (default: vit_base_patch16_224.orig_in21k)")
+    add(
+        "--weights", type=given, metavar="FILE", help="pretrained weights from a .safetensors, .pth, .bin or .npz file"
+    )
+    add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>", "capaboost_vision.vtab_run.VtabRun")
+    return parser
+
+
+def train(options: argparse.Namespace) -> None:
+    """Load the configuration, run it, show the result."""
+    from capaboost_core.training.run_config import load_run
+    from capaboost_vision.vtab_run import VtabRun, config_file
+
+    own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
+    flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
+    path = options.config or config_file(shipped("configs") / "vtab", options.dataset)
+    run = load_run(VtabRun, path, flags, options.method, options.set)
+    from capaboost_vision.experiment import prepare
+
+    run_and_show(run, options, prepare)
+
+
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
+    parser = vtab_parser(prog)
+    options = parser.parse_args(arguments)
+    if not (options.dataset or options.config):
+        parser.error("give --dataset NAME, such as --dataset dtd, or --config FILE")
+    return exit_code(lambda: train(options))

@@ -1,0 +1,32 @@
+"""Libraries that only some commands use, and that `pip install capaboost` leaves out."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from capaboost_core.errors import UserError
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module of this name can be imported; it is not imported."""
+    return find_spec(module) is not None
+
+
+def install_line(extra: str) -> str:
+    """What to type to get the libraries of an extra."""
+    return f"pip install 'capaboost[{extra}]'"
+
+
+def need(module: str, extra: str, what: str) -> None:
+    """Refuse to go on without a library of an extra.
+
+    Args:
+        module: The module that is needed.
+        extra: Where setup.cfg has it.
+        what: What needs it.
+
+    Raises:
+        UserError: If it is not installed, with the command that installs it.
+    """
+    if not is_installed(module):
+        raise UserError(f"{what} need {module}, which is not installed; type {install_line(extra)}")
