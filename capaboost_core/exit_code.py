@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +38,9 @@ def exit_code_of(command: Callable[[], None], stopped: str) -> int:
         return _end(f"stopped; {stopped}", 128 + signal.SIGINT)
     except UserError as error:
         return _end(f"error: {error}", 2)
+    except BrokenPipeError:  # nobody reads on, as in `capaboost flops ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit has to go somewhere
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK:
             raise

@@ -3,6 +3,8 @@
 import json
 import resource
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests import commands
-from tests.commands import finish, two_processes
+from tests.commands import ROOT, finish, two_processes
 
 TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--batch-size", "8"]
 DIGITS = ["tools/train_vtab.py", "--dataset", "digits", "--source", "digits", *TINY]
@@ -84,3 +86,17 @@ def test_a_stopped_command_saves_and_says_how_to_go_on(tmp_path):
     assert not (tmp_path / "out" / "run.lock").exists()
     assert "going on after epoch" in finish(commands.start(*command, "--resume"))
     assert json.loads((tmp_path / "out" / "result.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.hard_case("messages")
+def test_a_reader_that_goes_away_is_no_error():
+    """As in `capaboost tables ... | head -1`."""
+    script = "from capaboost_core.exit_code import exit_code_of\nimport sys\n"
+    script += "sys.exit(exit_code_of(lambda: [print('line', flush=True) for _ in range(100000)], 'stopped'))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE
