@@ -124,7 +124,7 @@ def carry_out(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
 
     from capaboost_core.training.experiment import run_experiment
     from capaboost_core.training.lr_grid import parse_rates, run_grid
-    from capaboost_core.training.results import print_table
+    from capaboost_core.training.result_table import print_table
 
     folder = options.output_dir or run.default_folder()
     if options.lr_grid is not None:

@@ -27,8 +27,8 @@ from capaboost_core.training.optimize import Stepper
 from capaboost_core.training.position import Position, here
 from capaboost_core.training.processes import on_main
 from capaboost_core.training.progress import Progress
+from capaboost_core.training.provenance import surroundings
 from capaboost_core.training.record import Record
-from capaboost_core.training.results import surroundings
 from capaboost_core.training.run_folder import check_folder, check_space
 from capaboost_core.training.stopping import SAVE, Stopped, Watch
 from capaboost_core.training.task import Task
