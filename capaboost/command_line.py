@@ -129,7 +129,7 @@ def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> No
 
     from capaboost_core.training.experiment import run_experiment
     from capaboost_core.training.lr_grid import parse_rates, run_grid
-    from capaboost_core.training.results import print_table
+    from capaboost_core.training.result_table import print_table
 
     _say_what_is_missing()
     folder = options.output_dir or run.default_folder()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,6 +13,28 @@ from capaboost_core.sharing.tied import TiedWeight
 # What nn.Module keeps of a module in containers of its own.
 CONTENT = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+
+
+@dataclass(frozen=True)
+class Product:
+    """Multiply-adds with one trained weight for each row of the layer's input.
+
+    Attributes:
+        executed: What dense kernels do.
+        kept: Those with entries that masks keep.
+        weight_trains: Whether the weight gets a gradient.
+        input_needs_gradient: Whether what the weight meets needs one.
+    """
+
+    executed: int
+    kept: int
+    weight_trains: bool
+    input_needs_gradient: bool
+
+    @property
+    def gradients(self) -> int:
+        """Products of the same size in a backward pass."""
+        return self.weight_trains + self.input_needs_gradient
 
 
 class Adapted(nn.Module):
@@ -66,6 +89,24 @@ class Adapted(nn.Module):
 
     def tied_weights(self) -> dict[str, TiedWeight]:
         return {name: module for name, module in self.named_modules() if isinstance(module, TiedWeight)}
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        """The products of its addition; a layer whose trained matrices are no tied weights says its own.
+
+        The first half of the tied weights (A, down, keys) meets the layer's input, or a frozen image of it; the second
+        half (B, up, values) meets what the first half made.
+
+        Args:
+            needs_gradient: Whether the layer's input needs one.
+        """
+        weights = list(self.tied_weights().values())
+        first, second = weights[: len(weights) // 2], weights[len(weights) // 2 :]
+        inner = needs_gradient or any(weight.packed.requires_grad for weight in first)
+        return [
+            Product(weight.executed, weight.kept, weight.packed.requires_grad, needed)
+            for part, needed in ((first, needs_gradient), (second, inner))
+            for weight in part
+        ]
 
 
 def dropout_of(probability: float) -> nn.Module:

@@ -96,7 +96,7 @@ def memory_probe(options: argparse.Namespace, sizes: Sizes) -> tuple[Callable[[M
     from capaboost.subjects import make_subject
     from capaboost_core.errors import UserError
     from capaboost_core.report.peak_memory import MEASURED, step_peak_bytes
-    from capaboost_core.training.results import device_name
+    from capaboost_core.training.provenance import device_name
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -148,7 +148,7 @@ def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str,
 def finish(options: argparse.Namespace, record: dict[str, Any], facts: dict[str, str], tables: list[Sheet]) -> None:
     """Show the report, and write it where that is asked for."""
     from capaboost_core.report.account_table import show, write_files
-    from capaboost_core.training.results import git_state, library_versions
+    from capaboost_core.training.provenance import git_state, library_versions
 
     show(facts, tables)
     if options.output:

@@ -53,6 +53,7 @@ class Method(Settings):
         wanted: These classes in words.
         recipe: The method whose settings files it takes where it has none of its own.
         budget: The setting that a budget of parameters changes.
+        starts_as_base: Whether an adapted model computes as its base at first, with the default settings.
 
     Raises:
         UserError: If a setting is unknown to the method, or is out of range.
@@ -64,6 +65,7 @@ class Method(Settings):
     wanted: ClassVar[str] = "layer that this method adapts"
     recipe: ClassVar[str] = "lora"
     budget: ClassVar[str | None] = None
+    starts_as_base: ClassVar[bool] = True
 
     def __new__(cls, method: Any = None, **_: Any) -> Self:
         return super().__new__(find_method("lora" if method is None else method) if cls is Method else cls)
@@ -215,21 +217,30 @@ class Method(Settings):
         """Whether a parameter of the base model is trained, by its name; the head always is."""
         return False
 
+    # The training loop calls what follows in every process with the bare model, the penalty alone under autograd.
+
     def penalty(self, model: nn.Module) -> Tensor | None:
-        """What is added to the loss of each step."""
+        """What is added to the mean loss of each step, once, however many slices and processes share its batch."""
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
-        """Called after optimizer step `step`, from 1, of `steps`."""
+        """Called after optimizer step `step`, from 1, of `steps` in all, while the gradients are still there.
+
+        It must do the same in every process, so it draws no random numbers of its own.
+        """
 
     def state(self, model: nn.Module) -> dict[str, Any]:
-        """What a checkpoint has to hold beside the trained parameters: tensors and plain values."""
+        """What a checkpoint has to hold beside the trained parameters.
+
+        Nested dicts and lists of tensors and plain values, all finite, with the same names, shapes and types at any
+        time. A selected epoch has its own.
+        """
         return {}
 
     def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave."""
+        """Put back what `state` gave; its tensors may be on the CPU."""
 
     def finish(self, model: nn.Module) -> None:
-        """Called once, after the last step and before testing and saving."""
+        """Called once, after the last step and the return to a selected epoch, and before testing and saving."""
 
 
 def find_method(name: Any, prefix: str = "") -> type[Method]:

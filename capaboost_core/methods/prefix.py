@@ -26,6 +26,7 @@ class PrefixTuning(Tying, Method):
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {}
     recipe: ClassVar[str] = "padapter"
     budget: ClassVar[str | None] = "r"
+    starts_as_base: ClassVar[bool] = False
 
     r: int = Field(8, ge=1, le=65536, description="Length of one prefix.")
 

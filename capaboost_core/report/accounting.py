@@ -113,7 +113,7 @@ def settings_of(preset: str, changes: dict[str, Any]) -> Method:
     for name in changes:
         if name not in known:
             raise UserError(f"unknown adapter setting {name}; {hint(name, known)}")
-    if not config.model_fields:
+    if not type(config).model_fields:
         return config
     plain = isinstance(config, Tying) and config.is_plain
     return config.replace(

@@ -34,7 +34,7 @@ from capaboost_core.report.flop_modes import (
     forward_operators,
     forward_outputs,
 )
-from capaboost_core.report.tied_products import dense_entries, kept_entries, layer_calls, tied_products
+from capaboost_core.report.tied_products import layer_calls, tied_products
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def count_flops(model: nn.Module, inputs: Inputs, backward: bool = False) -> Flo
                 outputs = forward_outputs(call)
             counts["backward"], more = backward_operators(call, outputs)
             others += more
-    dense, kept = (tied_products(calls, f, backward) for f in (dense_entries, kept_entries))
+    dense, kept = (tied_products(calls, kind, backward) for kind in ("executed", "kept"))
     counts["backward"] -= dense["tied_backward"]
     negligible = {name: number for name, number in others.items() if is_negligible(name)}
     unsupported = {name: number for name, number in others.items() if name not in negligible}

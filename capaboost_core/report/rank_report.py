@@ -18,7 +18,7 @@ from capaboost_core.files import write_atomically
 from capaboost_core.inject import injection_of, parameter_counts
 from capaboost_core.methods import Method
 from capaboost_core.report.rank import TOLERANCE, model_ranks
-from capaboost_core.training.results import git_state, library_versions
+from capaboost_core.training.provenance import git_state, library_versions
 
 PAPER_R = (8, 16, 32, 64)
 PAPER_RANKS = {1: (8, 16, 32, 64), 2: (16, 32, 64, 128), 4: (32, 64, 128, 256)}

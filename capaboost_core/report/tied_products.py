@@ -1,11 +1,12 @@
-"""Multiply-adds with tied weights, from the calls of adapted layers: whatever way a layer computes its products."""
+"""Multiply-adds of additions, from the calls of adapted layers: whatever way a layer computes its products."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from capaboost_core.adapted import Adapted
 from capaboost_core.inject import adapted_layers
 from capaboost_core.report.flop_modes import Call, Inputs, untraced
-from capaboost_core.sharing.tied import TiedWeight
 
 
 def count_added(model: nn.Module, inputs: Inputs) -> int:
@@ -28,7 +28,7 @@ def count_added(model: nn.Module, inputs: Inputs) -> int:
     call = Call(model, inputs)
     with torch.no_grad(), layer_calls(model) as calls:
         call(*call.inputs)
-    return tied_products(calls, kept_entries, backward=False)["tied"]
+    return tied_products(calls, "kept", backward=False)["tied"]
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,12 @@ def layer_calls(model: nn.Module) -> Iterator[list[LayerCall]]:
             hook.remove()
 
 
-def tied_products(calls: list[LayerCall], entries: Callable[[TiedWeight], int], backward: bool) -> Counter[str]:
-    """Multiply-adds with tied weights.
-
-    The first half of a layer's tied weights (A, down, keys) meets its input, or a frozen image of it; the second
-    half (B, up, values) meets what the first half made.
-    """
+def tied_products(calls: list[LayerCall], kind: Literal["executed", "kept"], backward: bool) -> Counter[str]:
+    """Multiply-adds of the additions: `tied`, and with `backward` those of their gradients as `tied_backward`."""
     counts = Counter()
     for call in calls:
-        weights = list(call.layer.tied_weights().values())
-        first, second = weights[: len(weights) // 2], weights[len(weights) // 2 :]
-        inner = call.needs_gradient or any(weight.packed.requires_grad for weight in first)
-        for weight, needs_gradient in [(w, call.needs_gradient) for w in first] + [(w, inner) for w in second]:
-            products = call.rows * entries(weight)
-            counts["tied"] += products
-            counts["tied_backward"] += backward * products * (weight.packed.requires_grad + needs_gradient)
+        for product in call.layer.products(call.needs_gradient):
+            number = call.rows * getattr(product, kind)
+            counts["tied"] += number
+            counts["tied_backward"] += backward * number * product.gradients
     return counts
-
-
-def dense_entries(weight: TiedWeight) -> int:
-    return weight.num_tied * weight.bits.numel()
-
-
-def kept_entries(weight: TiedWeight) -> int:
-    """The ones of all masks; of masks that are redrawn in training their mean, which evaluation has densely."""
-    return round((1 - weight.dropped if weight.training else 1.0) * weight.ones)

@@ -53,6 +53,16 @@ class TiedWeight(nn.Module):
             self.register_buffer(name, None, persistent=False)
         self._place({"bits": torch.from_numpy(np.ascontiguousarray(masks)), "flags": torch.from_numpy(flags)})
 
+    @property
+    def executed(self) -> int:
+        """Multiply-adds of a row with all copies, as dense kernels do them."""
+        return self.num_tied * self.bits.numel()
+
+    @property
+    def kept(self) -> int:
+        """The ones of all masks; of masks that are redrawn in training their mean, which evaluation has densely."""
+        return round((1 - self.dropped if self.training else 1.0) * self.ones)
+
     def copies(self, training: bool | None = None) -> Tensor:
         """The d masked views of the weight, (..., d, r, width); as in training or not, by default as the module is."""
         if not self.unmasked:

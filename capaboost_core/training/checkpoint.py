@@ -7,7 +7,7 @@ import io
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ class State:
         epoch: Finished epochs.
         position: Where in the next epoch the run stands, if not at its start: a `Position` as plain values.
         parameters: Trained parameters by name; stepper holds the optimizer's state.
-        best: Value, metrics and parameters of the best epoch, where a run selects one.
+        best: Value, metrics, parameters and method of the best epoch, where a run selects one.
         metrics: Those of the last epoch.
         train_seconds: Time in training steps of finished epochs; wall_seconds counts all.
+        method: The method's own state; empty for most.
     """
 
     fingerprint: dict[str, Any]
@@ -48,6 +49,7 @@ class State:
     metrics: dict[str, float]
     train_seconds: float
     wall_seconds: float
+    method: dict[str, Any] = field(default_factory=dict)
 
 
 class Damaged(Exception):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from capaboost_core.training.checkpoint import State
@@ -22,13 +22,15 @@ class Expected:
     Attributes:
         steps: Optimizer steps of an epoch.
         selects: Whether an epoch is selected.
+        method: The method's own state at the start.
     """
 
     epochs: int
     steps: int
     processes: int
     selects: bool
-    parameters: dict[str, nn.Parameter]
+    parameters: dict[str, Tensor]
+    method: dict[str, Any]
     optimizer: Optimizer
 
     def problem_of(self, state: State) -> str | None:
@@ -49,7 +51,7 @@ class Expected:
             yield from self._position(state)
         if not all(_seconds(value) for value in (state.train_seconds, state.wall_seconds)):
             yield "its times"
-        yield from self._tensors(state.parameters)
+        yield from self._weights(state.parameters, state.method)
         yield from self._optimizer(state.stepper["optimizer"])
         if state.epoch and not (_metrics(state.metrics) and state.metrics["epoch"] == state.epoch):
             yield "metrics"
@@ -58,7 +60,7 @@ class Expected:
         if state.best is not None:
             if not (_metrics(state.best["metrics"]) and isinstance(state.best["value"], float)):
                 yield "best"
-            yield from self._tensors(state.best["parameters"])
+            yield from self._weights(state.best["parameters"], state.best.get("method", {}))
 
     def _position(self, state: State) -> Iterator[str]:
         place = state.position
@@ -71,12 +73,14 @@ class Expected:
                 yield "position"
             try_streams(process)
 
-    def _tensors(self, values: dict[str, Tensor]) -> Iterator[str]:
+    def _weights(self, values: dict[str, Tensor], method: dict[str, Any]) -> Iterator[str]:
         if values.keys() != self.parameters.keys():
             yield "names of parameters"
         for name, parameter in self.parameters.items():
             if not _fits(values[name], parameter):
                 yield f"parameter {name}"
+        if not _alike(method, self.method):
+            yield "the method's state"
 
     def _optimizer(self, saved: dict[str, Any]) -> Iterator[str]:
         own = self.optimizer.state_dict()["param_groups"]
@@ -107,6 +111,19 @@ def _finite_number(value: Any) -> bool:
 def _fits(value: Any, like: Tensor) -> bool:
     """A kernel that trusts the shape of what it is given writes past the end of it."""
     return _finite(value) and (value.shape, value.dtype, value.layout) == (like.shape, like.dtype, like.layout)
+
+
+def _alike(value: Any, like: Any) -> bool:
+    """Whether nested values have the same names and types, and tensors that fit."""
+    if isinstance(like, Tensor):
+        return _fits(value, like)
+    if type(value) is not type(like):
+        return False
+    if isinstance(like, dict):
+        return value.keys() == like.keys() and all(_alike(value[name], like[name]) for name in like)
+    if isinstance(like, (list, tuple)):
+        return len(value) == len(like) and all(map(_alike, value, like))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _finite(value: Any) -> bool:

@@ -18,14 +18,8 @@ from capaboost_core.methods import Method
 from capaboost_core.modes import merged
 from capaboost_core.training.checkpoint import check_fingerprint
 from capaboost_core.training.optimize import make_accelerator
-from capaboost_core.training.results import (
-    Result,
-    adapter_bytes,
-    counts_of,
-    device_name,
-    read_result,
-    write_result,
-)
+from capaboost_core.training.provenance import device_name
+from capaboost_core.training.result import Result, adapter_bytes, counts_of, read_result, write_result
 from capaboost_core.training.run_config import to_dict
 from capaboost_core.training.run_folder import ADAPTER, RESULT, check_folder, claim, is_finished
 from capaboost_core.training.task import Task

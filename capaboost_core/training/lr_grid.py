@@ -13,7 +13,7 @@ from capaboost_core.errors import DivergedError, UserError
 from capaboost_core.training.checkpoint import differences
 from capaboost_core.training.experiment import Prepare, Run, run_experiment
 from capaboost_core.training.optimize import make_accelerator
-from capaboost_core.training.results import read_result, write_result
+from capaboost_core.training.result import read_result, write_result
 from capaboost_core.training.run_config import to_dict
 from capaboost_core.training.run_folder import RESULT, check_folder, claim, is_finished
 

@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
+from capaboost_core.training.hooks import Hooks
 from capaboost_core.training.processes import check_engine, check_launch
 from capaboost_core.training.train_section import TrainSection
 from capaboost_core.weight_decay import weight_decay_groups
@@ -72,9 +73,11 @@ class Stepper:
         parameters: list[nn.Parameter],
         settings: TrainSection,
         steps: int,
+        hooks: Hooks,
     ):
-        self.accelerator, self.parameters, self.settings = accelerator, parameters, settings
-        self.schedule = settings.schedule_of(settings.epochs * steps)
+        self.accelerator, self.parameters, self.settings, self.hooks = accelerator, parameters, settings, hooks
+        self.steps = settings.epochs * steps
+        self.schedule = settings.schedule_of(self.steps)
         optimizer = _adamw(parameters, settings, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
@@ -90,12 +93,18 @@ class Stepper:
         total = torch.zeros((), device=self.accelerator.device)
         for part, weight in shares(batch, self.accelerator.process_index, processes, slices):
             with self.accelerator.accumulate(self.model):
+                last = self.accelerator.sync_gradients
                 loss = loss_of(self.model, part) * weight
+                penalty = self.hooks.penalty() if last else None  # once a step
+                if penalty is not None:
+                    loss = loss + penalty / processes
                 # accelerate divides by the slices, and DDP by the processes; the weights did both already.
                 self.accelerator.backward(loss * (processes * slices))
-                if self.accelerator.sync_gradients and self.settings.max_grad_norm:
+                if last and self.settings.max_grad_norm:
                     self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
                 self.optimizer.step()
+                if last:
+                    self.hooks.after_step(index + 1, self.steps)
                 self.optimizer.zero_grad()
             total += loss.detach()
         return total

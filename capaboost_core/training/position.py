@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor
 
 
@@ -34,6 +35,11 @@ class Position:
         if device.type == "cuda":
             torch.cuda.set_rng_state(mine["device"], device)
         return mine["loss"].to(device)
+
+
+def start_streams(seed: int, epoch: int, process: int) -> None:
+    """Start all random streams of an epoch, so that a run resumed after one remembers nothing of them."""
+    set_seed(int(np.random.SeedSequence((seed, epoch, process)).generate_state(1)[0]))
 
 
 def here(loss: Tensor) -> dict[str, Any]:

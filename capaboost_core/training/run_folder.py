@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from capaboost_core.errors import UserError
+from capaboost_core.methods import Method
 from capaboost_core.training.processes import on_main
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 RESULT, METRICS, LOCK = "result.json", "metrics.jsonl", "run.lock"
 ADAPTER, TENSORBOARD = "adapter", "tensorboard"
 ANOTHER = "choose another --output-dir"
+
+
+def run_folder(kind: str, task: str, model: str, adapter: Method, seed: int) -> Path:
+    """Where a run lives unless told otherwise: runs/<kind>/<task>/<model>/<method>-seed<seed>."""
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in model)
+    return Path("runs") / kind / task / plain / f"{adapter.label}-seed{seed}"
 
 
 def check_folder(folder: Path, resume: bool) -> None:

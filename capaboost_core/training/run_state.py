@@ -1,0 +1,147 @@
+"""The state of a run: what its epochs change, and how that is saved and put back."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from capaboost_core.errors import DivergedError
+from capaboost_core.inject import trainable_parameters
+from capaboost_core.training.checkpoint import Checkpoints, State, differences
+from capaboost_core.training.checkpoint_check import Expected
+from capaboost_core.training.hooks import Hooks, copied
+from capaboost_core.training.optimize import Stepper
+from capaboost_core.training.position import Position
+from capaboost_core.training.provenance import surroundings
+from capaboost_core.training.selection import Selection
+from capaboost_core.training.train_section import TrainSection
+
+
+class RunState:
+    """The trained parameters with all that a run needs beside them to go on.
+
+    Args:
+        accelerator: As `make_accelerator` makes it.
+        model: Adapted already.
+        settings: How to train.
+        steps: Optimizer steps of an epoch.
+        fingerprint: The configuration and data of the run.
+        select_by: The metric that selects an epoch, if any.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        settings: TrainSection,
+        steps: int,
+        fingerprint: dict[str, Any],
+        select_by: str | None,
+    ):
+        self.accelerator, self.settings, self.steps, self.fingerprint = accelerator, settings, steps, fingerprint
+        self.surroundings = surroundings(accelerator.device)
+        self.parameters, self.hooks = trainable_parameters(model), Hooks(model)
+        self.stepper = Stepper(accelerator, model, list(self.parameters.values()), settings, steps, self.hooks)
+        self.selection, self.metrics = Selection(select_by), {}
+        self.train_seconds = self.wall_seconds = 0.0
+        self.since = time.monotonic()
+
+    def load(self, checkpoints: Checkpoints) -> tuple[int, Position | None]:
+        """Put back the newest sound checkpoint, told in one line.
+
+        Returns:
+            Finished epochs, and the place in the next one, if it is not its start.
+
+        Raises:
+            UserError: If there are checkpoints, but none that this run can go on from.
+        """
+        state, warning = checkpoints.load(self.fingerprint, self._expected().problem_of)
+        tell, folder = self.accelerator.print, checkpoints.newest.parent
+        if warning:
+            tell(f"warning: {warning}")
+        if state is None:
+            tell(f"{folder}: no checkpoint yet, starting from the beginning")
+            return 0, None
+        step = f", step {state.position['step']} of {self.steps}" if state.position else ""
+        tell(f"{folder}: going on after epoch {state.epoch}{step}")
+        changed = differences(state.surroundings, self.surroundings)
+        if changed:
+            tell(f"note: not bit-identical to a run without a stop ({'; '.join(changed)})")
+        self._restore(state)
+        return state.epoch, Position(**state.position) if state.position else None
+
+    def snapshot(self, epoch: int, position: Position | None = None) -> State:
+        """What a checkpoint holds after so many epochs, and so much of the next."""
+        now = time.monotonic()
+        self.wall_seconds, self.since = self.wall_seconds + now - self.since, now
+        return State(
+            fingerprint=self.fingerprint,
+            surroundings=self.surroundings,
+            epoch=epoch,
+            position=asdict(position) if position else None,
+            stepper=self.stepper.state_dict(),
+            best=self.selection.best,
+            metrics=self.metrics,
+            train_seconds=self.train_seconds,
+            wall_seconds=self.wall_seconds,
+            **self._weights(),
+        )
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """Take the metrics of an epoch that is finished."""
+        self.metrics = metrics
+        self.selection.offer(metrics, lambda: copied(self._weights()))
+
+    def finish(self) -> dict[str, float]:
+        """Put back the selected epoch, if there is one, and let the method finish; returns that epoch's metrics."""
+        best = self.selection.best
+        if best:
+            self._assign(best["parameters"], best.get("method", {}))
+        self.hooks.finish()
+        return best["metrics"] if best else self.metrics
+
+    def check_finite(self, loss: float, epoch: int) -> None:
+        """Refuse to go on from what no training could mend.
+
+        Raises:
+            DivergedError: If the loss or a trained parameter is not finite.
+        """
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.parameters.values()]).all()
+        if math.isfinite(loss) and finite:
+            return
+        what = "a trained parameter is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+        raise DivergedError(
+            f"{what} in epoch {epoch + 1}; lower train.lr, or set train.max_grad_norm or another train.mixed_precision"
+        )
+
+    def _weights(self) -> dict[str, Any]:
+        parameters = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return {"parameters": parameters, "method": self.hooks.state()}
+
+    def _expected(self) -> Expected:
+        return Expected(
+            epochs=self.settings.epochs,
+            steps=self.steps,
+            processes=self.accelerator.num_processes,
+            selects=self.selection.metric is not None,
+            optimizer=self.stepper.optimizer,
+            **self._weights(),
+        )
+
+    def _restore(self, state: State) -> None:
+        self._assign(state.parameters, state.method)
+        self.stepper.load_state_dict(state.stepper)
+        self.selection.best, self.metrics = state.best, state.metrics
+        self.train_seconds, self.wall_seconds = state.train_seconds, state.wall_seconds
+
+    @torch.no_grad()
+    def _assign(self, parameters: dict[str, Tensor], method: dict[str, Any]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(parameters[name])
+        self.hooks.load_state(method)
