@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from capaboost_core.methods.lora import LoRA
 
 
-class CapaLinear(Adapted, nn.Linear):
+class Incremented(Adapted):
     """Linear layer plus alpha/r * sum_i (B * mb_i)(A * ma_i) on its output or on slices of it (Eq. 4).
 
     The d modules are one product of concatenated factors, [B_1 .. B_d][A_1; ..; A_d], of rank d*r; a
@@ -42,8 +42,9 @@ class CapaLinear(Adapted, nn.Linear):
     """
 
     mergeable: ClassVar[bool] = True
+    fan_in_fan_out: ClassVar[bool] = False  # peft's word: whether the weight is held as (in, out)
 
-    def __init__(self, base: nn.Linear, config: LoRA, target: Target):
+    def __init__(self, base: nn.Module, config: LoRA, target: Target):
         self.adopt(base, target.path)
         self.scaling, self.dropout, self.drops = config.scaling, dropout_of(config.dropout), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
@@ -67,6 +68,11 @@ class CapaLinear(Adapted, nn.Linear):
         return np.stack(of_a), np.concatenate(of_b, axis=1)
 
     @property
+    def matrix(self) -> Tensor:
+        """The frozen weight as (out, in)."""
+        return self.weight
+
+    @property
     def merged(self) -> bool:
         return self.merged_weight is not None
 
@@ -77,14 +83,14 @@ class CapaLinear(Adapted, nn.Linear):
             UserError: In a training step while merged, which would leave the increments without gradients.
         """
         if self.disabled:
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, self.matrix, self.bias)
         merged_weight = self.merged_weight  # once: another thread may let go of it
         if merged_weight is not None:
             if self.training and torch.is_grad_enabled() and self.lora_A.packed.requires_grad:
                 raise UserError(f"{self.path} is merged and cannot be trained; call unmerge(model), or model.eval()")
             return F.linear(x, merged_weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None
-        return incremented_linear(x, self.weight, self.bias, self.slices, *self.factors(), self.scaling, dropped)
+        return incremented_linear(x, self.matrix, self.bias, self.slices, *self.factors(), self.scaling, dropped)
 
     def factors(self, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths)."""
@@ -124,27 +130,36 @@ class CapaLinear(Adapted, nn.Linear):
     @torch.no_grad()
     def sum_of_weights(self) -> Tensor:
         """The weight with its increments, (out, in), in the weight's precision."""
-        total = self.weight.detach().clone()
+        total = self.matrix.detach().clone()
         for (start, stop), increment in zip(self.slices, self.increments(), strict=True):
             rows = total[start:stop]
             rows.copy_(rows.to(increment.dtype) + increment)
         return total
 
-    def plain(self) -> nn.Linear:
+    def plain(self) -> nn.Module:
         """A plain layer that holds the sum."""
-        layer = nn.Linear(self.in_features, self.out_features, device="meta")
-        weight = self.sum_of_weights() if self.merged_weight is None else self.merged_weight
-        layer.weight, layer.bias = nn.Parameter(weight, self.weight.requires_grad), self.bias
+        layer = self._plain(self.sum_of_weights() if self.merged_weight is None else self.merged_weight)
+        layer.bias = self.bias
         for hooks in HOOKS:
             vars(layer)[hooks].update(vars(self)[hooks])
         return layer.train(self.training)
+
+    def _plain(self, matrix: Tensor) -> nn.Module:
+        """A layer of the base's class with this matrix (out, in), before it has its bias."""
+        layer = nn.Linear(self.in_features, self.out_features, device="meta")
+        layer.weight = nn.Parameter(matrix, self.weight.requires_grad)
+        return layer
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy made within a context stays as the layer is there: nothing else would end its merging."""
         return vars(self) | {"stays_merged": self.merged, "merging": 0}
 
 
-def _merge_anew(layer: CapaLinear, _: Any) -> None:
+class CapaLinear(Incremented, nn.Linear):
+    """`nn.Linear` with increments."""
+
+
+def _merge_anew(layer: Incremented, _: Any) -> None:
     """A state dict has come: what was merged before it is out of date."""
     if layer.merged:
         layer.merged_weight = layer.sum_of_weights()
