@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from capaboost_core.errors import UserError
+from capaboost_core.linear_layers import linear_shape
 
 SWITCHES = ("qkv_bias_separate",)  # of timm's BEiT, EVA and SwinV2
 
 
 @dataclass(frozen=True)
 class Target:
-    """One layer to adapt: an `nn.Linear`, an attention, or for an adapter the `nn.LayerNorm` of a residual sum or the
+    """One layer to adapt: a linear layer, an attention, or for an adapter the `nn.LayerNorm` of a residual sum or the
     `nn.Dropout` after a linear layer.
 
     Attributes:
@@ -77,9 +78,9 @@ class Plan:
         for target in self.targets:
             if target.path not in modules:
                 raise UserError(f"the model has no {target.path!r}, which plan.targets names")
-            if target.beside is not None and not isinstance(modules.get(target.beside), nn.Linear):
+            if target.beside is not None and linear_shape(modules.get(target.beside)) is None:
                 raise UserError(f"the model has no linear layer {target.beside!r}, which plan.targets names")
-            width = getattr(modules[target.path], "out_features", 0)
+            width, _ = linear_shape(modules[target.path]) or (0, 0)
             if target.slices and target.slices[-1][1] > width:
                 raise UserError(f"plan.targets: slices of {target.path!r} end outside its {width} outputs")
         for prefix in self.head:
@@ -132,7 +133,7 @@ def has_suffix(path: str, suffix: str) -> bool:
 
 
 def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str] = ()) -> Plan:
-    """Target every `nn.Linear` outside the head whose path ends in one of the full suffixes.
+    """Target every linear layer outside the head whose path ends in one of the full suffixes.
 
     Raises:
         UserError: If a suffix matches no linear layer; layers of another class are named.
@@ -140,7 +141,7 @@ def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str]
     linears = [
         path
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(in_prefix(path, prefix) for prefix in head)
+        if linear_shape(module) and not any(in_prefix(path, prefix) for prefix in head)
     ]
     for suffix in suffixes:
         if not any(has_suffix(path, suffix) for path in linears):
@@ -154,7 +155,7 @@ def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str]
 
 
 def _refuse_other_layers(model: nn.Module, suffix: str) -> None:
-    """Say what the layers are that a suffix matches, if they are linear ones of another class: GPT-2's Conv1D."""
+    """Say what the layers are that a suffix matches, if they have a weight but are no known linear layers."""
     for path, module in model.named_modules():
         if has_suffix(path, suffix) and getattr(module, "weight", None) is not None:
             found = type(module)

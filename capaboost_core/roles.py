@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from capaboost_core.errors import UserError
+from capaboost_core.linear_layers import linear_shape
 from capaboost_core.plan import Target
 
 # The six matrices of a block: attention's four, and the two of the feed-forward part (f1 is a pair where it is gated).
@@ -112,7 +113,9 @@ class Architecture:
     f2_dropout: str = ""
     embedding: str = ""
     switches: tuple[str, ...] = ()
-    widths: Callable[[nn.Module, nn.Module], tuple[int, int, int]] = lambda model, qkv: (qkv.out_features // 3,) * 3
+    widths: Callable[[nn.Module, nn.Module], tuple[int, int, int]] = lambda model, qkv: (
+        (linear_shape(qkv)[0] // 3,) * 3
+    )
 
     def roles(self, model: nn.Module, head: Iterable[str] = ()) -> Roles:
         """Who plays what in a model; a module without an attention's output or a feed-forward part is no block."""

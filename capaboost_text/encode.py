@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
 from capaboost_core.errors import UserError, reason_of
-from capaboost_text.glue.load import Example
+from capaboost_text.example import Example
 from capaboost_text.hub import reach_hub
 
 CHUNK = 1000

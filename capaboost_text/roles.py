@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+import capaboost_text.conv1d
 import capaboost_text.prefix  # noqa: F401  registers the attentions that take a prefix
 from capaboost_core.roles import Architecture, Roles
 
@@ -65,6 +66,7 @@ FAMILIES = {
     ),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2"), LLAMA),
     "phi3": replace(LLAMA, q="", k="", v="", qkv="self_attn.qkv_proj", f1=("mlp.gate_up_proj",), widths=_grouped),
+    "gpt2": Architecture(blocks=r"h\.\d+", qkv="attn.c_attn", o="attn.c_proj", f1=("mlp.c_fc",), f2=("mlp.c_proj",)),
     "opt": replace(LLAMA, o="self_attn.out_proj", f1=("fc1",), f2=("fc2",)),
 }
 

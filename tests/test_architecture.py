@@ -29,3 +29,13 @@ def test_imports_stay_in_their_room(package):
     assert files
     for path in files:
         assert not imported(path) & FORBIDDEN[package], path
+
+
+@pytest.mark.parametrize("room", ["glue", "squad"])
+def test_text_outside_a_room_does_not_know_its_task(room):
+    """What GLUE and SQuAD share lies above both."""
+    package = ROOT / "capaboost_text"
+    files = [path for path in package.rglob("*.py") if package / room not in path.parents]
+    assert files
+    for path in files:
+        assert f"capaboost_text.{room}" not in path.read_text(), path

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 import capaboost_text
 import capaboost_vision
@@ -20,7 +28,12 @@ from capaboost_core import UserError, load_peft, merge, save_peft, trainable_par
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 PROGRAM = Path(__file__).parent / "peft_only.py"
 IMAGES, TOKENS = torch.randn(2, 3, 32, 32), torch.randint(0, 50, (2, 7))
-INJECT = {"vit": capaboost_vision.inject, "bert": capaboost_text.inject}
+INJECT = {"vit": capaboost_vision.inject, "bert": capaboost_text.inject, "gpt2": capaboost_text.inject}
+PEFT_TARGETS = {
+    "vit": (["qkv", "fc1"], ["head"]),
+    "bert": (["query", "value"], ["classifier"]),
+    "gpt2": (["c_attn", "c_fc"], ["score"]),  # Conv1D, whose weight is (in, out)
+}
 LORAS = {
     "d2": dict(r=4),
     "d4": dict(r=4, num_tied=4, density=0.25, alpha=16),
@@ -36,6 +49,9 @@ def base(kind: str) -> nn.Module:
     if kind == "vit":
         sizes = dict(img_size=32, embed_dim=16, depth=2, num_heads=2, num_classes=3)
         return timm.create_model("vit_tiny_patch16_224", **sizes).eval()
+    if kind == "gpt2":
+        sizes = dict(n_embd=16, n_layer=2, n_head=2, n_positions=16, vocab_size=50, pad_token_id=0)
+        return GPT2ForSequenceClassification(GPT2Config(num_labels=3, **sizes)).eval()
     sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
     return BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=3, **sizes)).eval()
 
@@ -58,7 +74,9 @@ def trained(model: nn.Module) -> nn.Module:
 def test_peft_computes_what_the_model_computes(tmp_path, kind, lora):
     model = trained(INJECT[kind](base(kind), LORAS[lora]))
     save_peft(model, tmp_path)
-    loaded = peft.PeftModel.from_pretrained(base(kind), tmp_path).eval()
+    with warnings.catch_warnings():  # peft warns where fan_in_fan_out is not as the layers need it
+        warnings.filterwarnings("error", message=".*fan_in_fan_out")
+        loaded = peft.PeftModel.from_pretrained(base(kind), tmp_path).eval()
     assert (logits(kind, model) - logits(kind, base(kind))).abs().max() > 0.1
     torch.testing.assert_close(logits(kind, loaded), logits(kind, model), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits(kind, loaded.merge_and_unload()), logits(kind, model), atol=1e-5, rtol=1e-4)
@@ -109,7 +127,7 @@ def test_a_program_without_this_package_gives_the_same_logits(tmp_path, kind):
 
 def peft_lora(kind: str, folder: Path, **changes) -> nn.Module:
     """A LoRA made, trained and saved by peft."""
-    targets, head = (["qkv", "fc1"], ["head"]) if kind == "vit" else (["query", "value"], ["classifier"])
+    targets, head = PEFT_TARGETS[kind]
     settings = dict(r=4, lora_alpha=6, target_modules=targets, modules_to_save=head) | changes
     model = trained_peft(peft.get_peft_model(base(kind), peft.LoraConfig(**settings)))
     model.save_pretrained(folder)
@@ -131,7 +149,8 @@ def test_a_lora_of_peft_goes_on_here(tmp_path, kind, changes):
     ours = load_peft(base(kind), tmp_path).eval()
     torch.testing.assert_close(logits(kind, ours), logits(kind, theirs), atol=1e-5, rtol=1e-5)
     trainable = {name for name in trainable_parameters(ours) if "lora" not in name}
-    assert trainable == ({"head.weight", "head.bias"} if kind == "vit" else {"classifier.weight", "classifier.bias"})
+    (head,) = PEFT_TARGETS[kind][1]
+    assert trainable == {f"{head}.weight"} | (set() if kind == "gpt2" else {f"{head}.bias"})
     save_peft(ours, tmp_path / "again")
     back = peft.PeftModel.from_pretrained(base(kind), tmp_path / "again").eval()
     torch.testing.assert_close(logits(kind, back), logits(kind, theirs), atol=1e-5, rtol=1e-5)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from capaboost_core.adapter_files.peft_save import CONFIG, PREFIX, WEIGHTS, A, B
 from capaboost_core.errors import UserError
 from capaboost_core.inject import inject
+from capaboost_core.linear_layers import linear_shape
 from capaboost_core.methods import Method
 from capaboost_core.plan import Plan, Target, in_prefix
 
@@ -70,8 +71,8 @@ def _plan(record: dict[str, Any], paths: list[str], head: dict[str, Tensor], fol
 
 def _config(record: dict[str, Any], tensors: dict[str, Tensor], paths: list[str], folder: str | Path) -> Method:
     ranks = {len(tensors[path + A]) for path in paths}
-    if len(ranks) > 1 or record.get("alpha_pattern") or record.get("fan_in_fan_out"):
-        raise UserError(f"{folder} has several ranks, several alphas or transposed weights; load it with peft")
+    if len(ranks) > 1 or record.get("alpha_pattern"):
+        raise UserError(f"{folder} has several ranks or several alphas; load it with peft")
     (rank,) = ranks
     try:
         alpha = float(record["lora_alpha"]) * (math.sqrt(rank) if record.get("use_rslora") else 1)
@@ -94,7 +95,7 @@ def _check_shapes(
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     for path in paths:
         layer, a, b = modules.get(path), tensors[path + A], tensors.get(path + B)
-        if type(layer) is not nn.Linear or b is None or (b.shape[0], a.shape[-1]) != tuple(layer.weight.shape):
+        if b is None or (b.shape[0], a.shape[-1]) != linear_shape(layer):
             raise UserError(
                 f"{folder}: the model has no linear layer {path} of the adapter's size; load its base model"
             )

@@ -56,6 +56,7 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
         head | {path + A: a for path, (a, _) in factors.items()} | {path + B: b for path, (_, b) in factors.items()}
     )
     record = _record({path: len(a) for path, (a, _) in factors.items()}, head, injection.base_model)
+    record["fan_in_fan_out"] = all(layer.fan_in_fan_out for layer in layers)
     return _write(Path(folder), tensors, record)
 
 

@@ -20,7 +20,7 @@ from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.tied import TiedWeight
 
 
-class CapaLinear(Adapted, nn.Linear):
+class Incremented(Adapted):
     """Linear layer plus alpha/r * sum_i (B * mb_i)(A * ma_i) on its output or on slices of it (Eq. 4).
 
     The d modules are one product of concatenated factors, [B_1 .. B_d][A_1; ..; A_d], of rank d*r; a
@@ -40,8 +40,9 @@ class CapaLinear(Adapted, nn.Linear):
     """
 
     mergeable: ClassVar[bool] = True
+    fan_in_fan_out: ClassVar[bool] = False  # peft's word: whether the weight is held as (in, out)
 
-    def __init__(self, base: nn.Linear, config: Scaled, target: Target):
+    def __init__(self, base: nn.Module, config: Scaled, target: Target):
         self.adopt(base, target.path)
         self.scaling, self.dropout, self.drops = config.scaling, dropout_of(config.dropout), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
@@ -65,6 +66,11 @@ class CapaLinear(Adapted, nn.Linear):
         return np.stack(of_a), np.concatenate(of_b, axis=1)
 
     @property
+    def matrix(self) -> Tensor:
+        """The frozen weight as (out, in)."""
+        return self.weight
+
+    @property
     def merged(self) -> bool:
         return self.merged_weight is not None
 
@@ -75,14 +81,14 @@ class CapaLinear(Adapted, nn.Linear):
             UserError: In a training step while merged, which would leave the increments without gradients.
         """
         if self.disabled:
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, self.matrix, self.bias)
         merged_weight = self.merged_weight  # once: another thread may let go of it
         if merged_weight is not None:
             if self.training and torch.is_grad_enabled() and self.lora_A.packed.requires_grad:
                 raise UserError(f"{self.path} is merged and cannot be trained; call unmerge(model), or model.eval()")
             return F.linear(x, merged_weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None
-        return incremented_linear(x, self.weight, self.bias, self.slices, *self.factors(), self.scaling, dropped)
+        return incremented_linear(x, self.matrix, self.bias, self.slices, *self.factors(), self.scaling, dropped)
 
     def factors(self, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths)."""
@@ -122,7 +128,7 @@ class CapaLinear(Adapted, nn.Linear):
     @torch.no_grad()
     def sum_of_weights(self) -> Tensor:
         """The weight with its increments, (out, in), in the weight's precision."""
-        total = self.weight.detach().clone()
+        total = self.matrix.detach().clone()
         for (start, stop), increment in zip(self.slices, self.increments(), strict=True):
             rows = total[start:stop]
             rows.copy_(rows.to(increment.dtype) + increment)
@@ -131,7 +137,8 @@ class CapaLinear(Adapted, nn.Linear):
     def plain_merged(self) -> nn.Module:
         """A plain layer that holds the sum."""
         layer = self.plain()
-        weight = self.sum_of_weights() if self.merged_weight is None else self.merged_weight
+        matrix = self.sum_of_weights() if self.merged_weight is None else self.merged_weight
+        weight = matrix.T.contiguous() if self.fan_in_fan_out else matrix
         layer.weight = nn.Parameter(weight, self.weight.requires_grad)
         return layer
 
@@ -140,7 +147,11 @@ class CapaLinear(Adapted, nn.Linear):
         return vars(self) | {"stays_merged": self.merged, "merging": 0}
 
 
-def _merge_anew(layer: CapaLinear, _: Any) -> None:
+class CapaLinear(Incremented, nn.Linear):
+    """`nn.Linear` with increments."""
+
+
+def _merge_anew(layer: Incremented, _: Any) -> None:
     """A state dict has come: what was merged before it is out of date."""
     if layer.merged:
         layer.merged_weight = layer.sum_of_weights()

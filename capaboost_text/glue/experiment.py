@@ -5,9 +5,9 @@ from __future__ import annotations
 from accelerate import Accelerator
 
 from capaboost_core.training.experiment import Prepared
-from capaboost_text.classification import Classification
 from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import from_pretrained
+from capaboost_text.glue.classification import Classification
 from capaboost_text.glue.run import GlueRun
 from capaboost_text.glue.splits import find_task, splits
 

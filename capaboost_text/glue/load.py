@@ -6,23 +6,16 @@ import math
 import os.path
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from capaboost_core.errors import UserError, shown
+from capaboost_text.example import Example
 from capaboost_text.glue.tasks import GlueTask, find_task
 from capaboost_text.glue.tsv import AGAIN, read_rows
 from capaboost_text.hub import load_from_hub
 
 HUB = "nyu-mll/glue"
 OTHERWISE = "set --data-dir to a folder with the original GLUE folders"
-
-
-class Example(NamedTuple):
-    """One or two texts, and the index of the class or (STS-B) the score."""
-
-    text: str
-    pair: str | None
-    label: int | float
 
 
 def load_split(task: str, data_dir: str | Path | None, split: str) -> list[Example]:

@@ -13,18 +13,9 @@ from capaboost_core.settings.base import Settings, Text
 from capaboost_core.training.run_folder import run_folder
 from capaboost_core.training.train_section import TrainSection
 from capaboost_text.glue.tasks import find_task
+from capaboost_text.model_section import ModelSection
 
 DEBERTA, ROBERTA = "deberta-v3-base", "roberta-base"
-
-
-class ModelSection(Settings):
-    """The frozen encoder.
-
-    Raises:
-        UserError: If a setting is unknown or of a wrong type.
-    """
-
-    name: Text = Field(description="A name on the hub, or a folder that save_pretrained wrote.")
 
 
 class GlueSection(Settings):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capaboost_core.errors import UserError
-from capaboost_text.glue.load import Example, check_choice, load_split
+from capaboost_text.example import Example
+from capaboost_text.glue.load import check_choice, load_split
 from capaboost_text.glue.tasks import TASKS, GlueTask, find_task
 from capaboost_text.permutation import halve, permutation
 

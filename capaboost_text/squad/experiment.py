@@ -8,8 +8,8 @@ from capaboost_core.training.experiment import Prepared
 from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import from_pretrained
 from capaboost_text.permutation import halve, take
-from capaboost_text.question_answering import Part, QuestionAnswering
 from capaboost_text.squad.data import load_squad
+from capaboost_text.squad.question_answering import QuestionAnswering, QuestionSplit
 from capaboost_text.squad.run import SquadRun
 from capaboost_text.squad.windows import make_windows
 
@@ -29,7 +29,8 @@ def prepare(run: SquadRun, accelerator: Accelerator) -> Prepared:
     tokenizer = load_tokenizer(run.model.name, data.max_length)
     windows = make_windows(train, tokenizer, data.max_length, data.stride, offsets=False)
     selection, test = (
-        Part(part, make_windows(part, tokenizer, data.max_length, data.stride)) for part in (selected, tested)
+        QuestionSplit(questions, make_windows(questions, tokenizer, data.max_length, data.stride))
+        for questions in (selected, tested)
     )
     model = from_pretrained(run.model.name, "question-answering", run.adapter)
     task = QuestionAnswering(

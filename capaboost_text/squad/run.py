@@ -12,7 +12,7 @@ from capaboost_core.methods import Method
 from capaboost_core.settings.base import Settings, Text
 from capaboost_core.training.run_folder import run_folder
 from capaboost_core.training.train_section import TrainSection
-from capaboost_text.glue.run import ModelSection
+from capaboost_text.model_section import ModelSection
 from capaboost_text.squad.data import find_source
 
 

@@ -82,7 +82,7 @@ def open_split(
     if source == "folder":
         return ResizedImages(folder.Folder(Path(data_dir), dataset, split), image_size, None)
     task = TASKS[dataset]
-    return ResizedImages(tfds.Prepared(task, split, data_dir), image_size, task.num_classes)
+    return ResizedImages(tfds.TfdsSplit(task, split, data_dir), image_size, task.num_classes)
 
 
 def num_classes(dataset: str, source: str, data_dir: str | Path | None) -> int:

@@ -16,7 +16,7 @@ from capaboost_vision.vtab import VtabTask
 ARCHIVES = "https://storage.googleapis.com"  # most of what is downloaded; if it is out of reach, all is tried once
 
 
-class Prepared:
+class TfdsSplit:
     """A split of a task; what is not on disk yet is prepared first, where that is possible.
 
     Raises:

@@ -7,10 +7,10 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     BertConfig,
+    BloomConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
-    GPT2Config,
     ModernBertConfig,
     RobertaConfig,
 )
@@ -95,9 +95,10 @@ def test_loads_a_folder_and_refuses_what_it_does_not_know(tmp_path):
         from_pretrained(tmp_path / "nothing")
     with pytest.raises(UserError, match="question-answering"):
         from_pretrained(tmp_path / "base", task="qa")
-    gpt = AutoModelForSequenceClassification.from_config(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
-    with pytest.raises(UserError, match="no target table for gpt2"):
-        inject(gpt, "lora")
+    sizes = dict(vocab_size=9, hidden_size=8, n_layer=1, n_head=2)
+    bloom = AutoModelForSequenceClassification.from_config(BloomConfig(**sizes))
+    with pytest.raises(UserError, match="no row for the architecture bloom"):
+        inject(bloom, "lora")
 
 
 ROBERTA = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)

@@ -260,7 +260,7 @@ def test_one_class_is_no_task(task, tmp_path):
 @pytest.mark.hard_case("messages")
 def test_odd_paths(tmp_path):
     for folder in ("a" * 5000, "a\0b", tmp_path / "none"):
-        with pytest.raises(UserError, match="does not exist; put the original GLUE data in"):
+        with pytest.raises(UserError, match="or leave the folder out to load it from the hub"):
             load_split("rte", folder, "train")
 
 

@@ -162,7 +162,8 @@ def test_full_and_linear_have_rates_and_epochs_of_their_own(model, method, expec
 
 def test_hadapter_is_that_of_its_sources():
     adapters = [run_of("microsoft/deberta-v3-base", "rte", method).adapter for method in ("hadapter", "padapter")]
-    assert [(adapter.activation, adapter.after_dropout) for adapter in adapters] == [("swish", True), ("relu", False)]
+    assert [adapter.activation for adapter in adapters] == ["swish", "relu"]
+    assert adapters[0].after_dropout
 
 
 @pytest.mark.parametrize("number", KINDS.values())

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from capaboost_text.classification import Classification
+from capaboost_text.glue.classification import Classification
 from capaboost_text.glue.splits import TASKS, Example, Splits
-from capaboost_text.question_answering import Part, QuestionAnswering
 from capaboost_text.squad.answers import predict
 from capaboost_text.squad.metrics import evaluate
+from capaboost_text.squad.question_answering import QuestionAnswering, QuestionSplit
 from capaboost_text.squad.windows import make_windows
 from tests.text.squad_case import TEXT, ask, tokenizer
 from tests.text.tiny_encoder import save_encoder
@@ -85,7 +85,7 @@ def test_question_answering_equals_single_windows(folder, accelerator, family):
     answered, unanswered = ask(TEXT, "Duke William"), ask(TEXT)
     questions = [replace(answered if i % 2 else unanswered, id=f"q{i}", question="Who? " * (i + 1)) for i in range(5)]
     windows = make_windows(questions, words, 48, 8)
-    part = Part(questions, windows)
+    part = QuestionSplit(questions, windows)
     task = QuestionAnswering(accelerator, "squad_v2", words, windows, part, part, batch_size=4, seed=0)
     model = load(folder, AutoModelForQuestionAnswering)
     with torch.no_grad():

@@ -1,5 +1,7 @@
 """What trains is what is said, whatever the model's head; and what a folder holds is loaded, or refused by name."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import (
@@ -93,14 +95,14 @@ def test_an_adapted_model_that_save_pretrained_wrote_is_refused(tmp_path, method
 
 
 @pytest.mark.hard_case(35)
-def test_layers_of_gpt2_are_refused_by_their_class():
-    model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
-    message = r"transformer\.h\.0\.attn\.c_attn is a transformers\.pytorch_utils\.Conv1D, and only nn\.Linear"
-    with pytest.raises(UserError, match=message):
-        inject(model, {"targets": ["c_attn"]})
+def test_layers_of_gpt2_are_adapted_or_refused_by_their_class():
+    make = partial(AutoModelForCausalLM.from_config, GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
+    model = make()
+    with pytest.raises(UserError, match=r"target transformer\.h\.0\.attn\.c_attn is a Conv1D, not an nn\.Linear"):
+        inject(model, {"method": "padapter", "targets": ["c_attn"]})
     assert all(p.requires_grad for p in model.parameters())
-    with pytest.raises(UserError, match="no target table for gpt2"):
-        inject(model, "lora")
+    for targets in (["c_attn"], "attention-qv"):
+        assert parameter_counts(inject(make(), {"targets": targets})).trainable > 0
 
 
 @pytest.mark.hard_case(20)

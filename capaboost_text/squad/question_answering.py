@@ -22,7 +22,7 @@ from capaboost_text.squad.windows import Window
 
 
 @dataclass(frozen=True)
-class Part:
+class QuestionSplit:
     """A split to answer: questions, and their windows with offsets."""
 
     questions: Sequence[Question]
@@ -54,13 +54,13 @@ class QuestionAnswering(EncoderTask):
         dataset: str,
         tokenizer: Any,
         train: Sequence[Window],
-        selection: Part | None,
-        test: Part,
+        selection: QuestionSplit | None,
+        test: QuestionSplit,
         batch_size: int,
         seed: int,
     ):
         super().__init__(accelerator, tokenizer, train, batch_size, seed)
-        self.dataset, self.selection, self.test_part = dataset, selection, test
+        self.dataset, self.selection, self.test_split = dataset, selection, test
 
     def contents(self) -> Iterator[np.ndarray]:
         """Token ids, the answers' places, and the questions to select on."""
@@ -89,29 +89,29 @@ class QuestionAnswering(EncoderTask):
     def test(self, model: nn.Module) -> dict[str, float]:
         """All that the official script reports on the test questions, and the threshold used."""
         if not find_source(self.dataset).has_null:
-            return self._report(model, self.test_part, "test", 0.0)
+            return self._report(model, self.test_split, "test", 0.0)
         threshold = 0.0
         if self.selection is not None:
             threshold = self._report(model, self.selection, "threshold", 0.0)["best_f1_thresh"]
-        return self._report(model, self.test_part, "test", threshold) | {"null_threshold": threshold}
+        return self._report(model, self.test_split, "test", threshold) | {"null_threshold": threshold}
 
-    def _report(self, model: nn.Module, part: Part, title: str, threshold: float) -> dict[str, float]:
-        predictions = self._predict(model, part, title)
+    def _report(self, model: nn.Module, split: QuestionSplit, title: str, threshold: float) -> dict[str, float]:
+        predictions = self._predict(model, split, title)
         answers = {prediction.id: prediction.text for prediction in predictions}
         null = {p.id: p.null_gap for p in predictions} if find_source(self.dataset).has_null else None
-        return evaluate(part.questions, answers, self.dataset, null, threshold)
+        return evaluate(split.questions, answers, self.dataset, null, threshold)
 
     @torch.no_grad()
-    def _predict(self, model: nn.Module, part: Part, title: str) -> list[Prediction]:
-        longest, left = max(map(len, part.windows)), self.tokenizer.padding_side == "left"
-        found = torch.zeros(2, len(part.windows), longest, device=self.device)
-        for batch in self.in_batches(part.windows, title):
-            output = model(**self.inputs([part.windows[i] for i in batch]))
+    def _predict(self, model: nn.Module, split: QuestionSplit, title: str) -> list[Prediction]:
+        longest, left = max(map(len, split.windows)), self.tokenizer.padding_side == "left"
+        found = torch.zeros(2, len(split.windows), longest, device=self.device)
+        for batch in self.in_batches(split.windows, title):
+            output = model(**self.inputs([split.windows[i] for i in batch]))
             logits = torch.stack((output.start_logits, output.end_logits)).float()
             logits = logits[..., -longest:] if left else logits[..., :longest]
             width = logits.shape[-1]
             columns = slice(longest - width, None) if left else slice(width)
             found[:, torch.from_numpy(batch).to(self.device), columns] = logits
         tables = self.accelerator.reduce(found, "sum").cpu().numpy()
-        starts, ends = (strip_padding(table, part.windows, self.tokenizer.padding_side) for table in tables)
-        return predict(part.questions, part.windows, starts, ends)
+        starts, ends = (strip_padding(table, split.windows, self.tokenizer.padding_side) for table in tables)
+        return predict(split.questions, split.windows, starts, ends)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from capaboost_text.encode import Encoded, encode
 from capaboost_text.encoder_task import EncoderTask
-from capaboost_text.glue.load import Example
+from capaboost_text.example import Example
 from capaboost_text.glue.splits import GlueTask, Splits
 
 
 @dataclass(frozen=True)
-class Part:
+class EncodedSplit:
     """A split as tokens and labels."""
 
     rows: list[Encoded]
@@ -51,18 +51,18 @@ class Classification(EncoderTask):
         batch_size: int,
         seed: int,
     ):
-        def part(examples: Sequence[Example]) -> Part:
+        def encoded(examples: Sequence[Example]) -> EncodedSplit:
             rows = encode(examples, tokenizer, max_length, accelerator.is_main_process)
             labels = np.array([example.label for example in examples])
-            return Part(rows, labels.astype(np.float32 if glue.regression else np.int64))
+            return EncodedSplit(rows, labels.astype(np.float32 if glue.regression else np.int64))
 
-        train = part(splits.train)
+        train = encoded(splits.train)
         super().__init__(accelerator, tokenizer, train.rows, batch_size, seed)
         self.glue, self.labels = glue, torch.from_numpy(train.labels).to(self.device)
-        self.selection = part(splits.selection) if splits.selection else None
-        self.tests = {"": part(splits.test)}
+        self.selection = encoded(splits.selection) if splits.selection else None
+        self.tests = {"": encoded(splits.test)}
         if splits.mismatched:
-            self.tests["mismatched_"] = part(splits.mismatched)
+            self.tests["mismatched_"] = encoded(splits.mismatched)
 
     def contents(self) -> Iterator[np.ndarray]:
         """Token ids and labels."""
@@ -84,11 +84,11 @@ class Classification(EncoderTask):
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """The task's metrics on the test rows, for MNLI of both dev splits."""
-        scores = [self._score(model, part, prefix) for prefix, part in self.tests.items()]
+        scores = [self._score(model, split, prefix) for prefix, split in self.tests.items()]
         return {name: value for score in scores for name, value in score.items()}
 
-    def _score(self, model: nn.Module, part: Part, prefix: str) -> dict[str, float]:
+    def _score(self, model: nn.Module, split: EncodedSplit, prefix: str) -> dict[str, float]:
         width = max(1, len(self.glue.labels))
-        logits = self.logits(model, part.rows, width, prefix.rstrip("_") or "test")
+        logits = self.logits(model, split.rows, width, prefix.rstrip("_") or "test")
         predictions = logits[:, 0] if self.glue.regression else logits.argmax(axis=1)
-        return {f"{prefix}{name}": value for name, value in self.glue.score(predictions, part.labels).items()}
+        return {f"{prefix}{name}": value for name, value in self.glue.score(predictions, split.labels).items()}
