@@ -154,8 +154,8 @@ def vit(**more) -> nn.Module:
 
 
 def test_the_ordinary_commands_take_a_new_method(tmp_path, monkeypatch):
-    import report_flops
-    import train_vtab
+    from capaboost.commands import flops as report_flops
+    from capaboost.commands import train_vtab
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     flags = ["--method", "toy", "--set", "adapter.strength=2", "--epochs", "1", "--output-dir", str(tmp_path / "run")]
