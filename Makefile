@@ -21,7 +21,7 @@ help: ## list the targets
 
 install: $(STAMP) ## build .venv with the pinned versions and this project in editable mode
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): setup.py setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 or give PYTHON=/path/to/python" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11; give PYTHON=/path/to/python3.11" >&2; exit 1; }

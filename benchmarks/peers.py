@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from benchmarks.looped import LoopedLinear
 from benchmarks.models import ATTENTION_QV, Workload, copy_with_own
 from capaboost_core import CapaBoostConfig, Plan, UserError, inject, merge
+from capaboost_core.extras import install_line
 from capaboost_core.plan import in_prefix
 
 MERGED = "-merged"
@@ -57,7 +58,7 @@ def check_peers(names: list[str]) -> None:
     if any(name.startswith("peft") for name in names) and not find_spec("peft"):
         others = [name for name in names if not name.startswith("peft")] or ["capaboost-d2"]
         without = f"--peers {' '.join(others)}"
-        raise UserError(f"peft is not installed; run pip install -e '.[peft]', or leave it out: {without}")
+        raise UserError(f"peft is not installed; run {install_line('peft')}, or leave it out: {without}")
 
 
 def build_peer(name: str, base: nn.Module, workload: Workload, rank: int) -> Peer:

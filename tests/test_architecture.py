@@ -1,34 +1,102 @@
-"""The rooms of the house: the core knows no framework, vision and text do not know each other."""
+"""The rooms of the house: the core knows no framework, vision and text do not know each other, commands know all."""
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from capaboost_core.methods import METHODS, PRESETS
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
     "capaboost_core": {"timm", "torchvision", "transformers", "datasets", "capaboost_vision", "capaboost_text"},
     "capaboost_vision": {"transformers", "capaboost_text"},
     "capaboost_text": {"timm", "torchvision", "capaboost_vision"},
+    "capaboost": set(),
 }
+ABOVE = {"capaboost", "tools", "benchmarks", "tests"}  # of the three rooms
+NAMES = {*METHODS, *PRESETS}
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def name_of(path: Path) -> str:
+    """The module of a file: capaboost_core/files.py -> capaboost_core.files."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {name_of(path): path for package in FORBIDDEN for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module, or name of a module, that the source imports anywhere, functions included."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+class WithoutTypes(ast.NodeTransformer):
+    """Drops what only a type checker imports."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if is_for_types(node) else self.generic_visit(node)
+
+
+def graph() -> dict[str, set[str]]:
+    """The modules of the four packages, each with those of them that it imports."""
+    arrows = {}
+    for name, path in FILES.items():
+        found = set(imported(WithoutTypes().visit(ast.parse(path.read_text()))))
+        modules = {module if module in FILES else module.rpartition(".")[0] for module in found}
+        arrows[name] = modules & FILES.keys()
+    return arrows
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_stay_in_their_room(package):
-    files = list((ROOT / package).rglob("*.py"))
+    files = [path for name, path in FILES.items() if name.partition(".")[0] == package]
     assert files
+    forbidden = FORBIDDEN[package] | (ABOVE - {package})
     for path in files:
-        assert not imported(path) & FORBIDDEN[package], path
+        assert not {name.partition(".")[0] for name in imported(ast.parse(path.read_text()))} & forbidden, path
+
+
+def test_no_import_leads_back_to_its_module():
+    TopologicalSorter(graph()).prepare()  # raises CycleError with the circle
+
+
+def compared_names(path: Path) -> Iterator[int]:
+    """The lines that compare something with the name of a method or preset, or compare a `.method`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        sides += [node.value] if isinstance(node, ast.MatchValue) else []
+        for side in sides:
+            parts = side.elts if isinstance(side, (ast.Tuple, ast.List, ast.Set)) else [side]
+            if any(isinstance(part, ast.Constant) and part.value in NAMES for part in parts):
+                yield side.lineno
+            if isinstance(side, ast.Attribute) and side.attr == "method":
+                yield side.lineno
+
+
+def test_a_comparison_with_a_methods_name_is_found(tmp_path):
+    texts = ['m == "lora"', 'm in ("padapter", x)', "config.method != other", "match m:\n  case 'prefix': pass"]
+    for text in [*texts, 'm == "other"', 'print("lora")', "method in known"]:
+        (tmp_path / "module.py").write_text(text)
+        assert bool(list(compared_names(tmp_path / "module.py"))) == (text in texts), text
+
+
+def test_no_module_outside_methods_compares_a_methods_name():
+    others = [path for folder in ("tools", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+    own = [path for name, path in FILES.items() if not name.startswith("capaboost_core.methods")]
+    found = [f"{path.relative_to(ROOT)}:{line}" for path in [*own, *others] for line in compared_names(path)]
+    assert not found
 
 
 @pytest.mark.parametrize("room", ["glue", "squad"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from capaboost_core.errors import UserError, reason_of
+from capaboost_core.extras import install_line
 from capaboost_core.network import is_reachable
 from capaboost_vision.vtab import VtabTask
 
@@ -78,7 +79,7 @@ def _prepare(builder, name: str) -> None:
     if find_spec("tensorflow") is None:  # builders notice only after the download, or minutes of retries
         raise UserError(
             f"{name} is not in {builder.data_dir}, and preparing it needs TensorFlow; "
-            "pip install tensorflow and run again, or pass --data-dir or --source folder"
+            f"{install_line('prepare')} and run again, or pass --data-dir or --source folder"
         )
     if not is_reachable(ARCHIVES):
         downloader.MAX_RETRIES = 0
