@@ -13,8 +13,8 @@ from typing import Any
 
 from capaboost.commands import train_vtab
 from capaboost_core import UserError, resolve_config
-from capaboost_core.methods.base import find_method
 from capaboost_core.methods.lora import LoRA
+from capaboost_core.methods.registry import find_method
 from capaboost_core.training.result import read_result
 from capaboost_core.training.run_file import merge_settings, parse_assignments
 from capaboost_core.training.run_folder import RESULT

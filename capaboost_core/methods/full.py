@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from capaboost_core.methods.base import Method, register_method
+from capaboost_core.methods.base import Method
+from capaboost_core.methods.registry import register_method
 
 
 @register_method("full")

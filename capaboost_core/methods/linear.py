@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.methods.base import Method, register_method
+from capaboost_core.methods.base import Method
+from capaboost_core.methods.registry import register_method
 from capaboost_core.plan import Plan, in_prefix
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
-from capaboost_core.methods.base import register_method
 from capaboost_core.methods.capa_linear import CapaLinear
+from capaboost_core.methods.registry import register_method
 from capaboost_core.methods.scaled import WORDS, Scaled
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import MATRICES, Roles

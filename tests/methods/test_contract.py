@@ -25,7 +25,7 @@ from capaboost_core import (
     unmerge,
 )
 from capaboost_core.inject import adapted_layers, own_parameters
-from capaboost_core.methods.base import METHODS, PRESETS, Method, resolve_config
+from capaboost_core.methods import METHODS, PRESETS, Method, resolve_config
 from capaboost_core.report.accounting import Subject, account
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.train import fit

@@ -22,7 +22,8 @@ from capaboost_core import Plan, Target, UserError, inject, load_adapter, parame
 from capaboost_core.adapted import Adapted, empty_beside
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from capaboost_core.inject import adapted_layers
-from capaboost_core.methods.base import METHODS, PRESETS, Method, register_method, resolve_config
+from capaboost_core.methods.base import Method, resolve_config
+from capaboost_core.methods.registry import METHODS, PRESETS, register_method
 from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.settings import Tying
 from capaboost_core.sharing.tied import TiedWeight
