@@ -17,11 +17,12 @@ from capaboost_core.adapter_files.save import save_adapter
 from capaboost_core.methods import Method
 from capaboost_core.modes import merged
 from capaboost_core.training.checkpoint import check_fingerprint
+from capaboost_core.training.folder_lock import claim
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.provenance import device_name
 from capaboost_core.training.result import Result, adapter_bytes, counts_of, read_result, write_result
 from capaboost_core.training.run_config import to_dict
-from capaboost_core.training.run_folder import ADAPTER, RESULT, check_folder, claim, is_finished
+from capaboost_core.training.run_folder import ADAPTER, RESULT, check_folder, is_finished
 from capaboost_core.training.task import Task
 from capaboost_core.training.train import FitResult, fit
 from capaboost_core.training.train_section import TrainSection

@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from capaboost_core.errors import DivergedError, UserError
 from capaboost_core.training.checkpoint import differences
 from capaboost_core.training.experiment import Prepare, Run, run_experiment
+from capaboost_core.training.folder_lock import claim
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.result import read_result, write_result
 from capaboost_core.training.run_config import to_dict
-from capaboost_core.training.run_folder import RESULT, check_folder, claim, is_finished
+from capaboost_core.training.run_folder import RESULT, check_folder, is_finished
 
 
 def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:

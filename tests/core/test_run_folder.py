@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from capaboost_core import UserError
-from capaboost_core.training.run_folder import LOCK, check_folder, claim
+from capaboost_core.training.folder_lock import claim
+from capaboost_core.training.run_folder import LOCK, check_folder
 from tests.commands import ROOT
 from tests.core.toy_run import run
 
@@ -100,7 +101,7 @@ def test_a_second_run_is_told_who_holds_the_folder(tmp_path):
 @pytest.mark.hard_case(4)
 def test_the_lock_of_a_killed_process_blocks_nobody(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from capaboost_core.training.run_folder import claim\n"
+        "import sys, time; from pathlib import Path; from capaboost_core.training.folder_lock import claim\n"
         "with claim(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

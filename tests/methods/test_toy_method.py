@@ -16,9 +16,19 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import capaboost_vision  # noqa: F401  registers the argument `capaboost`
-from capaboost_core import Plan, Target, UserError, inject, load_adapter, parameter_counts, save_adapter
+from capaboost_core import (
+    Plan,
+    Target,
+    UserError,
+    inject,
+    load_adapter,
+    parameter_counts,
+    save_adapter,
+    trainable_parameters,
+)
 from capaboost_core.adapted import Adapted, empty_beside
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from capaboost_core.inject import adapted_layers
@@ -27,9 +37,11 @@ from capaboost_core.methods.registry import METHODS, PRESETS, register_method
 from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.settings import Tying
 from capaboost_core.sharing.tied import TiedWeight
+from capaboost_core.training.hooks import Hooks
+from capaboost_core.training.optimize import Stepper, make_accelerator
 from tests.commands import finish, two_processes
 from tests.core.test_train import same, stopping_at
-from tests.core.toy_run import EXAMPLES, Toy, model, run, signalled
+from tests.core.toy_run import EXAMPLES, Toy, model, run, settings, signalled
 
 STEPS = 4 * -(-EXAMPLES // 5)  # of the toy run, in all
 
@@ -239,6 +251,34 @@ def test_state_of_another_shape_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Acting, "state", lambda self, model: {"0": {"importance": torch.zeros(3)}})
     with pytest.raises(UserError, match="the method's state"):
         run(tmp_path, network=adapted("acting"), resume=True)
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def operators(network: nn.Module, folder: Path) -> list[str]:
+    """All that two optimizer steps dispatch."""
+    chosen = settings()
+    accelerator = make_accelerator(chosen, folder)
+    toy = Toy(accelerator.device, chosen.batch_size)
+    stepper = Stepper(accelerator, network, [*trainable_parameters(network).values()], chosen, 5, Hooks(network))
+    with Operators() as ran:
+        for step, batch in enumerate(toy.batches(0)[:2]):
+            stepper.step(step, batch, toy.loss)
+    return ran.names
+
+
+def test_a_method_without_hooks_costs_no_operator(tmp_path):
+    bare = operators(model(), tmp_path)
+    assert bare == operators(inject(model(), "linear", Plan((), ("3",))), tmp_path)
+    assert len(operators(adapted("penalised", 0.0), tmp_path)) > len(operators(adapted("toy", 0.0), tmp_path))
 
 
 class Falling(Toy):
