@@ -35,6 +35,7 @@ VIT = Architecture(
     embedding="patch_embed",
     switches=("attn.qkv_bias_separate",),
 )
+APART = replace(VIT, q="attn.q", k="attn.k", v="attn.v")  # of class attention
 # VisionTransformer covers DeiT, DINOv2, CLIP and SigLIP; Eva covers EVA02, DINOv3 and the rotary ViTs.
 FAMILIES: dict[type[nn.Module], Architecture] = {
     VisionTransformer: VIT,
@@ -46,8 +47,8 @@ FAMILIES: dict[type[nn.Module], Architecture] = {
     PoolingVisionTransformer: VIT,
     MultiScaleVit: VIT,
     Hiera: VIT,
-    Xcit: VIT,
-    Cait: replace(VIT, blocks=r"blocks(_token_only)?\.\d+", q="attn.q", k="attn.k", v="attn.v"),
+    Xcit: replace(APART, blocks=r"(cls_attn_)?blocks\.\d+"),
+    Cait: replace(APART, blocks=r"blocks(_token_only)?\.\d+"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune a transformers encoder on a GLUE task.
+"""Fine-tune a transformers encoder on a GLUE task, or on texts of your own.
 
 Examples:
   accelerate launch -m capaboost train-glue --task cola
@@ -6,6 +6,7 @@ Examples:
   capaboost train-glue --task mnli --model microsoft/deberta-v3-base --method capaboost-padapter
   capaboost train-glue --task sst2 --data-dir glue --model path/to/encoder --mixed-precision no
   capaboost train-glue --task mrpc --lr-grid 1e-4,5e-4,1e-3 --set adapter.r=16
+  capaboost train-glue --config mine.yaml  # data of your own: docs/text.md has an example
 
 Settings come from the paper: configs/glue/deberta-v3-base/ for DeBERTaV3-base and configs/glue/roberta-base/
 for any other model, <task>-padapter.yaml for adapters and prefixes and <task>-lora.yaml else; or from --config.
@@ -31,15 +32,24 @@ GRIDS = {  # the paper's, sections D.1.2 and D.2.2: 6e-4 for RoBERTa, 8e-4 for D
 def glue_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog, add_help=False)
     add = parser.add_argument
-    add("--task", type=given, metavar="NAME", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
+    add(
+        "--task",
+        type=given,
+        metavar="NAME",
+        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte; your own data: --config",
+    )
     add(
         "--data-dir",
         type=given,
         metavar="DIR",
         help="folder with the original GLUE folders (default: load from the hub)",
     )
-    add("--protocol", choices=("propetl", "adalora"), help="propetl: the epoch is selected on half of dev or on 1,000 "
-        "training rows (Table 2); adalora: dev is the test set, the last epoch counts (Table 3)")  # fmt: skip
+    add(
+        "--protocol",
+        choices=("propetl", "adalora", "select", "test"),
+        help="propetl: the epoch is selected on half of dev or on 1,000 training rows (Table 2); adalora: dev is the "
+        "test set, the last epoch counts (Table 3); select, test: likewise of your own data",
+    )
     add(
         "--model",
         type=given,

@@ -1,4 +1,4 @@
-"""GLUE for the training loop: loss, and the task's metrics on its splits."""
+"""Classification and regression of texts for the training loop: loss, and the task's metrics on its splits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from capaboost_text.encode import Encoded, encode
 from capaboost_text.encoder_task import EncoderTask
 from capaboost_text.example import Example
-from capaboost_text.glue.splits import GlueTask, Splits
+from capaboost_text.glue.splits import Splits
+from capaboost_text.glue.tasks import TextTask
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class EncodedSplit:
 
 
 class Classification(EncoderTask):
-    """Texts or pairs to classes, or to a score (STS-B).
+    """Texts or pairs to classes, or to a number.
 
     Args:
         accelerator: Gives the device and the processes.
-        glue: Metrics, and whether it is a regression.
+        task: Metrics, and whether it is a regression.
         tokenizer: The model's.
         splits: What a protocol trains, selects and tests on.
         max_length: Tokens of the longest row.
@@ -44,7 +45,7 @@ class Classification(EncoderTask):
     def __init__(
         self,
         accelerator: Accelerator,
-        glue: GlueTask,
+        task: TextTask,
         tokenizer: Any,
         splits: Splits,
         max_length: int,
@@ -54,11 +55,11 @@ class Classification(EncoderTask):
         def encoded(examples: Sequence[Example]) -> EncodedSplit:
             rows = encode(examples, tokenizer, max_length, accelerator.is_main_process)
             labels = np.array([example.label for example in examples])
-            return EncodedSplit(rows, labels.astype(np.float32 if glue.regression else np.int64))
+            return EncodedSplit(rows, labels.astype(np.float32 if task.regression else np.int64))
 
         train = encoded(splits.train)
         super().__init__(accelerator, tokenizer, train.rows, batch_size, seed)
-        self.glue, self.labels = glue, torch.from_numpy(train.labels).to(self.device)
+        self.text_task, self.labels = task, torch.from_numpy(train.labels).to(self.device)
         self.selection = encoded(splits.selection) if splits.selection else None
         self.tests = {"": encoded(splits.test)}
         if splits.mismatched:
@@ -76,7 +77,7 @@ class Classification(EncoderTask):
         """Cross-entropy, or the squared error of a regression."""
         logits = model(**self.inputs([self.rows[i] for i in batch])).logits.float()
         labels = self.labels[torch.from_numpy(batch).to(self.device)]
-        return F.mse_loss(logits.squeeze(-1), labels) if self.glue.regression else F.cross_entropy(logits, labels)
+        return F.mse_loss(logits.squeeze(-1), labels) if self.text_task.regression else F.cross_entropy(logits, labels)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The task's metrics on the selection rows, if there are any."""
@@ -88,7 +89,7 @@ class Classification(EncoderTask):
         return {name: value for score in scores for name, value in score.items()}
 
     def _score(self, model: nn.Module, split: EncodedSplit, prefix: str) -> dict[str, float]:
-        width = max(1, len(self.glue.labels))
+        width = max(1, len(self.text_task.labels))
         logits = self.logits(model, split.rows, width, prefix.rstrip("_") or "test")
-        predictions = logits[:, 0] if self.glue.regression else logits.argmax(axis=1)
-        return {f"{prefix}{name}": value for name, value in self.glue.score(predictions, split.labels).items()}
+        predictions = logits[:, 0] if self.text_task.regression else logits.argmax(axis=1)
+        return {f"{prefix}{name}": value for name, value in self.text_task.score(predictions, split.labels).items()}

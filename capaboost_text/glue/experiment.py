@@ -1,4 +1,4 @@
-"""A GLUE run: what its settings make of model and data."""
+"""A run on GLUE or on data of one's own: what its settings make of model and data."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from capaboost_core.training.experiment import Prepared
 from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import from_pretrained
 from capaboost_text.glue.classification import Classification
+from capaboost_text.glue.own_data import own_splits, own_task
 from capaboost_text.glue.run import GlueRun
 from capaboost_text.glue.splits import find_task, splits
 
 SPLIT_NOTES = {
     "propetl": "half of dev, or 1,000 training rows, select the epoch; tested on the rest of dev",
     "adalora": "tested on dev, nothing selected",
+    "select": "trained on {data.train}, {data.selection} selects the epoch, tested on {data.test}",
+    "test": "trained on {data.train}, tested on {data.test}, nothing selected",
 }
 
 
@@ -23,18 +26,19 @@ def prepare(run: GlueRun, accelerator: Accelerator) -> Prepared:
     Raises:
         UserError: If the model or the data cannot be had or do not fit each other.
     """
-    data, glue = run.data, find_task(run.data.task)
-    parts = splits(data.task, data.protocol, data.dir, data.max_train_rows)
+    data = run.data
+    task = own_task(data) if data.is_own else find_task(data.task)
+    parts = own_splits(data) if data.is_own else splits(data.task, data.protocol, data.dir, data.max_train_rows)
     tokenizer = load_tokenizer(run.model.name, data.max_length)
-    model = from_pretrained(run.model.name, capaboost=run.adapter, num_labels=max(1, len(glue.labels)))
+    model = from_pretrained(run.model.name, capaboost=run.adapter, num_labels=max(1, len(task.labels)))
     part = "" if data.max_train_rows is None else f"{len(parts.train):,} training rows; "
     return Prepared(
         model=model,
         task=Classification(
-            accelerator, glue, tokenizer, parts, data.max_length, run.train.batch_size, run.train.seed
+            accelerator, task, tokenizer, parts, data.max_length, run.train.batch_size, run.train.seed
         ),
         name=data.task,
-        metric=glue.primary,
-        select_by=f"selection_{glue.primary}",
-        split_note=part + SPLIT_NOTES[data.protocol],
+        metric=task.primary,
+        select_by=f"selection_{task.primary}",
+        split_note=part + (SPLIT_NOTES[data.protocol].format(data=data)),
     )

@@ -11,8 +11,8 @@ from typing import Any
 from capaboost_core.errors import UserError, shown
 from capaboost_text.example import Example
 from capaboost_text.glue.tasks import GlueTask, find_task
-from capaboost_text.glue.tsv import AGAIN, read_rows
 from capaboost_text.hub import load_from_hub
+from capaboost_text.table_file import AGAIN, read_rows
 
 HUB = "nyu-mll/glue"
 OTHERWISE = "set --data-dir to a folder with the original GLUE folders"

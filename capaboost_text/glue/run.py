@@ -4,61 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field, field_validator
 
 from capaboost_core.methods import Method, resolve_config
-from capaboost_core.settings.base import Settings, Text
 from capaboost_core.training.run_folder import run_folder
 from capaboost_core.training.train_section import TrainSection
+from capaboost_text.glue.data_section import DataSection
 from capaboost_text.glue.tasks import find_task
 from capaboost_text.model_section import ModelSection
 
 DEBERTA, ROBERTA = "deberta-v3-base", "roberta-base"
 
 
-class GlueSection(Settings):
-    """The sentences and what is reported on them.
-
-    Raises:
-        UserError: If a setting is unknown, of a wrong type or out of range.
-    """
-
-    task: Text = Field(description="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte.")
-    dir: Text | None = Field(
-        None, json_schema_extra={"null": "the hub"}, description="A folder with the original GLUE folders."
-    )
-    protocol: Literal["propetl", "adalora"] = Field(
-        "propetl",
-        description="propetl: an epoch is selected on rows of their own (Table 2); adalora: dev is the test set, and "
-        "the last epoch counts (Table 3).",
-    )
-    max_length: int = Field(128, ge=8, le=1_000_000, description="Tokens of the longest row.")
-    max_train_rows: int | None = Field(
-        None,
-        ge=1,
-        json_schema_extra={"null": "all"},
-        description="Train on so many rows at most, always the same.",
-    )
-
-    @field_validator("task")
-    @classmethod
-    def _check_task(cls, name: str) -> str:
-        find_task(name)
-        return name
-
-
 @dataclass(frozen=True)
 class GlueRun:
     """All settings of a run."""
 
-    selecting = "propetl"
-
     model: ModelSection
-    data: GlueSection
+    data: DataSection
     train: TrainSection
     adapter: Method
+
+    @property
+    def selecting(self) -> str:
+        """The protocol that selects an epoch."""
+        return "select" if self.data.is_own else "propetl"
 
     def default_folder(self) -> Path:
         """Where the run lives unless told otherwise."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from capaboost_core.errors import UserError
 from capaboost_text.example import Example
 from capaboost_text.glue.load import check_choice, load_split
-from capaboost_text.glue.tasks import TASKS, GlueTask, find_task
+from capaboost_text.glue.tasks import TASKS, GlueTask, TextTask, find_task
 from capaboost_text.permutation import halve, permutation
 
 __all__ = ["PROTOCOLS", "TASKS", "Example", "GlueTask", "Splits", "find_task", "load_split", "splits"]
@@ -61,12 +61,21 @@ def splits(task: str, protocol: str, data_dir: str | Path | None = None, max_tra
         _check_enough(task, "training", len(train), SELECTION_ROWS + 1)
         selection, order = [train[i] for i in order[:SELECTION_ROWS]], order[SELECTION_ROWS:]
     training = [train[i] for i in order[:max_train_rows]]
-    if not found.regression and len({example.label for example in training}) < 2:
+    check_classes(found, training, max_train_rows)
+    return Splits(training, selection, test, parts.get("dev_mismatched"))
+
+
+def check_classes(task: TextTask, training: list[Example], max_train_rows: int | None) -> None:
+    """Refuse rows to train on of which nothing can be learned.
+
+    Raises:
+        UserError: If all are of one class.
+    """
+    if not task.regression and len({example.label for example in training}) < 2:
         raise UserError(
-            f"{task} has training rows of one class only; give rows of two or more"
+            f"{task.name} has training rows of one class only; give rows of two or more"
             + ("" if max_train_rows is None else ", or raise max_train_rows")
         )
-    return Splits(training, selection, test, parts.get("dev_mismatched"))
 
 
 def _check_enough(task: str, kind: str, count: int, needed: int) -> None:

@@ -16,8 +16,40 @@ MNLI_DEV = {"train": "train", "dev_matched": "validation_matched", "dev_mismatch
 ENTAILMENT = ("entailment", "not_entailment")
 
 
-@dataclass(frozen=True)
-class GlueTask:
+@dataclass(frozen=True, kw_only=True)
+class TextTask:
+    """What a classification or a regression of texts predicts, and how that is scored.
+
+    Attributes:
+        name: What it is called in results.
+        labels: Names of the classes in the order of their indices; none for regression.
+        metrics: What is reported, and first what decides.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
+
+    @property
+    def primary(self) -> str:
+        """The metric that selection maximises."""
+        return self.metrics[0]
+
+    @property
+    def regression(self) -> bool:
+        return not self.labels
+
+    def score(self, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+        """The task's metrics in percent, of class indices or, in a regression, of numbers.
+
+        Raises:
+            ValueError: If there is not one prediction for each label.
+        """
+        return compute_metrics(self.metrics, predictions, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueTask(TextTask):
     """One task, as the original TSV files and the hub have it.
 
     Attributes:
@@ -25,8 +57,6 @@ class GlueTask:
         texts: The hub's columns of one text or a pair.
         tsv_texts: The same in the TSV files.
         tsv_label: The TSV files' column of the label.
-        labels: Names of the classes in the order of their indices; none for regression.
-        metrics: What is reported, and first what decides.
         splits: The hub's name of each labelled split; the keys name the TSV files, the second is the dev split.
         spelled: Whether the TSV files name the classes; else they give the index.
         tsv_columns: All columns of the TSV files where these have no header.
@@ -34,27 +64,15 @@ class GlueTask:
         broken_rows: How many rows of an original file may have too few columns.
     """
 
-    name: str
     folder: str
     texts: tuple[str, ...]
     tsv_texts: tuple[str, ...]
     tsv_label: str
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...] = ("accuracy",)
     splits: Mapping[str, str] = field(default_factory=lambda: DEV)
     spelled: bool = False
     tsv_columns: tuple[str, ...] | None = None
     small: bool = False
     broken_rows: int = 0
-
-    @property
-    def primary(self) -> str:
-        """The metric of the paper's tables, which selection maximises."""
-        return self.metrics[0]
-
-    @property
-    def regression(self) -> bool:
-        return not self.labels
 
     @property
     def dev(self) -> str:
@@ -65,14 +83,6 @@ class GlueTask:
     def tsv_labels(self) -> tuple[str, ...]:
         """How the TSV files write each class."""
         return self.labels if self.spelled else tuple(str(i) for i in range(len(self.labels)))
-
-    def score(self, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-        """The task's metrics in percent, of class indices or (STS-B) of scores.
-
-        Raises:
-            ValueError: If there is not one prediction for each label.
-        """
-        return compute_metrics(self.metrics, predictions, labels)
 
 
 PAIR = ("sentence1", "sentence2")
@@ -90,7 +100,14 @@ ALL = (
         tsv_columns=COLA_COLUMNS,
         small=True,
     ),
-    GlueTask("sst2", "SST-2", ("sentence",), ("sentence",), "label", ("negative", "positive")),
+    GlueTask(
+        name="sst2",
+        folder="SST-2",
+        texts=("sentence",),
+        tsv_texts=("sentence",),
+        tsv_label="label",
+        labels=("negative", "positive"),
+    ),
     GlueTask(
         name="mrpc",
         folder="MRPC",
@@ -131,8 +148,25 @@ ALL = (
         splits=MNLI_DEV,
         spelled=True,
     ),
-    GlueTask("qnli", "QNLI", ("question", "sentence"), ("question", "sentence"), "label", ENTAILMENT, spelled=True),
-    GlueTask("rte", "RTE", PAIR, PAIR, "label", ENTAILMENT, spelled=True, small=True),
+    GlueTask(
+        name="qnli",
+        folder="QNLI",
+        texts=("question", "sentence"),
+        tsv_texts=("question", "sentence"),
+        tsv_label="label",
+        labels=ENTAILMENT,
+        spelled=True,
+    ),
+    GlueTask(
+        name="rte",
+        folder="RTE",
+        texts=PAIR,
+        tsv_texts=PAIR,
+        tsv_label="label",
+        labels=ENTAILMENT,
+        spelled=True,
+        small=True,
+    ),
 )
 TASKS = {task.name: task for task in ALL}
 
@@ -146,5 +180,9 @@ def find_task(name: str) -> GlueTask:
     if name in TASKS:
         return TASKS[name]
     close = difflib.get_close_matches(str(name).lower(), TASKS, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"type one of: {', '.join(TASKS)}"
+    hint = (
+        f"did you mean {close[0]}?"
+        if close
+        else f"type one of: {', '.join(TASKS)}, or describe data of your own in --config"
+    )
     raise UserError(f"unknown task {name!r}; {hint}")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from capaboost_core import UserError, merge, trainable_parameters, unload, unmerge
+from capaboost_core import UserError, load_adapter, merge, save_adapter, trainable_parameters, unload, unmerge
 from capaboost_core.inject import adapted_layers
 from capaboost_core.linear_layers import linear_shape
 from capaboost_core.roles import MATRICES
@@ -179,6 +179,16 @@ def test_merge_unmerge_and_unload(family, targets):
     assert [type(m) for m in model.modules()] == [type(m) for m in base.modules()]
     base.load_state_dict(model.state_dict())
     torch.testing.assert_close(logits(base), expected)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3"])
+def test_adapter_files_go_round(family, tmp_path):
+    model = create(family, method="lora")
+    for layer in adapted_layers(model):
+        nn.init.normal_(layer.lora_B.packed, std=0.3)
+    save_adapter(model, tmp_path / "adapter")
+    loaded = load_adapter(create(family), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(loaded), logits(model))
 
 
 def test_conv1d_of_gpt2_in_lists_and_formulas():

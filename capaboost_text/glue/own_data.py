@@ -1,0 +1,102 @@
+"""A data set of one's own: files or a name on the hub, one or two columns of text, a class or a number to predict."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from capaboost_core.errors import UserError, shown
+from capaboost_text.example import Example
+from capaboost_text.glue.data_section import DataSection
+from capaboost_text.glue.splits import Splits, check_classes
+from capaboost_text.glue.tasks import TextTask
+from capaboost_text.hub import load_from_hub
+from capaboost_text.permutation import take
+from capaboost_text.table_file import read_json_rows, read_rows
+
+FORMATS = (".tsv", ".csv", ".jsonl")
+
+
+def own_task(data: DataSection) -> TextTask:
+    """What the settings say is predicted and reported."""
+    return TextTask(name=data.task, labels=data.class_names, metrics=data.metric_names)
+
+
+def own_splits(data: DataSection) -> Splits:
+    """The splits that the settings name.
+
+    Raises:
+        UserError: If a file or column is missing, a row is malformed, or all training rows are of one class.
+    """
+    train, test = read_own(data, data.train), read_own(data, data.test)
+    selection = read_own(data, data.selection) if data.selection else None
+    training = take(train, data.max_train_rows)
+    check_classes(own_task(data), training, data.max_train_rows)
+    return Splits(training, selection, test)
+
+
+def read_own(data: DataSection, split: str) -> list[Example]:
+    """The checked rows of one split: a file below `data.dir`, or a split on the hub.
+
+    Raises:
+        UserError: If it cannot be had, or a row is malformed; it names file and line.
+    """
+    rows = _of_hub(data, split) if data.hub else _of_file(data, Path(data.dir or ".") / split)
+    return [_example(data, where, *cells) for where, cells in rows]
+
+
+def _of_file(data: DataSection, path: Path) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path} has none of the endings {', '.join(FORMATS)}; rename it, or save it as one of them")
+    read = read_json_rows if path.suffix.lower() == ".jsonl" else read_rows
+    return ((f"{path}, line {line}", cells) for line, cells in read(path, (*data.columns, data.label)))
+
+
+def _of_hub(data: DataSection, split: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    place = " ".join(filter(None, (data.hub, data.subset)))
+    advice = "check data.hub, data.subset and the names of the splits, or give files of your own"
+    table = load_from_hub(data.hub, *([data.subset] if data.subset else []), split=split, otherwise=advice)
+    columns = (*data.columns, data.label)
+    for name in columns:
+        if name not in table.column_names:
+            raise UserError(f"{place} has no column {name!r} but {shown(', '.join(table.column_names))}; type one")
+    if not len(table):
+        raise UserError(f"{place} ({split}) holds no rows; choose another split")
+    rows = zip(*(table[name] for name in columns), strict=True)
+    return ((f"{place} ({split}), row {i}", cells) for i, cells in enumerate(rows))
+
+
+def _example(data: DataSection, where: str, *cells: Any) -> Example:
+    *texts, label = cells
+    for name, text in zip(data.columns, texts, strict=True):
+        if not isinstance(text, str):
+            raise UserError(f"{where}: {name} is {shown(text)}, which is no text; mend it, or choose another column")
+        if not text.strip():
+            raise UserError(f"{where}: {name} is empty; fill it in, or leave the row out")
+    text, *pair = texts
+    names = data.class_names
+    value = _class(where, label, names) if names else _number(where, label)
+    return Example(text, pair[0] if pair else None, value)
+
+
+def _class(where: str, value: Any, names: tuple[str, ...]) -> int:
+    name = value if isinstance(value, str) else json.dumps(value, default=str)
+    if name not in names:
+        listed = shown(", ".join(names))
+        raise UserError(f"{where}: the label is {shown(value)}, but data.classes has {listed}; mend one of them")
+    return names.index(name)
+
+
+def _number(where: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(str(value))
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(
+            f"{where}: the label is {shown(value)}, which is no number; mend it, or name the classes in data.classes"
+        )
+    return number

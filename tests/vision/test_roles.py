@@ -1,0 +1,128 @@
+"""Every family of timm's table: each role is a matrix whose increment changes the output, and starts at the base's."""
+
+import pytest
+import timm
+import torch
+from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+from torch import nn
+
+import capaboost_vision
+from capaboost_core import merge, trainable_parameters, unload
+from capaboost_core.inject import adapted_layers
+from capaboost_core.roles import MATRICES
+from capaboost_vision.roles import FAMILIES, roles_of
+
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
+SWIN = {"img_size": 32, "window_size": 2, "embed_dim": 24, "depths": (1, 1), "num_heads": (1, 2), "num_classes": 5}
+MVIT = {"embed_dim": 24, "depths": (1, 1), "num_heads": 1}  # of the configuration, which timm keeps by name
+NAMES = {  # a tiny variant, its size, and its class in the table
+    "vit_tiny_patch16_224": ({"img_size": 32, **SMALL}, "VisionTransformer"),
+    "beit_base_patch16_224": ({"img_size": 32, **SMALL}, "Beit"),
+    "eva02_tiny_patch14_224": ({"img_size": 28, **SMALL}, "Eva"),
+    "swin_tiny_patch4_window7_224": (SWIN, "SwinTransformer"),
+    "swinv2_tiny_window8_256": (SWIN, "SwinTransformerV2"),
+    "naflexvit_base_patch16_gap": ({"img_size": 32, **SMALL}, "NaFlexVit"),
+    "pit_ti_224": (
+        {"img_size": 64, "base_dims": [8, 8, 8], "depth": [1, 1, 1], "heads": [2, 4, 8], "num_classes": 5},
+        "PoolingVisionTransformer",
+    ),
+    "mvitv2_tiny": ({"img_size": 64, "num_classes": 5, **MVIT}, "MultiScaleVit"),
+    "hiera_tiny_224": (
+        {"img_size": 64, "embed_dim": 24, "num_heads": 1, "stages": (1, 1, 1, 1), "num_classes": 5},
+        "Hiera",
+    ),
+    "xcit_nano_12_p16_224": ({"img_size": 32, **SMALL}, "Xcit"),
+    "cait_xxs24_224": ({"img_size": 32, **SMALL}, "Cait"),
+}
+every_name = pytest.mark.parametrize("name", NAMES)
+
+
+def create(name: str, **adapter) -> nn.Module:
+    torch.manual_seed(0)
+    model = (multi_scale_vit if "mvit" in name else timm.create_model)(name, **NAMES[name][0]).eval().double()
+    for key, parameter in model.named_parameters():  # zero or tiny scales at the start would hide every change
+        if parameter.ndim == 1 and key.split(".")[-1].rstrip("0123456789_") in ("weight", "gamma"):
+            nn.init.ones_(parameter)
+        elif "logit" not in key:
+            nn.init.normal_(parameter, std=0.15)
+    return capaboost_vision.inject(model, {"r": 4, **adapter}) if adapter else model
+
+
+def multi_scale_vit(name: str, img_size: int, num_classes: int, **sizes) -> MultiScaleVit:
+    model = MultiScaleVit(MultiScaleVitCfg(**sizes), (img_size, img_size), num_classes=num_classes)
+    model.pretrained_cfg = timm.get_pretrained_cfg(name).to_dict()
+    return model
+
+
+@torch.no_grad()
+def output(name: str, model: nn.Module) -> torch.Tensor:
+    side = NAMES[name][0]["img_size"]
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1)).double()
+    return model(images)
+
+
+def test_every_family_is_here():
+    assert [kind for _, kind in NAMES.values()] == [cls.__name__ for cls in FAMILIES]
+
+
+@every_name
+def test_is_of_its_family_and_has_every_role_in_every_block(name):
+    model = create(name)
+    assert NAMES[name][1] in [cls.__name__ for cls in type(model).__mro__]
+    roles = roles_of(model)
+    for block in roles.blocks:
+        for role in MATRICES:
+            assert block.playing([role]), role
+    assert isinstance(model.get_submodule(roles.embedding), nn.Module)
+    inner = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and ".mlp." in path]
+    assert {*inner} <= {place.path for block in roles.blocks for place in block.playing(MATRICES)}
+
+
+@every_name
+@pytest.mark.parametrize("role", MATRICES)
+def test_every_role_is_alive(name, role):
+    """Another matrix in the place of one role alone changes the output, in the first block and in the last."""
+    model = create(name)
+    expected, blocks = output(name, model), roles_of(model).blocks
+    for place in [*blocks[0].playing([role]), *blocks[-1].playing([role])]:
+        weight = model.get_submodule(place.path).weight.data
+        rows = weight if place.rows is None else weight[slice(*place.rows)]
+        before = rows.clone()
+        rows.add_(torch.randn_like(rows))
+        assert (output(name, model) - expected).abs().max() > 1e-6, place
+        rows.copy_(before)
+
+
+@every_name
+def test_all_linear_starts_as_the_base_is_alive_and_merges(name):
+    base, model = create(name), create(name, targets="all-linear")
+    expected = output(name, base)
+    torch.testing.assert_close(output(name, model), expected)
+    for layer in adapted_layers(model):
+        nn.init.normal_(layer.lora_B.packed, std=0.1)
+        assert (output(name, model) - expected).abs().max() > 1e-6, layer.path
+        nn.init.zeros_(layer.lora_B.packed)
+    for layer in adapted_layers(model):
+        nn.init.normal_(layer.lora_B.packed, std=0.1)
+    changed = output(name, model)
+    torch.testing.assert_close(output(name, merge(model)), changed)
+    torch.testing.assert_close(output(name, unload(model)), changed)
+
+
+@every_name
+@pytest.mark.parametrize("method", ["padapter", "hadapter"])
+def test_adapters_start_as_the_base_and_are_alive(name, method):
+    model = create(name, method=method)
+    expected = output(name, create(name))
+    torch.testing.assert_close(output(name, model), expected)
+    for layer in adapted_layers(model):
+        nn.init.normal_(layer.adapter.up.packed)
+        assert (output(name, model) - expected).abs().max() > 1e-6, layer.path
+        nn.init.zeros_(layer.adapter.up.packed)
+
+
+@every_name
+def test_only_additions_and_the_head_train(name):
+    model = create(name, method="lora")
+    head = {key for key in trainable_parameters(model) if "lora_" not in key}
+    assert head == {f"{prefix}.{kind}" for prefix in roles_of(create(name)).head for kind in ("weight", "bias")}
