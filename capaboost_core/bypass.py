@@ -7,12 +7,12 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 from torch._subclasses import FakeTensor
-from torch.distributed.tensor import DTensor
 
 from capaboost_core.errors import UserError
 from capaboost_core.plan import in_prefix
+from capaboost_core.wrappers import is_sharded
 
-PLAIN = (nn.Parameter, torch.Tensor, FakeTensor, DTensor)
+PLAIN = (nn.Parameter, torch.Tensor, FakeTensor)
 
 
 def check_reached(model: nn.Module, path: str, layer: nn.Module) -> None:
@@ -26,8 +26,9 @@ def check_reached(model: nn.Module, path: str, layer: nn.Module) -> None:
     if isinstance(parent, nn.MultiheadAttention):
         raise UserError(f"target {path}: nn.MultiheadAttention reads its weight past the layer; choose other targets")
     for name, parameter in layer.named_parameters():
-        if type(parameter) not in PLAIN or not parameter.is_floating_point():
-            found = type(parameter).__name__ if type(parameter) not in PLAIN else parameter.dtype
+        is_plain = type(parameter) in PLAIN or is_sharded(parameter)
+        if not is_plain or not parameter.is_floating_point():
+            found = parameter.dtype if is_plain else type(parameter).__name__
             raise UserError(
                 f"target {path} has a {name} of {found}, which cannot carry an adapter; load the model unquantized, "
                 "in float32 or bfloat16"

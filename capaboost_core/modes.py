@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.inject import adapted_layers, injection_of
+from capaboost_core.wrappers import is_sharded
 
 LOCK = threading.RLock()  # threads that evaluate one model share its layers' counts
 
@@ -119,4 +119,4 @@ def _mergeable_layers(model: nn.Module) -> list[Adapted]:
 
 
 def _sharded(layer: Adapted) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in layer.parameters())
+    return any(is_sharded(parameter) for parameter in layer.parameters())
