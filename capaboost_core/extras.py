@@ -1,10 +1,13 @@
-"""Libraries that only some commands use, and that `pip install capaboost` leaves out."""
+"""Libraries that only some commands use, and that installing the package without extras leaves out."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
 from capaboost_core.errors import UserError
+
+# By extra of setup.cfg; by names of the package index, so that the line works wherever this was installed from.
+PACKAGES = {"plots": "matplotlib", "tensorboard": "tensorboard", "peft": "'peft>=0.21,<0.22'", "prepare": "tensorflow"}
 
 
 def is_installed(module: str) -> bool:
@@ -14,7 +17,7 @@ def is_installed(module: str) -> bool:
 
 def install_line(extra: str) -> str:
     """What to type to get the libraries of an extra."""
-    return f"pip install 'capaboost[{extra}]'"
+    return f"pip install {PACKAGES[extra]}"
 
 
 def need(module: str, extra: str, what: str) -> None:

@@ -89,7 +89,7 @@ def test_the_wheel_trains_without_the_extras(unpacked, tmp_path):
     assert made.returncode == 0, made.stderr
     assert "result.json" in made.stdout
     assert "tensorboard is not installed" in made.stderr
-    assert "pip install 'capaboost[tensorboard]'" in made.stderr
+    assert "pip install tensorboard" in made.stderr
     (result,) = tmp_path.rglob("result.json")
     assert result.parent.name == "capaboost-lora-seed42"
     assert (result.parent / "metrics.jsonl").exists()
@@ -97,7 +97,7 @@ def test_the_wheel_trains_without_the_extras(unpacked, tmp_path):
 
 def test_a_command_without_its_extra_says_what_to_install(unpacked, tmp_path):
     made = run(unpacked, tmp_path, "plots", ".", hidden=HIDDEN)
-    line = "error: plots need matplotlib, which is not installed; type pip install 'capaboost[plots]'\n"
+    line = "error: plots need matplotlib, which is not installed; type pip install matplotlib\n"
     assert (made.returncode, made.stderr) == (2, line)
 
 
@@ -146,7 +146,7 @@ def test_the_package_has_the_cores_api():
 def test_what_is_not_shipped_or_installed_is_one_line():
     with pytest.raises(UserError, match="the folder results/none of capaboost is missing"):
         shipped("results/none")
-    with pytest.raises(UserError, match=r"plots need no_such_module.*pip install 'capaboost\[plots\]'"):
+    with pytest.raises(UserError, match=r"plots need no_such_module.*pip install matplotlib"):
         extras.need("no_such_module", "plots", "plots")
 
 

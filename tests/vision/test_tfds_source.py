@@ -151,7 +151,7 @@ def test_what_cannot_be_prepared_says_what_is_lacking(case, tmp_path, monkeypatc
 def test_without_tensorflow_nothing_is_downloaded(name, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lambda self: pytest.fail("it downloads"))
     monkeypatch.setattr(tfds_source, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs TensorFlow; pip install 'capaboost\[prepare\]' and run again"):
+    with pytest.raises(UserError, match=r"needs TensorFlow; pip install tensorflow and run again"):
         open_split(name, "tfds", tmp_path, "test", 4)
 
 
