@@ -13,7 +13,7 @@ from torch import nn
 import capaboost_text
 import capaboost_vision
 from capaboost_core import UserError
-from capaboost_core.report.accounting import Subject
+from capaboost_core.report.cost import Subject
 from capaboost_core.settings.base import hint
 from capaboost_text import architectures
 

@@ -29,7 +29,7 @@ from capaboost.shipped import shipped
 if TYPE_CHECKING:
     from capaboost.subjects import Sizes
     from capaboost_core.methods import Method
-    from capaboost_core.report.account_table import Sheet
+    from capaboost_core.report.cost_table import Sheet
     from capaboost_core.report.paper import Comparison
 
 ENDINGS = (".json", ".csv", ".md")
@@ -69,7 +69,7 @@ def report_methods(options: argparse.Namespace) -> None:
     """Count the methods on one model."""
     from capaboost.subjects import Sizes, describe, make_subject
     from capaboost_core.methods import Method
-    from capaboost_core.report.account_report import choose_methods, make_report
+    from capaboost_core.report.cost_report import choose_methods, make_report
     from capaboost_core.report.paper import sheets
 
     methods, changes = choose_methods(options.methods), adapter_settings(options.set)
@@ -147,7 +147,7 @@ def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str,
 
 def finish(options: argparse.Namespace, record: dict[str, Any], facts: dict[str, str], tables: list[Sheet]) -> None:
     """Show the report, and write it where that is asked for."""
-    from capaboost_core.report.account_table import show, write_files
+    from capaboost_core.report.cost_table import show, write_files
     from capaboost_core.training.provenance import git_state, library_versions
 
     show(facts, tables)

@@ -12,8 +12,8 @@ from typing import Any
 from capaboost_core.errors import UserError
 from capaboost_core.inject import ParameterCounts, parameter_counts
 from capaboost_core.methods import PRESETS, Method
-from capaboost_core.report.account_table import Sheet
-from capaboost_core.report.accounting import Subject, settings_of
+from capaboost_core.report.cost import Subject, settings_of
+from capaboost_core.report.cost_table import Sheet
 from capaboost_core.report.tied_products import count_added
 
 TOLERANCE = 0.01  # percentage points, factors or millions: one unit of the last printed digit
