@@ -11,14 +11,14 @@ from accelerate import Accelerator
 
 from capaboost_core.errors import DivergedError, UserError
 from capaboost_core.training.checkpoint import differences
-from capaboost_core.training.experiment import Prepare, Run, run_experiment
+from capaboost_core.training.experiment import Prepare, RunSettings, run_experiment
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.result import read_result, write_result
 from capaboost_core.training.run_config import to_dict
 from capaboost_core.training.run_folder import RESULT, check_folder, claim, is_finished
 
 
-def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
+def run_grid(run: RunSettings, rates: list[float], folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
     """Run each rate in `folder/lr-<rate>`; the folder's own result is the best run's.
 
     Args:
@@ -46,7 +46,7 @@ def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: 
 
 
 def _try_all(
-    runs: dict[float, Run], folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator
+    runs: dict[float, RunSettings], folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator
 ) -> dict[str, Any]:
     results: dict[float, dict[str, Any]] = {}
     for rate, run in runs.items():
@@ -69,7 +69,7 @@ def _place(folder: Path, rate: float) -> Path:
     return folder / f"lr-{rate:g}"
 
 
-def _stored(run: Run, rates: list[float], folder: Path) -> dict[str, Any] | None:
+def _stored(run: RunSettings, rates: list[float], folder: Path) -> dict[str, Any] | None:
     """The result of a finished grid over the same rates with the same settings."""
     result = read_result(folder / RESULT)
     differing = differences(result["config"], to_dict(run))
@@ -94,7 +94,7 @@ def parse_rates(text: str) -> list[float]:
     return list(dict.fromkeys(rates))
 
 
-def _check(run: Run, folder: Path, places: list[Path], resume: bool) -> None:
+def _check(run: RunSettings, folder: Path, places: list[Path], resume: bool) -> None:
     if run.data.protocol != run.selecting:
         raise UserError(
             f"--lr-grid needs rows to select on, which protocol {run.data.protocol} does not have; "

@@ -18,10 +18,10 @@ from capaboost_core.methods import resolve_config
 from capaboost_core.settings.base import Settings, hint
 from capaboost_core.training.run_file import Raw, merge_settings, parse_assignments, read_config
 
-Run = TypeVar("Run")
+RunOfTask = TypeVar("RunOfTask")
 
 
-def load_run(cls: type[Run], path: Path, flags: Raw, method: str | None, assignments: list[str]) -> Run:
+def load_run(cls: type[RunOfTask], path: Path, flags: Raw, method: str | None, assignments: list[str]) -> RunOfTask:
     """The file's settings, with those that it has for the preset `method`, under the flags', under the preset's own,
     under those of `--set`.
 
@@ -61,7 +61,7 @@ def sections_of(cls: type) -> dict[str, type[Settings]]:
     return typing.get_type_hints(cls)
 
 
-def build_run(cls: type[Run], raw: Raw) -> Run:
+def build_run(cls: type[RunOfTask], raw: Raw) -> RunOfTask:
     """Make the run from its sections; what is not given has the section's default.
 
     Raises:
