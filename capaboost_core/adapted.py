@@ -113,7 +113,7 @@ def dropout_of(probability: float) -> nn.Module:
     return nn.Dropout(probability) if probability else nn.Identity()
 
 
-def empty_beside(weight: torch.Tensor, *shape: int) -> torch.Tensor:
-    """An empty trainable tensor beside a frozen one; single precision even where that has half."""
+def empty_like_weight(weight: torch.Tensor, *shape: int) -> torch.Tensor:
+    """An empty tensor for a new parameter, on the device of a frozen weight, in float32 or in its float64."""
     dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
     return torch.empty(*shape, device=weight.device, dtype=dtype)

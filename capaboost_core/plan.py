@@ -1,4 +1,4 @@
-"""What is to be adapted, as plain data: an integration plans, the core carries out."""
+"""What is to be adapted, as plain data: a method plans, `inject` carries it out."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Target:
         path: Its module path in the base model.
         slices: (start, stop) ranges of its output that each get an increment of their own, such as q and
             v of a fused qkv; None stands for the whole output.
-        beside: Path of the linear layer before a dropout.
+        follows: Path of the linear layer that a dropout follows.
     """
 
     path: str
     slices: tuple[tuple[int, int], ...] | None = None
-    beside: str | None = None
+    follows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Plan:
         for target in self.targets:
             if target.path not in modules:
                 raise UserError(f"the model has no {target.path!r}, which plan.targets names")
-            if target.beside is not None and linear_shape(modules.get(target.beside)) is None:
-                raise UserError(f"the model has no linear layer {target.beside!r}, which plan.targets names")
+            if target.follows is not None and linear_shape(modules.get(target.follows)) is None:
+                raise UserError(f"the model has no linear layer {target.follows!r}, which plan.targets names")
             width, _ = linear_shape(modules[target.path]) or (0, 0)
             if target.slices and target.slices[-1][1] > width:
                 raise UserError(f"plan.targets: slices of {target.path!r} end outside its {width} outputs")
@@ -113,18 +113,18 @@ def _read_target(values: Any) -> Target:
     if not isinstance(values, dict) or not {"path", "slices"} <= values.keys():
         raise UserError("plan.targets must each hold a path and slices")
     (path,) = names("plan.targets: path", [values["path"]])
-    beside = values.get("beside")
-    if beside is not None:
-        names("plan.targets: beside", [beside])
+    follows = values.get("follows", values.get("beside"))  # "beside": development versions after 0.1.0
+    if follows is not None:
+        names("plan.targets: follows", [follows])
     if values["slices"] is None:
-        return Target(path, None, beside)
+        return Target(path, None, follows)
     slices = tuple(tuple(_sequence("slices", pair)) for pair in _sequence("slices", values["slices"]))
     bounds = [bound for pair in slices for bound in pair]
     pairs = bool(slices) and all(len(pair) == 2 for pair in slices) and all(type(bound) is int for bound in bounds)
     rising = pairs and bounds[0] >= 0 and all(start < stop for start, stop in slices)
     if not rising or sorted(bounds) != bounds:
         raise UserError(f"plan.targets: slices of {path!r} must be (start, stop) in rising order, without overlap")
-    return Target(path, slices, beside)
+    return Target(path, slices, follows)
 
 
 def has_suffix(path: str, suffix: str) -> bool:

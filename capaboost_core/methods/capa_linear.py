@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, dropout_of, empty_beside
+from capaboost_core.adapted import Adapted, dropout_of, empty_like_weight
 from capaboost_core.errors import UserError
 from capaboost_core.methods.fused import incremented_linear
 from capaboost_core.methods.scaled import Scaled
@@ -47,9 +47,9 @@ class Incremented(Adapted):
         self.scaling, self.dropout, self.drops = config.scaling, dropout_of(config.dropout), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
         self.widths = [stop - start for start, stop in self.slices]
-        a = empty_beside(base.weight, len(self.slices), config.r, self.in_features)
+        a = empty_like_weight(base.weight, len(self.slices), config.r, self.in_features)
         bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
-        b = empty_beside(base.weight, config.r, sum(self.widths))
+        b = empty_like_weight(base.weight, config.r, sum(self.widths))
         masks_a, masks_b = self._masks(config)
         uniform = partial(nn.init.uniform_, a=-bound, b=bound)
         self.lora_A = TiedWeight(config, masks_a, uniform(a), uniform)

@@ -1,4 +1,4 @@
-"""Adapters' activation, and their place beside the dropout of a layer."""
+"""Adapters' activation, and their place after the dropout of a layer."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from capaboost_core.methods import PRESETS
 
 WIDTH, R = 6, 4
 PLAIN = {"num_tied": 1, "density": 1.0}
-PLAN = Plan((Target("1", beside="0"),), head=())
+PLAN = Plan((Target("1", follows="0"),), head=())
 
 
 class Block(nn.Sequential):

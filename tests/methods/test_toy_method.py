@@ -19,7 +19,7 @@ from torch import nn
 
 import capaboost_vision  # noqa: F401  registers the argument `capaboost`
 from capaboost_core import Plan, Target, UserError, inject, load_adapter, parameter_counts, save_adapter
-from capaboost_core.adapted import Adapted, empty_beside
+from capaboost_core.adapted import Adapted, empty_like_weight
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from capaboost_core.inject import adapted_layers
 from capaboost_core.methods.base import METHODS, PRESETS, Method, register_method, resolve_config
@@ -38,7 +38,7 @@ class ToyLinear(Adapted, nn.Linear):
 
     def __init__(self, base: nn.Linear, config: ToyMethod, target: Target):
         self.adopt(base, target.path)
-        start = nn.init.zeros_(empty_beside(base.weight, *base.weight.shape))
+        start = nn.init.zeros_(empty_like_weight(base.weight, *base.weight.shape))
         self.toy = TiedWeight(config, mask_bits(config, target.path, "toy", start.shape), start)
         self.strength = config.strength
 
@@ -85,7 +85,7 @@ class Shared(Method):
 
     def make_layers(self, modules, plan):
         weight = modules[plan.targets[0].path].weight
-        shared = nn.Parameter(nn.init.zeros_(empty_beside(weight, weight.shape[0])))
+        shared = nn.Parameter(nn.init.zeros_(empty_like_weight(weight, weight.shape[0])))
         return {t.path: SharedLinear(modules[t.path], self, t, shared) for t in plan.targets}
 
 
