@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, dropout_of, empty_like_weight
+from capaboost_core.errors import UserError
 from capaboost_core.methods.adapter_settings import AdapterSettings
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
@@ -119,9 +120,16 @@ class AdapterDropout(Adapted, nn.Dropout):
         config: The adapter's configuration.
         target: Path of the dropout.
         linear: The layer that the dropout follows.
+
+    Raises:
+        UserError: If the target does not name that layer.
     """
 
-    def __init__(self, base: nn.Dropout, config: AdapterSettings, target: Target, linear: nn.Linear):
+    def __init__(self, base: nn.Dropout, config: AdapterSettings, target: Target, linear: nn.Linear | None = None):
+        if linear is None:
+            raise UserError(
+                f"target {target.path} is a dropout; name the linear layer that it follows: Target.follows"
+            )
         self.adopt(base, target.path)
         self.adapter = Bottleneck(config, target.path, linear.out_features, linear.weight)
         self.train(base.training)

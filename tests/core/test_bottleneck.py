@@ -74,3 +74,10 @@ def test_the_place_survives_a_file(tmp_path):
 def test_after_dropout_is_hadapters():
     with pytest.raises(UserError, match="after_dropout is true; it means nothing to method lora"):
         CapaBoostConfig("lora", after_dropout=True)
+
+
+def test_a_dropout_without_its_linear_layer_is_refused():
+    block = Block()
+    with pytest.raises(UserError, match="target 1 is a dropout; name the linear layer"):
+        inject(block, {"method": "hadapter", "after_dropout": True}, Plan((Target("1"),)))
+    assert type(block[1]) is nn.Dropout
