@@ -1,4 +1,4 @@
-"""The ways to train that a whole run is compared with, each as a measure of images a second."""
+"""The ways to train that a whole run is compared with, each measured in images per second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images a second of a whole training run, beside the bare training step and beside the ordinary way.
+"""Images per second of a whole training run, compared with the bare training step and an ordinary training loop.
 
   whole run      capaboost_core.training.train.fit on capaboost_vision's task: images on the device, progress bar,
                  metrics, a checkpoint after each epoch; timed from its first step to its last checkpoint

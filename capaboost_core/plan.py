@@ -1,4 +1,4 @@
-"""What is to be adapted, as plain data: a method plans, `inject` carries it out."""
+"""What is to be adapted, as plain data: a method plans, `inject` executes it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that injection has to know of an architecture.
+    """Everything that injection must know about an architecture.
 
     Attributes:
         targets: The layers to adapt.
@@ -54,7 +54,7 @@ class Plan:
         """Read back `to_dict`, also after JSON made lists of its tuples.
 
         Raises:
-            UserError: If a value is missing or of another type, a target is there twice, or its slices are no
+            UserError: If a value is missing or of another type, a target is there twice, or its slices are not
                 ranges in rising order.
         """
         if not isinstance(values, dict) or not {"targets", "head", "switches"} <= values.keys():
@@ -67,11 +67,11 @@ class Plan:
         return cls(targets, names("plan.head", values["head"]), tuple(switches))
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a plan that is not one for the model.
+        """Refuse a plan that does not fit the model.
 
         Raises:
-            UserError: If a path does not exist, a slice ends outside its layer, or a switch is none that a model
-                needs (`qkv_bias_separate`).
+            UserError: If a path does not exist, a slice ends outside its layer, or a switch is not one that a
+                model needs (`qkv_bias_separate`).
         """
         modules = dict(model.named_modules())
         known = modules.keys() | {name for name, _ in model.named_parameters()}
@@ -155,7 +155,7 @@ def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str]
 
 
 def _refuse_other_layers(model: nn.Module, suffix: str) -> None:
-    """Say what the layers are that a suffix matches, if they have a weight but are no known linear layers."""
+    """Name the layers that a suffix matches, if they have a weight but are not known linear layers."""
     for path, module in model.named_modules():
         if has_suffix(path, suffix) and getattr(module, "weight", None) is not None:
             found = type(module)

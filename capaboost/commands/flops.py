@@ -57,7 +57,7 @@ def flops_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Count what is asked for, once it is sure that the report can be written."""
+    """Count the chosen methods, after checking that the report can be written."""
     from capaboost.outputs import check_outputs
 
     stem = options.output
@@ -123,7 +123,7 @@ def adapter_settings(assignments: list[str]) -> dict[str, Any]:
 
 
 def report_paper(options: argparse.Namespace) -> None:
-    """The paper's numbers beside those counted here."""
+    """The paper's numbers next to those counted here."""
     from capaboost_core.report.paper import sheets
 
     comparisons, facts = compare_paper()
@@ -131,7 +131,7 @@ def report_paper(options: argparse.Namespace) -> None:
 
 
 def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str, str]]:
-    """The paper's numbers of one model, or of all, and what a reader has to know of them; both empty for others."""
+    """The paper's numbers of one model, or of all, and notes on them; both empty for others."""
     from tqdm import tqdm
 
     from capaboost.subjects import Sizes, architecture, make_subject
@@ -146,7 +146,7 @@ def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str,
 
 
 def finish(options: argparse.Namespace, record: dict[str, Any], facts: dict[str, str], tables: list[Sheet]) -> None:
-    """Show the report, and write it where that is asked for."""
+    """Show the report, and write it if `--output` is given."""
     from capaboost_core.report.cost_table import show, write_files
     from capaboost_core.training.provenance import git_state, library_versions
 

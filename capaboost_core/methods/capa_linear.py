@@ -24,7 +24,7 @@ class Incremented(Adapted):
     """Linear layer plus alpha/r * sum_i (B * mb_i)(A * ma_i) on its output or on slices of it (Eq. 4).
 
     The d modules are one product of concatenated factors, [B_1 .. B_d][A_1; ..; A_d], of rank d*r; a
-    step has two small products whatever d is. B starts at zero, so the output starts as the base's.
+    step has two small products for any d. B starts at zero, so the output starts as the base's.
 
     Worked example: a fused qkv of width 768 with increments on q and v, r = 8, d = 2, x (64, 197, 768):
     out = x W^T + b is (64, 197, 2304); x A^T is (64, 197, 32), 16 columns for q and 16 for v; each
@@ -143,7 +143,7 @@ class Incremented(Adapted):
         return layer
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy made within a context stays as the layer is there: nothing else would end its merging."""
+        """A copy made within a context keeps the layer's state there: nothing else would end its merging."""
         return vars(self) | {"stays_merged": self.merged, "merging": 0}
 
 

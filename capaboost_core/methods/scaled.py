@@ -53,7 +53,7 @@ class Scaled(Tying, Method):
     @model_validator(mode="after")
     def _check_scaling(self) -> Self:
         if not FLOAT32[0] <= self.scaling <= FLOAT32[1]:
-            refuse("alpha", self.alpha, f"alpha / r scales the increment and has to fit into float32; try {self.r}")
+            refuse("alpha", self.alpha, f"alpha / r scales the increment and must fit into float32; try {self.r}")
         return self
 
     @property

@@ -50,7 +50,7 @@ class Cost:
         forward: Multiply-adds of a forward pass of the whole model.
         step: Those of a forward and a backward pass.
         negligible: Non-matmul operators of a step, with their occurrences.
-        unsupported: Those of which that is not known.
+        unsupported: The same of operators that are not known to be so.
         file_bytes: Size of `adapter.safetensors`, the head included.
         optimizer_bytes: AdamW's state for all that is trained, the head included.
     """

@@ -43,8 +43,8 @@ class Report:
             torch's own counter.
         rows: One dict a method.
         left_out: Methods that this model or these settings do not allow, with the reason.
-        negligible: Operators that are no products, with their occurrences in a training step, by method.
-        unsupported: Those of which that is not known.
+        negligible: Non-matmul operators, with their occurrences in a training step, by method.
+        unsupported: The same of operators that are not known to be so.
     """
 
     base: dict[str, int]
@@ -65,7 +65,7 @@ class Report:
         return Sheet(f"Millions of multiply-adds, {kind} (times LoRA's)", ("method", *PASSES.values()), lines)
 
     def facts(self) -> dict[str, str]:
-        """What a reader has to know of the numbers."""
+        """What a reader must know about the numbers."""
         base, ours, of_torch = self.base, *(self.base[f"{who}_multiply_adds"] for who in ("forward", "torch"))
         facts = {
             "base": f"{base['total_parameters']:,} parameters, {ours / 1e6:,.1f} million multiply-adds forward",

@@ -1,4 +1,4 @@
-"""Multiply-adds of additions, from the calls of adapted layers: whatever way a layer computes its products."""
+"""Multiply-adds of additions, from the calls of adapted layers, however a layer computes its products."""
 
 from __future__ import annotations
 

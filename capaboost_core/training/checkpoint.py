@@ -23,9 +23,9 @@ FORMAT = b"capaboost-checkpoint-2 sha256 "  # after torch's bytes, and followed 
 
 @dataclass
 class State:
-    """What a run needs to go on.
+    """What a run needs to resume.
 
-    At an epoch's end random streams are not among it: each epoch starts them anew from (seed, epoch, process).
+    At an epoch's end this has no random streams: each epoch starts them anew from (seed, epoch, process).
 
     Attributes:
         fingerprint: The configuration that the run was started with, and a hash of its data.
@@ -115,9 +115,9 @@ def _read(path: Path) -> State:
     try:
         state = State(**torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, TypeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise Damaged("it is no checkpoint of a run") from error
+        raise Damaged("it is not a checkpoint of a run") from error
     if not isinstance(state.fingerprint, dict):
-        raise Damaged("it is no checkpoint of a run")
+        raise Damaged("it is not a checkpoint of a run")
     return state
 
 

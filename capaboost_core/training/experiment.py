@@ -1,4 +1,4 @@
-"""A run from its configuration to its `result.json`, whatever the task."""
+"""A run from its configuration to its `result.json`, for any task."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from capaboost_core.training.train_section import TrainSection
 
 
 class ModelSection(Protocol):
-    """The frozen model; an integration adds what else it has to know."""
+    """The frozen model; an integration adds its own fields."""
 
     name: str
 
 
 class DataSection(Protocol):
-    """The data; an integration adds what else it has to know."""
+    """The data; an integration adds its own fields."""
 
     protocol: str
 

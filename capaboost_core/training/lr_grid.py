@@ -83,7 +83,7 @@ def parse_rates(text: str) -> list[float]:
     """`1e-4,3e-4` -> [1e-4, 3e-4].
 
     Raises:
-        UserError: If a part is no number above 0.
+        UserError: If a part is not a number above 0.
     """
     try:
         rates = [float(part) for part in text.split(",")]

@@ -1,4 +1,4 @@
-"""A place within an epoch, from which a run goes on as if it had never stopped."""
+"""A position within an epoch; resuming from it is bit-identical."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of a run: whether they know of each other, and how one speaks for all."""
+"""The processes of a run: whether they are linked, and how one of them prints for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: a bar on the terminal, and a line in a file for each epoch."""
+"""Progress of a run: a bar on the terminal, and a line in a file for each epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves while it trains: metrics.jsonl, TensorBoard logs, checkpoints."""
+"""The files that a run writes while it trains: metrics.jsonl, TensorBoard logs, checkpoints."""
 
 from __future__ import annotations
 

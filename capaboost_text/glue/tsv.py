@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from capaboost_core.errors import UserError, shown
 
-AGAIN = "mend it, or fetch the file again"
+AGAIN = "correct it, or fetch the file again"
 
 
 class Row(NamedTuple):
