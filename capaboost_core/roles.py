@@ -1,4 +1,4 @@
-"""The words between architectures and methods: which layers of a transformer play which role.
+"""The roles that architectures and methods share: which layers of a transformer play which role.
 
 An integration says where the roles are, in a table with a row for each architecture; a method says which roles it
 takes. Neither knows the other.

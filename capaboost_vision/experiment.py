@@ -1,4 +1,4 @@
-"""A VTAB run: what its settings make of model and data."""
+"""A VTAB run: model and data from its settings."""
 
 from __future__ import annotations
 

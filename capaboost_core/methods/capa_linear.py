@@ -30,7 +30,7 @@ class Incremented(Adapted):
     out = x W^T + b is (64, 197, 2304); x A^T is (64, 197, 32), 16 columns for q and 16 for v; each
     times its B of (768, 16) is added to out[..., :768] and to out[..., 1536:].
 
-    Merged, it computes x (W + increments)^T with a sum made once and kept beside W: W itself never changes,
+    Merged, it computes x (W + increments)^T with a sum made once and stored separately: W itself never changes,
     and the state dict is the same, merged or not.
 
     Args:
@@ -106,15 +106,15 @@ class Incremented(Adapted):
             return [b @ a for a, b in self.factors_by_slice()]
 
     def merge(self) -> None:
-        """Compute from now on with the sum of weight and increments, kept beside the weight until `unmerge`."""
+        """Compute with the sum of weight and increments, stored separately from the weight, until `unmerge`."""
         self._settle(True, self.merging)
 
     def unmerge(self) -> None:
-        """Let go of the sum; within `merged` contexts, at the end of the last."""
+        """Release the sum; within `merged` contexts, at the end of the last."""
         self._settle(False, self.merging)
 
     def count_merging(self, change: int) -> None:
-        """Enter (1) or leave (-1) a context that needs the layer merged."""
+        """Count a context that needs the layer merged: 1 on entry, -1 on exit."""
         self._settle(self.stays_merged, self.merging + change)
 
     def _settle(self, stays_merged: bool, merging: int) -> None:
@@ -152,6 +152,6 @@ class CapaLinear(Incremented, nn.Linear):
 
 
 def _merge_anew(layer: Incremented, _: Any) -> None:
-    """A state dict has come: what was merged before it is out of date."""
+    """Merge again after a state dict was loaded: the old sum is out of date."""
     if layer.merged:
         layer.merged_weight = layer.sum_of_weights()

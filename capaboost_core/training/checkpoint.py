@@ -78,11 +78,11 @@ class Checkpoints:
         """The newest checkpoint that can be used, if there is any, and a warning if it is not the newest of all.
 
         Args:
-            fingerprint: The configuration and data of the run that is to go on.
+            fingerprint: The configuration and data of the run that resumes.
             problem_of: What is wrong with a state's fields, if anything is.
 
         Raises:
-            UserError: If no file that is there can be used, or it belongs to a run with another fingerprint.
+            UserError: If no existing file can be used, or it belongs to a run with another fingerprint.
         """
         damage = None
         for path in (self.newest, self.previous):
@@ -128,7 +128,7 @@ def _check(state: State, problem_of: Callable[[State], str | None]) -> None:
 
 
 def check_fingerprint(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse to go on with other settings or data.
+    """Refuse to resume with other settings or data.
 
     Raises:
         UserError: If they differ; paths are compared by what they point to.

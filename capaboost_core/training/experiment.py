@@ -55,14 +55,14 @@ class RunSettings(Protocol):
 
 @dataclass(frozen=True)
 class TaskSetup:
-    """What an integration makes of a run's settings.
+    """What an integration builds from a run's settings.
 
     Attributes:
         model: Adapted, with a head for the task.
         name: What the task is called in the result.
         metric: The one of the task's test metrics that counts.
         select_by: The metric of `task.evaluate` that selects the epoch, where the protocol selects one.
-        split_note: Which rows the splits are.
+        split_note: Which rows the splits hold.
     """
 
     model: nn.Module
@@ -79,13 +79,12 @@ Prepare = Callable[[RunSettings, Accelerator], TaskSetup]
 def run_experiment(run: RunSettings, folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
     """Train, test once, and leave the adapter and the result in the folder.
 
-    Everything that can be wrong with the input is found before the first file is written. While the run lives it
-    holds the folder's lock.
+    All input is checked before the first file is written. A run holds its folder's lock while it lives.
 
     Args:
         run: All settings.
         folder: Where the run lives.
-        resume: Go on from the folder's checkpoint; a finished run returns its stored result, untouched.
+        resume: Continue from the folder's checkpoint; a finished run returns its stored result unchanged.
         prepare: Makes the model and the task; writes nothing.
 
     Returns:
@@ -107,10 +106,10 @@ def run_experiment(run: RunSettings, folder: Path, resume: bool, prepare: Prepar
 
 
 def stored_result(run: RunSettings, folder: Path) -> dict[str, Any]:
-    """The result of a finished run, as it stands.
+    """The stored result of a finished run.
 
     Raises:
-        UserError: If it cannot be read, or is that of other settings.
+        UserError: If it cannot be read, or belongs to other settings.
     """
     result = read_result(folder / RESULT)
     check_fingerprint(folder, result["config"], to_dict(run))
@@ -146,7 +145,7 @@ def make_result(
     folder: Path,
     accelerator: Accelerator,
 ) -> Result:
-    """Gather what the result file says."""
+    """Gather the fields of the result file."""
     return Result(
         task=setup.name,
         method=run.adapter.label,

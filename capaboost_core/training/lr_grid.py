@@ -23,9 +23,9 @@ def run_grid(run: RunSettings, rates: list[float], folder: Path, resume: bool, p
 
     Args:
         run: All settings; `train.lr` is replaced.
-        rates: What to try; of equals the first wins.
+        rates: The rates to try; of equal results the first wins.
         folder: Where the runs live.
-        resume: Go on where an interrupted grid stopped.
+        resume: Continue where an interrupted grid stopped.
         prepare: Makes model and task, as for `run_experiment`.
 
     Returns:

@@ -28,7 +28,7 @@ class Result:
         selected_by: The one of `metrics` that selected the epoch, if any.
         percent_trainable: 100 * trainable / total, the head in neither.
         wall_seconds: Summed over interruptions.
-        split_note: Which rows the splits are.
+        split_note: Which rows the splits hold.
         config: Every setting of the run.
     """
 

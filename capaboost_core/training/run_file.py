@@ -19,7 +19,7 @@ METHODS = "methods"  # what a file has for a preset alone: `methods: {full: {tra
 
 
 def read_config(path: str | Path, method: str | None = None) -> Raw:
-    """The sections of a YAML file over those of its `base:` file, which is found beside it.
+    """The sections of a YAML file over those of its `base:` file, a path relative to it.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""A GLUE run: what its settings make of model and data."""
+"""A GLUE run: model and data from its settings."""
 
 from __future__ import annotations
 

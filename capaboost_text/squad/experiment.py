@@ -1,4 +1,4 @@
-"""A SQuAD run: what its settings make of model and data."""
+"""A SQuAD run: model and data from its settings."""
 
 from __future__ import annotations
 

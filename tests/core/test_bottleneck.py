@@ -81,3 +81,10 @@ def test_a_dropout_without_its_linear_layer_is_refused():
     with pytest.raises(UserError, match="target 1 is a dropout; name the linear layer"):
         inject(block, {"method": "hadapter", "after_dropout": True}, Plan((Target("1"),)))
     assert type(block[1]) is nn.Dropout
+
+
+def test_a_plan_of_a_development_version_is_read():
+    target = {"path": "1", "slices": None, "beside": "0"}
+    assert Plan.from_dict({"targets": [target], "head": [], "switches": []}) == PLAN
+    target = {"path": "1", "slices": None}  # as version 0.1.0 wrote it
+    assert Plan.from_dict({"targets": [target], "head": [], "switches": []}) == Plan((Target("1"),))
