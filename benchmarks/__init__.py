@@ -1,4 +1,4 @@
-"""Speed and memory beside peers. Each command is a module: `python -m benchmarks.step --help`."""
+"""Speed and memory compared with other implementations; each command is a module, as `benchmarks.step`."""
 
 import os
 

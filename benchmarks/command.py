@@ -94,7 +94,7 @@ class Measured:
 
 
 def finish(options: argparse.Namespace, device: torch.device, measured: Measured) -> Path:
-    """Write the result file of one command, whole or not at all, and print its tables."""
+    """Write the result file of one command atomically, and print its tables."""
     peers = {n: {**spread(v), **measured.details.get(n, {}), "values": v} for n, v in measured.values.items()}
     shared = {"seed": options.seed, "repeats": min(map(len, measured.values.values()))}
     result = {

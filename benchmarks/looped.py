@@ -1,6 +1,6 @@
 """An independent reference: d LoRA modules in a loop, whose masks are multiplied at every step.
 
-It is the text of Eq. 4 line by line: the shared weight is dense, a mask is a tensor of its own, and
+It is the text of Eq. 4 line by line: the shared weight is dense, a mask is a separate tensor, and
 nothing of `capaboost_core` computes here. Its masks have the density on average only.
 """
 

@@ -28,7 +28,7 @@ def read_results(folder: Path) -> dict[Path, dict[str, Any]]:
     """Every result of the folder by its file, in the order of their names.
 
     Raises:
-        UserError: If a file is no result.
+        UserError: If a file is not a result.
     """
     results = {}
     for path in sorted(folder.glob("*.json")):

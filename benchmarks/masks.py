@@ -1,4 +1,4 @@
-"""How long all masks of an adapter take to come again from their seed, and what an adapter holds in memory.
+"""How long it takes to regenerate all masks of an adapter from their seed, and what an adapter holds in memory.
 
 Examples:
   python -m benchmarks.masks
@@ -85,7 +85,7 @@ def bytes_per_entry(case: Case) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser(__doc__, repeats=5, minutes=5).parse_args(arguments)
-    options.device = "cpu"  # masks are made by NumPy, wherever the model lives
+    options.device = "cpu"  # masks are made by NumPy, on any device
     device = prepare(options)
     cases = QUICK if options.quick else CASES
     values = interleave({name: make_masks(case) for name, case in cases.items()}, repeats_of(options))

@@ -1,4 +1,4 @@
-"""2:4 masks through torch's semi-structured sparse kernels, beside the dense products of the same factors.
+"""2:4 masks through torch's semi-structured sparse kernels, compared with dense products of the same factors.
 
 With 2:4 masks the concatenated factors A (d*r, in) and B (out, d*r) keep 2 of each 4 entries along the
 dimension that their product sums over, which is what sparse tensor cores take. The merged weight

@@ -1,4 +1,4 @@
-"""One training step: forward, backward and AdamW, CapaBoost beside peft, the looped reference and the floor.
+"""One training step: forward, backward and AdamW, CapaBoost compared with peft, the looped reference and the floor.
 
 Examples:
   python -m benchmarks.step                                   # ViT-B/16

@@ -1,4 +1,4 @@
-"""The ways to train that a whole run is compared with, each as a measure of images a second."""
+"""The ways to train that a whole run is compared with, each measured in images per second."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from capaboost_vision.image_task import ImageTask, Normalize
 
 
 @dataclass(frozen=True)
-class Run:
+class DigitsRun:
     """What all ways of training have in common: the model, the digits at its input size, the settings."""
 
     model_name: str
@@ -49,7 +49,7 @@ class Run:
 class WholeRun:
     """Measures the package's own loop; `training_part` collects the rates without checkpoints."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: DigitsRun):
         self.run, self.training_part = run, []
 
     def __call__(self) -> float:
@@ -68,7 +68,7 @@ class WholeRun:
 class PlainLoop:
     """A model, its optimizer, and a step without the package's loop."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: DigitsRun):
         self.run, self.model = run, run.model().train()
         self.normalize = Normalize("model", self.model, run.device)
         parameters = list(trainable_parameters(self.model).values())
@@ -94,7 +94,7 @@ class PlainLoop:
         return self.run.examples / (time.perf_counter() - begun)
 
 
-def bare_step(run: Run) -> Callable[[], float]:
+def bare_step(run: DigitsRun) -> Callable[[], float]:
     """Images a second of steps on a batch that is ready; as in a run, an epoch's last one may be shorter."""
     loop, size = PlainLoop(run), run.train.batch_size
     images, labels = (tensor[:size].to(run.device) for tensor in run.decoded)
@@ -108,7 +108,7 @@ def bare_step(run: Run) -> Callable[[], float]:
     return lambda: loop.rate(train)
 
 
-def ordinary_way(run: Run, workers: int) -> Callable[[], float]:
+def ordinary_way(run: DigitsRun, workers: int) -> Callable[[], float]:
     """Images a second of the loop that most scripts have."""
     loop, pinned = PlainLoop(run), run.device.type == "cuda"
     loader = DataLoader(run.images, run.train.batch_size, shuffle=True, num_workers=workers, pin_memory=pinned)

@@ -1,4 +1,4 @@
-"""Images a second of a whole training run, beside the bare training step and beside the ordinary way.
+"""Images per second of a whole training run, compared with the bare training step and an ordinary training loop.
 
   whole run      capaboost_core.training.train.fit on capaboost_vision's task: images on the device, progress bar,
                  metrics, a checkpoint after each epoch; timed from its first step to its last checkpoint
@@ -25,7 +25,7 @@ from torch.utils.data import Subset
 
 from benchmarks.command import Measured, finish, make_parser, prepare, repeats_of, run_command
 from benchmarks.timing import Pair, interleave
-from benchmarks.training_ways import Run, WholeRun, bare_step, ordinary_way
+from benchmarks.training_ways import DigitsRun, WholeRun, bare_step, ordinary_way
 from capaboost_core import UserError
 from capaboost_core.training.train_section import TrainSection
 from capaboost_vision.sources import decode, open_split
@@ -38,7 +38,7 @@ PAIRS = [
 ]
 
 
-def make_run(options: argparse.Namespace, device: torch.device) -> Run:
+def make_run(options: argparse.Namespace, device: torch.device) -> DigitsRun:
     """Decode the digits once, at the model's input size.
 
     Raises:
@@ -54,7 +54,7 @@ def make_run(options: argparse.Namespace, device: torch.device) -> Run:
         images = Subset(images, range(32))
     precision = "bf16" if device.type == "cuda" else "no"
     train = TrainSection(epochs=options.epochs, batch_size=options.batch, warmup_ratio=0.0, mixed_precision=precision)
-    return Run(options.model, device, images, decode(images, "decoding"), train)
+    return DigitsRun(options.model, device, images, decode(images, "decoding"), train)
 
 
 def main(arguments: list[str] | None = None) -> None:

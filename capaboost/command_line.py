@@ -26,7 +26,7 @@ FLAGS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose last line of a refusal is short, whatever was typed."""
+    """A parser whose error line stays short, however long the typed value is."""
 
     def error(self, message: str) -> NoReturn:
         super().error(textwrap.shorten(message, 500, placeholder=" ..."))
@@ -51,14 +51,14 @@ def given(text: str) -> str:
 
 
 def given_path(text: str) -> Path:
-    """A flag's value: a path, of which the empty text is none."""
+    """A flag's value: a path; the empty string is refused."""
     return Path(given(text))
 
 
 def at_least_one(text: str) -> int:
     """A flag's value: a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""Whether files can be written, asked before the work that fills them."""
+"""Whether files can be written, checked before the work that fills them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from capaboost_core.errors import UserError, shown
 
 
 def check_outputs(flag: str, *paths: Path | None) -> None:
-    """Try to write beside each path, or in the nearest folder above it that is there; nothing is left.
+    """Try to write next to each path, or in the nearest existing folder above it; no file is left.
 
     Raises:
         UserError: If a path is a folder or cannot be written; it names the flag.

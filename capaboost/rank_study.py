@@ -1,4 +1,4 @@
-"""Train one adapter on the embedded digits for each r and d, in folders of their own, each just once."""
+"""Train one adapter on the embedded digits for each r and d, each in its own folder and only once."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Study:
             train_vtab.train(train_vtab.vtab_parser().parse_args(arguments))
 
     def _finished(self, r: int, num_tied: int) -> bool:
-        """Whether the run is there; it must have been made with these settings."""
+        """Whether the run exists; it must have been made with these settings."""
         path = self._folder(r, num_tied) / RESULT
         if not path.exists():
             return False

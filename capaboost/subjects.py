@@ -13,7 +13,7 @@ from torch import nn
 import capaboost_text
 import capaboost_vision
 from capaboost_core import UserError
-from capaboost_core.report.accounting import Subject
+from capaboost_core.report.cost import Subject
 from capaboost_core.settings.base import hint
 from capaboost_text import architectures
 
@@ -46,7 +46,7 @@ def make_subject(name: str, sizes: Sizes, device: str = "meta") -> Subject:
 
 
 def architecture(name: str) -> str:
-    """One text for all names of an architecture, whatever its weights."""
+    """One text for all names of an architecture, independent of its weights."""
     return str(architectures.SHIPPED.get(name) or name.partition(".")[0])
 
 
@@ -88,8 +88,8 @@ def _image(name: str, sizes: Sizes, device: str) -> Subject:
         model(torch.zeros(1, *shape, device="meta"))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else "it does not fit"
-        mend = f"--image-size {sizes.image_size} for" if size else "cannot build"
-        raise UserError(f"{mend} {name}: {reason}; {'leave it out' if size else 'choose another model'}") from error
+        attempt = f"--image-size {sizes.image_size} for" if size else "cannot build"
+        raise UserError(f"{attempt} {name}: {reason}; {'leave it out' if size else 'choose another model'}") from error
     return Subject(
         _on(device, create), capaboost_vision.inject, {"x": torch.zeros(sizes.batch_size, *shape, device=device)}
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from capaboost_core.sharing.tied import TiedWeight
 
-# What nn.Module keeps of a module in containers of its own.
+# The containers in which nn.Module keeps a module's content.
 CONTENT = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
@@ -91,7 +91,7 @@ class Adapted(nn.Module):
         return {name: module for name, module in self.named_modules() if isinstance(module, TiedWeight)}
 
     def products(self, needs_gradient: bool) -> list[Product]:
-        """The products of its addition; a layer whose trained matrices are no tied weights says its own.
+        """The products of its addition; a layer whose trained matrices are not tied weights overrides it.
 
         The first half of the tied weights (A, down, keys) meets the layer's input, or a frozen image of it; the second
         half (B, up, values) meets what the first half made.
@@ -113,7 +113,7 @@ def dropout_of(probability: float) -> nn.Module:
     return nn.Dropout(probability) if probability else nn.Identity()
 
 
-def empty_beside(weight: torch.Tensor, *shape: int) -> torch.Tensor:
-    """An empty trainable tensor beside a frozen one; single precision even where that has half."""
+def empty_like_weight(weight: torch.Tensor, *shape: int) -> torch.Tensor:
+    """An empty tensor for a new parameter, on the device of a frozen weight, in float32 or in its float64."""
     dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
     return torch.empty(*shape, device=weight.device, dtype=dtype)

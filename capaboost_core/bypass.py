@@ -1,4 +1,4 @@
-"""Models that compute past the layers they hold: put right, or refused before anything is changed."""
+"""Models whose forward bypasses their layers: corrected, or refused before anything is changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN = (nn.Parameter, torch.Tensor, FakeTensor)
 
 
 def check_reached(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Refuse a target whose forward the model would not call, or whose weight is no ordinary tensor.
+    """Refuse a target whose forward the model would not call, or whose weight is not an ordinary tensor.
 
     Raises:
         UserError: If the layer's parameters are quantized or of another class of tensors, or an

@@ -11,9 +11,9 @@ WIDEST = 400  # columns
 
 
 def show_table(table: Table) -> None:
-    """Print a table; where the output is no terminal, such as a log, it is as wide as its cells, so none is cut.
+    """Print a table; if the output is not a terminal, such as a log, it is as wide as its cells need, so none is cut.
 
-    Cells are plain text: brackets in them are no markup.
+    Cells are plain text: brackets in them are not markup.
     """
     console = Console()
     if not console.is_terminal:
@@ -23,7 +23,7 @@ def show_table(table: Table) -> None:
 
 
 def tell(message: str) -> None:
-    """Print a message in a line of its own on stderr, after closing the progress bars that stand there."""
+    """Print a message on its own line on stderr, after closing the progress bars there."""
     bars = list(sys.modules["tqdm.std"].tqdm._instances) if "tqdm.std" in sys.modules else []
     for bar in bars:
         bar.leave = True  # a bar that is left ends its line

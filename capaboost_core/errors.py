@@ -6,10 +6,10 @@ LONGEST = 1000  # characters of a message
 
 
 class UserError(ValueError):
-    """A mistake that its maker can mend: the message is one line and says what to type instead.
+    """A mistake that the user can correct: the message is one line and says what to type instead.
 
-    Names of files and typed values in it may hold anything: what is not printable is escaped, and the middle of an
-    endless one is cut out.
+    File names and typed values in it may hold any characters: those that are not printable are escaped, and the
+    middle of a long message is cut out.
     """
 
     def __init__(self, message: str):
@@ -22,7 +22,7 @@ class DivergedError(UserError):
 
 
 def shown(value: object, width: int = 200) -> str:
-    """A value that a user gave, as `repr` has it, its middle cut out where it is long."""
+    """A value that a user gave, as `repr` has it, with its middle cut out if it is long."""
     return _without_middle(repr(value), width)
 
 

@@ -20,11 +20,11 @@ DISK |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
 
 
 def exit_code_of(command: Callable[[], None], stopped: str) -> int:
-    """Carry out a command; of the processes that fail, one tells it in one line.
+    """Run a command; of the processes that fail, one prints one line.
 
     Args:
-        command: What to do.
-        stopped: What to say of an interruption.
+        command: The command.
+        stopped: What to print after an interruption.
 
     Returns:
         0, 2 after a mistake, or 128 + the number of the signal that stopped it.
@@ -39,7 +39,7 @@ def exit_code_of(command: Callable[[], None], stopped: str) -> int:
     except UserError as error:
         return _end(f"error: {error}", 2)
     except BrokenPipeError:  # nobody reads on, as in `capaboost flops ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit has to go somewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit must go somewhere
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK:
@@ -61,7 +61,7 @@ def _end(message: str, code: int) -> int:
 
 @contextmanager
 def _sigterm_stops() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, wherever it is."""
+    """SIGTERM ends a command as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> None:
         raise Stopped(number)

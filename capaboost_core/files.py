@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writing of files, alone or several together."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ ADVICE = {
 
 
 def write_atomically(path: Path, write: Write) -> None:
-    """Let `write` fill a file beside `path`, bring it to the disk, and put it in the place of `path`.
+    """Let `write` fill a temporary file in the folder of `path`, sync it, and rename it to `path`.
 
     Raises:
-        UserError: If that cannot be; the old file is then as it was, and nothing lies beside it.
+        UserError: If that fails; the old file is then unchanged, and no temporary file is left.
     """
     write_together({path: write})
 
 
 def write_together(files: dict[Path, Write]) -> None:
-    """Write several files of one folder: all are whole on the disk before the first takes its place.
+    """Write several files of one folder: all are synced to the disk before the first is renamed.
 
-    They take their places in the order given. After a kill between two of these steps the later files still
-    lie there whole, under the name that `partial_of` gives.
+    They are renamed in the order given. After a kill between two renames the later files are still complete, under
+    the name that `partial_of` gives.
 
     Raises:
-        UserError: If a file cannot be written; the old files are then as they were, and nothing lies beside them.
+        UserError: If a file cannot be written; the old files are then unchanged, and no temporary file is left.
     """
     folder = next(iter(files)).parent
     placed = False
@@ -57,7 +57,7 @@ def write_together(files: dict[Path, Write]) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file lies until it is whole."""
+    """The temporary name of a file until it is complete."""
     return path.with_name(f"{path.name}.partial")
 
 

@@ -1,4 +1,4 @@
-"""Put a planned adapter into a model, and say what it is then."""
+"""Inject a planned adapter into a model, and count what is trained."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def inject(model: nn.Module, config: Method | Mapping[str, Any] | str, plan: Pla
             module suffixes, and all of the base is frozen.
 
     Raises:
-        UserError: If nothing is to be adapted, a target is no layer of the method's kind, or the model has
+        UserError: If nothing is to be adapted, a target is not a layer of the method's kind, or the model has
             been adapted before. The model is then as it was.
     """
     config = resolve_config(config)

@@ -30,7 +30,7 @@ def disable(model: nn.Module) -> Iterator[nn.Module]:
 def merge(model: nn.Module) -> nn.Module:
     """Compute with the sum of each frozen weight and its increment, so that the model runs as fast as its base.
 
-    The sums are kept beside the frozen weights, which stay as they are: the state dict of a merged model is that
+    The sums are stored separately; the frozen weights never change. The state dict of a merged model is that
     of the unmerged one, and `load_state_dict` merges anew what it loads. A training step is refused until
     `unmerge`; in evaluation gradients reach the input but not the increments. For plain layers that hold the
     sums see `unload`.

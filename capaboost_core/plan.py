@@ -1,4 +1,4 @@
-"""What is to be adapted, as plain data: an integration plans, the core carries out."""
+"""What is to be adapted, as plain data: a method plans, `inject` executes it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Target:
         path: Its module path in the base model.
         slices: (start, stop) ranges of its output that each get an increment of their own, such as q and
             v of a fused qkv; None stands for the whole output.
-        beside: Path of the linear layer before a dropout.
+        follows: Path of the linear layer that a dropout follows.
     """
 
     path: str
     slices: tuple[tuple[int, int], ...] | None = None
-    beside: str | None = None
+    follows: str | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that injection has to know of an architecture.
+    """Everything that injection must know about an architecture.
 
     Attributes:
         targets: The layers to adapt.
@@ -54,7 +54,7 @@ class Plan:
         """Read back `to_dict`, also after JSON made lists of its tuples.
 
         Raises:
-            UserError: If a value is missing or of another type, a target is there twice, or its slices are no
+            UserError: If a value is missing or of another type, a target is there twice, or its slices are not
                 ranges in rising order.
         """
         if not isinstance(values, dict) or not {"targets", "head", "switches"} <= values.keys():
@@ -67,19 +67,19 @@ class Plan:
         return cls(targets, names("plan.head", values["head"]), tuple(switches))
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a plan that is not one for the model.
+        """Refuse a plan that does not fit the model.
 
         Raises:
-            UserError: If a path does not exist, a slice ends outside its layer, or a switch is none that a model
-                needs (`qkv_bias_separate`).
+            UserError: If a path does not exist, a slice ends outside its layer, or a switch is not one that a
+                model needs (`qkv_bias_separate`).
         """
         modules = dict(model.named_modules())
         known = modules.keys() | {name for name, _ in model.named_parameters()}
         for target in self.targets:
             if target.path not in modules:
                 raise UserError(f"the model has no {target.path!r}, which plan.targets names")
-            if target.beside is not None and linear_shape(modules.get(target.beside)) is None:
-                raise UserError(f"the model has no linear layer {target.beside!r}, which plan.targets names")
+            if target.follows is not None and linear_shape(modules.get(target.follows)) is None:
+                raise UserError(f"the model has no linear layer {target.follows!r}, which plan.targets names")
             width, _ = linear_shape(modules[target.path]) or (0, 0)
             if target.slices and target.slices[-1][1] > width:
                 raise UserError(f"plan.targets: slices of {target.path!r} end outside its {width} outputs")
@@ -113,18 +113,18 @@ def _read_target(values: Any) -> Target:
     if not isinstance(values, dict) or not {"path", "slices"} <= values.keys():
         raise UserError("plan.targets must each hold a path and slices")
     (path,) = names("plan.targets: path", [values["path"]])
-    beside = values.get("beside")
-    if beside is not None:
-        names("plan.targets: beside", [beside])
+    follows = values.get("follows", values.get("beside"))  # "beside": development versions after 0.1.0
+    if follows is not None:
+        names("plan.targets: follows", [follows])
     if values["slices"] is None:
-        return Target(path, None, beside)
+        return Target(path, None, follows)
     slices = tuple(tuple(_sequence("slices", pair)) for pair in _sequence("slices", values["slices"]))
     bounds = [bound for pair in slices for bound in pair]
     pairs = bool(slices) and all(len(pair) == 2 for pair in slices) and all(type(bound) is int for bound in bounds)
     rising = pairs and bounds[0] >= 0 and all(start < stop for start, stop in slices)
     if not rising or sorted(bounds) != bounds:
         raise UserError(f"plan.targets: slices of {path!r} must be (start, stop) in rising order, without overlap")
-    return Target(path, slices, beside)
+    return Target(path, slices, follows)
 
 
 def has_suffix(path: str, suffix: str) -> bool:
@@ -155,7 +155,7 @@ def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str]
 
 
 def _refuse_other_layers(model: nn.Module, suffix: str) -> None:
-    """Say what the layers are that a suffix matches, if they have a weight but are no known linear layers."""
+    """Name the layers that a suffix matches, if they have a weight but are not known linear layers."""
     for path, module in model.named_modules():
         if has_suffix(path, suffix) and getattr(module, "weight", None) is not None:
             found = type(module)

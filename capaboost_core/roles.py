@@ -1,4 +1,4 @@
-"""The words between architectures and methods: which layers of a transformer play which role.
+"""The roles that architectures and methods share: which layers of a transformer play which role.
 
 An integration says where the roles are, in a table with a row for each architecture; a method says which roles it
 takes. Neither knows the other.
@@ -49,7 +49,7 @@ class Roles:
     Attributes:
         blocks: In the order of the model.
         embedding: Path of the embedding of tokens or patches.
-        head: Path prefixes of what a task trains beside any method.
+        head: Path prefixes of what a task trains with any method.
         switches: (module path, attribute) flags, without which a class reads a layer's weight past its forward.
         missing: Without blocks, what to say to a method that needs them.
     """
@@ -96,7 +96,7 @@ class Architecture:
         widths: Their widths, of the model and that layer; by default thirds. With grouped-query attention
             k and v are narrower than q.
         embedding: Its full path.
-        switches: Attributes of modules below a block that have to be true, such as `attn.qkv_bias_separate`.
+        switches: Attributes of modules below a block that must be true, such as `attn.qkv_bias_separate`.
     """
 
     blocks: str
@@ -118,7 +118,7 @@ class Architecture:
     )
 
     def roles(self, model: nn.Module, head: Iterable[str] = ()) -> Roles:
-        """Who plays what in a model; a module without an attention's output or a feed-forward part is no block."""
+        """Who plays what in a model; a module without an attention's output or a feed-forward part is not a block."""
         pattern = re.compile(rf"(?:^|\.)(?:{self.blocks})$")
         modules = dict(model.named_modules())
         below = {path: self._block(model, path, modules) for path in modules if pattern.search(path)}

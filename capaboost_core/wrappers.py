@@ -1,4 +1,4 @@
-"""Models inside wrappers: a compiled, parallel or averaged model is the model that it wraps."""
+"""Unwrapping of compiled, parallel and averaged models."""
 
 from __future__ import annotations
 

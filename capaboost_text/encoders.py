@@ -110,7 +110,7 @@ def _check_sizes(
     for key, there, here in sorted(mismatched, key=lambda entry: (not of_encoder[entry[0]], entry[0])):
         sizes = f"{name}: {key} is {tuple(there)} in the weights and {tuple(here)} by config.json or the arguments"
         if of_encoder[key]:
-            raise UserError(f"{sizes}; the encoder has to keep its sizes, set the one of its weights")
+            raise UserError(f"{sizes}; the encoder must keep its sizes, set the one of its weights")
         if not resize_head:
             raise UserError(f"{sizes}; for a fresh head pass ignore_mismatched_sizes=True")
 

@@ -1,4 +1,4 @@
-"""What comes from the hub: data sets, and whether it is there at all."""
+"""Data sets from the hub, and whether the hub can be reached."""
 
 from __future__ import annotations
 

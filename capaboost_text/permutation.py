@@ -1,4 +1,4 @@
-"""The fixed order in which rows go to splits, the same whatever the seed of the run."""
+"""The fixed order in which rows go to splits, independent of the run's seed."""
 
 from __future__ import annotations
 

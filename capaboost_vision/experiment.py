@@ -1,4 +1,4 @@
-"""A VTAB run: what its settings make of model and data."""
+"""A VTAB run: model and data from its settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.training.experiment import Prepared
+from capaboost_core.training.experiment import TaskSetup
 from capaboost_vision.image_task import ACCURACY, VAL_ACCURACY, ImageTask, Normalize
 from capaboost_vision.pretrained import check_model, create_model
 from capaboost_vision.sources import ResizedImages, decode, num_classes, open_split
@@ -20,7 +20,7 @@ SPLIT_NOTES = {
 PROTOCOL_SPLITS = {"test": ("train800val200", "test"), "select": ("train800", "val200", "test")}
 
 
-def prepare(run: VtabRun, accelerator: Accelerator) -> Prepared:
+def prepare(run: VtabRun, accelerator: Accelerator) -> TaskSetup:
     """Model and task of a run; nothing is written.
 
     Raises:
@@ -32,7 +32,7 @@ def prepare(run: VtabRun, accelerator: Accelerator) -> Prepared:
     check_data(data, classes)
     model = create_model(run.model, classes, run.adapter)
     task = make_task(run, model, accelerator)
-    return Prepared(
+    return TaskSetup(
         model=model,
         task=task,
         name=data.dataset,

@@ -12,7 +12,7 @@ from capaboost.commands import flops
 from capaboost.shipped import shipped
 from capaboost.subjects import Sizes, make_subject
 from capaboost_core.inject import parameter_counts
-from capaboost_core.report.accounting import settings_of
+from capaboost_core.report.cost import settings_of
 from capaboost_core.report.paper import PaperCounter, compare, read_tables
 
 ROOT = Path(__file__).parents[1]

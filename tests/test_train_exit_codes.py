@@ -53,7 +53,7 @@ def test_an_image_that_one_process_cannot_read_is_one_line(images, tmp_path, pro
     told = [line for line in errors(err) if "15.png" in line]
     assert len(told) == 1
     assert told[0].startswith("error: ")
-    assert "is no readable image; replace it or drop its line" in told[0]
+    assert "is not a readable image; replace it or drop its line" in told[0]
     assert err.count("Traceback") == processes - 1  # torchrun's own
     assert not (tmp_path / "out" / "result.json").exists()
 

@@ -62,7 +62,7 @@ def test_a_killed_run_resumes_to_identical_weights(whole, tmp_path):
     assert values[0] == values[1]
 
 
-def answer(capsys, *arguments: str) -> str:
+def refusal(capsys, *arguments: str) -> str:
     """The one line with which the command refuses, after exit code 2."""
     assert train_vtab.main(list(arguments)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -91,7 +91,7 @@ WRONG = {
 def test_wrong_input_is_one_line_and_writes_nothing(case, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     arguments, message = WRONG[case]
-    assert message in answer(capsys, *RUN, "--output-dir", str(tmp_path / "out"), *arguments)
+    assert message in refusal(capsys, *RUN, "--output-dir", str(tmp_path / "out"), *arguments)
     assert not (tmp_path / "out").exists()
 
 
@@ -100,15 +100,15 @@ def test_a_weights_file_of_another_model_is_refused(tmp_path, capsys, monkeypatc
     foreign = tmp_path / "foreign.pth"
     torch.save({"conv1.weight": torch.zeros(2)}, foreign)
     arguments = [*RUN, "--set", "model.pretrained=true", "--weights", str(foreign)]
-    assert "does not fit test_vit" in answer(capsys, *arguments, "--output-dir", str(tmp_path / "out"))
+    assert "does not fit test_vit" in refusal(capsys, *arguments, "--output-dir", str(tmp_path / "out"))
     foreign.write_bytes(b"no weights")
-    assert "does not fit test_vit" in answer(capsys, *arguments, "--output-dir", str(tmp_path / "out"))
+    assert "does not fit test_vit" in refusal(capsys, *arguments, "--output-dir", str(tmp_path / "out"))
 
 
 def test_a_folder_with_a_run_is_kept(whole, capsys):
     before = (whole / "result.json").read_bytes()
-    assert "pass --resume or another" in answer(capsys, *RUN, "--output-dir", str(whole))
-    message = answer(capsys, *RUN, "--output-dir", str(whole), "--resume", "--lr", "0.5")
+    assert "pass --resume or another" in refusal(capsys, *RUN, "--output-dir", str(whole))
+    message = refusal(capsys, *RUN, "--output-dir", str(whole), "--resume", "--lr", "0.5")
     rate = json.loads(before)["config"]["train"]["lr"]
     assert f"train.lr: {rate} there, 0.5 here" in message
     assert (whole / "result.json").read_bytes() == before

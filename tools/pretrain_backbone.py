@@ -128,7 +128,7 @@ def write_atomically(path: Path, save, payload) -> None:
     os.replace(partial, path)
 
 
-class Run:
+class Pretraining:
     """Model, averaged weights, optimizers and where they are in the run."""
 
     def __init__(self, arguments: argparse.Namespace, classes: int, steps_per_epoch: int, device: torch.device):
@@ -209,7 +209,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     images, labels = load_split(sorted(arguments.data_dir.glob("train-*.parquet")), out / "train.npz")
     validation = load_split([arguments.data_dir / "val.parquet"], out / "val.npz")
-    run = Run(arguments, int(labels.max()) + 1, len(labels) // arguments.batch_size, device)
+    run = Pretraining(arguments, int(labels.max()) + 1, len(labels) // arguments.batch_size, device)
     if (out / "checkpoint.pt").exists():
         run.load()
     while run.epoch < arguments.epochs:

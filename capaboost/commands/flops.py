@@ -29,7 +29,7 @@ from capaboost.shipped import shipped
 if TYPE_CHECKING:
     from capaboost.subjects import Sizes
     from capaboost_core.methods import Method
-    from capaboost_core.report.account_table import Sheet
+    from capaboost_core.report.cost_table import Sheet
     from capaboost_core.report.paper import Comparison
 
 ENDINGS = (".json", ".csv", ".md")
@@ -57,7 +57,7 @@ def flops_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Count what is asked for, once it is sure that the report can be written."""
+    """Count the chosen methods, after checking that the report can be written."""
     from capaboost.outputs import check_outputs
 
     stem = options.output
@@ -69,7 +69,7 @@ def report_methods(options: argparse.Namespace) -> None:
     """Count the methods on one model."""
     from capaboost.subjects import Sizes, describe, make_subject
     from capaboost_core.methods import Method
-    from capaboost_core.report.account_report import choose_methods, make_report
+    from capaboost_core.report.cost_report import choose_methods, make_report
     from capaboost_core.report.paper import sheets
 
     methods, changes = choose_methods(options.methods), adapter_settings(options.set)
@@ -123,7 +123,7 @@ def adapter_settings(assignments: list[str]) -> dict[str, Any]:
 
 
 def report_paper(options: argparse.Namespace) -> None:
-    """The paper's numbers beside those counted here."""
+    """The paper's numbers next to those counted here."""
     from capaboost_core.report.paper import sheets
 
     comparisons, facts = compare_paper()
@@ -131,7 +131,7 @@ def report_paper(options: argparse.Namespace) -> None:
 
 
 def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str, str]]:
-    """The paper's numbers of one model, or of all, and what a reader has to know of them; both empty for others."""
+    """The paper's numbers of one model, or of all, and notes on them; both empty for others."""
     from tqdm import tqdm
 
     from capaboost.subjects import Sizes, architecture, make_subject
@@ -146,8 +146,8 @@ def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str,
 
 
 def finish(options: argparse.Namespace, record: dict[str, Any], facts: dict[str, str], tables: list[Sheet]) -> None:
-    """Show the report, and write it where that is asked for."""
-    from capaboost_core.report.account_table import show, write_files
+    """Show the report, and write it if `--output` is given."""
+    from capaboost_core.report.cost_table import show, write_files
     from capaboost_core.training.provenance import git_state, library_versions
 
     show(facts, tables)

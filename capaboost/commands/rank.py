@@ -42,7 +42,7 @@ def rank_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Report what is asked for, once it is sure that the report can be written."""
+    """Make the chosen report, after checking that it can be written."""
     from capaboost.outputs import check_outputs
 
     check_outputs("--output", options.output)
@@ -83,7 +83,7 @@ def report_theorem(options: argparse.Namespace) -> None:
 
 
 def finish(options: argparse.Namespace, table: Table, plots: list[str], values: dict) -> None:
-    """Show the table, and write the report where one is asked for."""
+    """Show the table, and write the report if `--output` is given."""
     from capaboost_core.console import show_table
     from capaboost_core.report.rank_report import write_report
 

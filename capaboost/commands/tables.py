@@ -25,7 +25,7 @@ def tables_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def make(options: argparse.Namespace) -> None:
-    """Read all, show the table, write it where that is asked for."""
+    """Read all results, show the table, and write it if a path is given."""
     from capaboost.outputs import check_outputs
     from capaboost.tables.read import read_results
     from capaboost.tables.rows import make_rows

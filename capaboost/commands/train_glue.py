@@ -12,7 +12,7 @@ Settings come from the paper: configs/glue/deberta-v3-base/ for DeBERTaV3-base a
 for any other model, <task>-padapter.yaml for adapters and prefixes and <task>-lora.yaml else; or from --config.
 Flags replace them, and --set replaces anything. The sections are model, data, train and adapter. A run leaves
 metrics.jsonl, TensorBoard logs, checkpoint.pt, adapter/ and result.json in its output folder; a run that was
-stopped goes on exactly with the same command and --resume.
+stopped continues bit-identically with the same command and --resume.
 """
 
 from __future__ import annotations

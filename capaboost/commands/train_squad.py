@@ -10,7 +10,7 @@ Examples:
 Settings come from configs/squad/v1_padapter_64.yaml or v2_padapter_64.yaml, the largest budget of the paper, or
 from --config. Flags replace them, and --set replaces anything. The sections are model, data, train and adapter.
 A run leaves metrics.jsonl, TensorBoard logs, checkpoint.pt, adapter/ and result.json in its output folder; a run
-that was stopped goes on exactly with the same command and --resume.
+that was stopped continues bit-identically with the same command and --resume.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Examples:
 Settings come from configs/vtab/<dataset>.yaml, or from configs/vtab/_base.yaml for a dataset without a
 file, or from --config; flags replace them, and --set replaces anything. The sections are model, data,
 train and adapter. A run leaves metrics.jsonl, TensorBoard logs, checkpoint.pt, adapter/ and result.json
-in its output folder; a run that was stopped goes on exactly with the same command and --resume.
+in its output folder; a run that was stopped continues bit-identically with the same command and --resume.
 """
 
 from __future__ import annotations

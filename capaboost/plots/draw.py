@@ -34,7 +34,7 @@ def find_reports(folders: list[Path]) -> Iterator[tuple[Path, Report]]:
     """Every JSON file under the folders that names plots.
 
     Raises:
-        UserError: If a file is no JSON, or there is none with plots.
+        UserError: If a file is not JSON, or none has plots.
     """
     found = False
     for path in sorted({path for folder in folders for path in folder.rglob("*.json")}):

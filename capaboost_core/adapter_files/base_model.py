@@ -1,4 +1,4 @@
-"""Is it the base model that an adapter was trained on: by its name, and by a fingerprint of its frozen weights."""
+"""Whether a base model is the one that an adapter was trained on: by name, and by a fingerprint of frozen weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DifferentBaseWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What frozen weights are, in one number a tensor, whatever the device and the precision that holds them.
+    """A fingerprint of frozen weights, one number per tensor, independent of the device and precision that hold them.
 
     Attributes:
         eps: Relative spacing of the coarsest precision among the tensors.

@@ -38,7 +38,7 @@ def write_adapter(folder: Path, record: Record, tensors: dict[str, Tensor]) -> N
     """Write both files; after a kill at any moment the folder holds the old adapter or the new one.
 
     Both are whole on the disk before the weights take their place, then the record. Killed between the two, the new
-    record is still beside the new weights, in a file of its own, where `read_adapter` finds it.
+    record is still next to the new weights, in a separate file, where `read_adapter` finds it.
 
     Raises:
         UserError: If that cannot be; the old files are then as they were.

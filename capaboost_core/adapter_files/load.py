@@ -1,4 +1,4 @@
-"""Load an adapter into its base model: check everything, then change the model as a whole or not at all."""
+"""Load an adapter into its base model: check everything, then change the model atomically."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _plan(record: dict[str, Any], paths: list[str], head: dict[str, Tensor], fol
     saved = tuple(record.get("modules_to_save") or ())
     for name in head:
         if not any(in_prefix(name, module) for module in saved):
-            raise UserError(f"{folder}: {name} is no part of a plain LoRA; export one without DoRA and biases")
+            raise UserError(f"{folder}: {name} does not belong to a plain LoRA; export one without DoRA and biases")
     if not paths:
         raise UserError(f"{folder / Path(WEIGHTS)} holds no lora_A; give a folder that peft saved")
     return Plan(tuple(Target(path) for path in paths), saved)

@@ -1,4 +1,4 @@
-"""The record of an adapter, `adapter_config.json`: what it says, and that it says it."""
+"""The record of an adapter, `adapter_config.json`: its fields and their checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REQUIRED = {"base_model", "config", "plan", "mask_checksum"}
 
 @dataclass(frozen=True)
 class Record:
-    """What an adapter file says besides its weights; None stands for what older files do not say.
+    """What an adapter file holds in addition to its weights; None stands for fields that older files lack.
 
     Attributes:
         base_model: Name of the model that it was trained on.

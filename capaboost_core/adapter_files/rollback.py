@@ -1,4 +1,4 @@
-"""Changes to a model that happen as a whole or not at all."""
+"""Atomic changes to a model: what fails is rolled back."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from capaboost_core.settings.base import refuse
 
 
 class AdapterSettings(Scaled):
-    """Tied bottlenecks beside frozen layers."""
+    """Tied bottlenecks after frozen layers."""
 
     wanted: ClassVar[str] = "nn.Linear or nn.LayerNorm"
     recipe: ClassVar[str] = "padapter"
@@ -27,5 +27,5 @@ class AdapterSettings(Scaled):
 
     @classmethod
     def used(cls, values: Mapping[str, Any]) -> set[str]:
-        """Without the words for targets, which are LoRA's and which files of 0.1.0 hold."""
+        """Without the named targets, which are LoRA's, though files of 0.1.0 hold them."""
         return super().used(values) - ({"targets"} if values.get("targets") in WORDS else set())

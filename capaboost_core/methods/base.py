@@ -81,9 +81,9 @@ class Method(NamedSettings):
                 raise UserError(
                     f"target {target.path} is a {found.__name__}, not an {self.wanted}; choose other targets"
                 )
-        beside = {t.path: {"beside": modules[t.beside]} if t.beside else {} for t in targets}
+        followed = {t.path: {"linear": modules[t.follows]} if t.follows else {} for t in targets}
         return {
-            t.path: self.layers[type(modules[t.path])](modules[t.path], self, t, **beside[t.path]) for t in targets
+            t.path: self.layers[type(modules[t.path])](modules[t.path], self, t, **followed[t.path]) for t in targets
         }
 
     def trains(self, name: str) -> bool:

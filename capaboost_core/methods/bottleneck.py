@@ -9,7 +9,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, dropout_of, empty_beside
+from capaboost_core.adapted import Adapted, dropout_of, empty_like_weight
+from capaboost_core.errors import UserError
 from capaboost_core.methods.adapter_settings import AdapterSettings
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
@@ -29,20 +30,20 @@ class Bottleneck(nn.Module):
             its base, `init="official"` with N(0, 0.02) on both factors.
         path: Module path that keys the masks.
         width: Size of h and of the output.
-        beside: A frozen weight, which gives device and precision.
+        weight: A frozen weight, which gives device and precision.
     """
 
-    def __init__(self, config: AdapterSettings, path: str, width: int, beside: Tensor):
+    def __init__(self, config: AdapterSettings, path: str, width: int, weight: Tensor):
         super().__init__()
-        down, up = empty_beside(beside, config.r, width), empty_beside(beside, width, config.r)
+        down, up = empty_like_weight(weight, config.r, width), empty_like_weight(weight, width, config.r)
         bound = 1 / math.sqrt(width)
         fill_down, fill_up = partial(nn.init.uniform_, a=-bound, b=bound), nn.init.zeros_
         if config.init == "official":
             fill_down = fill_up = partial(nn.init.normal_, std=0.02)
         self.down = TiedWeight(config, mask_bits(config, path, "down", down.shape), fill_down(down), fill_down)
         self.up = TiedWeight(config, mask_bits(config, path, "up", up.shape).T, fill_up(up).T, fill_up)
-        self.down_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, config.r)))
-        self.up_bias = nn.Parameter(nn.init.zeros_(empty_beside(beside, width)))
+        self.down_bias = nn.Parameter(nn.init.zeros_(empty_like_weight(weight, config.r)))
+        self.up_bias = nn.Parameter(nn.init.zeros_(empty_like_weight(weight, width)))
         self.num_tied, self.scaling = config.num_tied, config.scaling
         self.dropout, self.activation = dropout_of(config.dropout), ACTIVATION[config.activation]
 
@@ -118,12 +119,19 @@ class AdapterDropout(Adapted, nn.Dropout):
         base: The dropout to adopt.
         config: The adapter's configuration.
         target: Path of the dropout.
-        beside: The layer before it.
+        linear: The layer that the dropout follows.
+
+    Raises:
+        UserError: If the target does not name that layer.
     """
 
-    def __init__(self, base: nn.Dropout, config: AdapterSettings, target: Target, beside: nn.Linear):
+    def __init__(self, base: nn.Dropout, config: AdapterSettings, target: Target, linear: nn.Linear | None = None):
+        if linear is None:
+            raise UserError(
+                f"target {target.path} is a dropout; name the linear layer that it follows: Target.follows"
+            )
         self.adopt(base, target.path)
-        self.adapter = Bottleneck(config, target.path, beside.out_features, beside.weight)
+        self.adapter = Bottleneck(config, target.path, linear.out_features, linear.weight)
         self.train(base.training)
 
     def forward(self, h: Tensor) -> Tensor:

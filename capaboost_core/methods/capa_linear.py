@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, dropout_of, empty_beside
+from capaboost_core.adapted import Adapted, dropout_of, empty_like_weight
 from capaboost_core.errors import UserError
 from capaboost_core.methods.fused import incremented_linear
 from capaboost_core.methods.scaled import Scaled
@@ -24,13 +24,13 @@ class Incremented(Adapted):
     """Linear layer plus alpha/r * sum_i (B * mb_i)(A * ma_i) on its output or on slices of it (Eq. 4).
 
     The d modules are one product of concatenated factors, [B_1 .. B_d][A_1; ..; A_d], of rank d*r; a
-    step has two small products whatever d is. B starts at zero, so the output starts as the base's.
+    step has two small products for any d. B starts at zero, so the output starts as the base's.
 
     Worked example: a fused qkv of width 768 with increments on q and v, r = 8, d = 2, x (64, 197, 768):
     out = x W^T + b is (64, 197, 2304); x A^T is (64, 197, 32), 16 columns for q and 16 for v; each
     times its B of (768, 16) is added to out[..., :768] and to out[..., 1536:].
 
-    Merged, it computes x (W + increments)^T with a sum made once and kept beside W: W itself never changes,
+    Merged, it computes x (W + increments)^T with a sum made once and stored separately: W itself never changes,
     and the state dict is the same, merged or not.
 
     Args:
@@ -47,9 +47,9 @@ class Incremented(Adapted):
         self.scaling, self.dropout, self.drops = config.scaling, dropout_of(config.dropout), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
         self.widths = [stop - start for start, stop in self.slices]
-        a = empty_beside(base.weight, len(self.slices), config.r, self.in_features)
+        a = empty_like_weight(base.weight, len(self.slices), config.r, self.in_features)
         bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
-        b = empty_beside(base.weight, config.r, sum(self.widths))
+        b = empty_like_weight(base.weight, config.r, sum(self.widths))
         masks_a, masks_b = self._masks(config)
         uniform = partial(nn.init.uniform_, a=-bound, b=bound)
         self.lora_A = TiedWeight(config, masks_a, uniform(a), uniform)
@@ -106,15 +106,15 @@ class Incremented(Adapted):
             return [b @ a for a, b in self.factors_by_slice()]
 
     def merge(self) -> None:
-        """Compute from now on with the sum of weight and increments, kept beside the weight until `unmerge`."""
+        """Compute with the sum of weight and increments, stored separately from the weight, until `unmerge`."""
         self._settle(True, self.merging)
 
     def unmerge(self) -> None:
-        """Let go of the sum; within `merged` contexts, at the end of the last."""
+        """Release the sum; within `merged` contexts, at the end of the last."""
         self._settle(False, self.merging)
 
     def count_merging(self, change: int) -> None:
-        """Enter (1) or leave (-1) a context that needs the layer merged."""
+        """Count a context that needs the layer merged: 1 on entry, -1 on exit."""
         self._settle(self.stays_merged, self.merging + change)
 
     def _settle(self, stays_merged: bool, merging: int) -> None:
@@ -143,7 +143,7 @@ class Incremented(Adapted):
         return layer
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy made within a context stays as the layer is there: nothing else would end its merging."""
+        """A copy made within a context keeps the layer's state there: nothing else would end its merging."""
         return vars(self) | {"stays_merged": self.merged, "merging": 0}
 
 
@@ -152,6 +152,6 @@ class CapaLinear(Incremented, nn.Linear):
 
 
 def _merge_anew(layer: Incremented, _: Any) -> None:
-    """A state dict has come: what was merged before it is out of date."""
+    """Merge again after a state dict was loaded: the old sum is out of date."""
     if layer.merged:
         layer.merged_weight = layer.sum_of_weights()

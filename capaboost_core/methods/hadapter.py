@@ -40,4 +40,4 @@ class HAdapter(AdapterSettings):
             kind = type(model).__name__
             raise UserError(f"after_dropout: {kind} has no dropout after both layers; set it to false")
         pairs = [pair for dropouts, layers in blocks for pair in zip(dropouts, layers, strict=True)]
-        return tuple(Target(dropout.path, beside=layer.path) for dropout, layer in pairs)
+        return tuple(Target(dropout.path, follows=layer.path) for dropout, layer in pairs)

@@ -37,7 +37,7 @@ class LoRA(Scaled):
     )
 
     def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
-        """q and v, each with an increment of its own also where one layer fuses them; or as `targets` says."""
+        """q and v, each with its own increment even where one layer fuses them; or as `targets` says."""
         if self.targets == "all-linear":
             return roles.targets(MATRICES)
         if self.targets == "attention-qv":
@@ -55,7 +55,7 @@ class LoRA(Scaled):
 
 
 def _warn_of_rank(r: int, layer: Adapted) -> bool:
-    """Say that r is above the layer's width: allowed, as files may hold it, but it adds parameters and no rank."""
+    """Warn that r is above the layer's width: allowed, as files may hold it, but it adds parameters and no rank."""
     width = min(layer.in_features, *layer.widths)
     if r > width:
         warnings.warn(f"r is {r}, above the width {width} of {layer.path}: that adds no rank; lower r", stacklevel=2)

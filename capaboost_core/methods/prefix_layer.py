@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import empty_beside
+from capaboost_core.adapted import empty_like_weight
 from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.tied import TiedWeight
 
@@ -37,13 +37,13 @@ class Prefix(nn.Module):
         config: The adapter's configuration; r is the length of one copy.
         path: Module path that keys the masks.
         width: Number of key heads times head size; heads are consecutive slices of it.
-        beside: A frozen weight, which gives device and precision.
+        weight: A frozen weight, which gives device and precision.
     """
 
-    def __init__(self, config: PrefixTuning, path: str, width: int, beside: Tensor):
+    def __init__(self, config: PrefixTuning, path: str, width: int, weight: Tensor):
         super().__init__()
         fill = partial(nn.init.normal_, std=0.02)
-        keys, values = (fill(empty_beside(beside, config.r, width)) for _ in range(2))
+        keys, values = (fill(empty_like_weight(weight, config.r, width)) for _ in range(2))
         self.keys = TiedWeight(config, mask_bits(config, path, "keys", keys.shape), keys, fill)
         self.values = TiedWeight(config, mask_bits(config, path, "values", values.shape), values, fill)
         self.length = config.num_tied * config.r

@@ -53,7 +53,7 @@ class Scaled(Tying, Method):
     @model_validator(mode="after")
     def _check_scaling(self) -> Self:
         if not FLOAT32[0] <= self.scaling <= FLOAT32[1]:
-            refuse("alpha", self.alpha, f"alpha / r scales the increment and has to fit into float32; try {self.r}")
+            refuse("alpha", self.alpha, f"alpha / r scales the increment and must fit into float32; try {self.r}")
         return self
 
     @property
@@ -67,12 +67,12 @@ class Scaled(Tying, Method):
         return self.r * self.density
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
-        """The listed layers, or the method's own places."""
+        """The listed layers, or the method's default places."""
         if self.targets is None or self.targets in self.words:
             return Plan(self.places(model, roles), roles.head, roles.switches)
         suffixes = (self.targets,) if isinstance(self.targets, str) else self.targets
         return Plan(plan_suffixes(model, suffixes, roles.head).targets, roles.head, roles.switches)
 
     def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
-        """Where the method goes of itself, or as one of its words for `targets` says."""
+        """The method's default places, or those of a named `targets`."""
         raise NotImplementedError

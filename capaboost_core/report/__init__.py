@@ -1,1 +1,1 @@
-"""What the reports count: parameters, FLOPs, memory and rank, beside the figures of the paper."""
+"""What the reports count: parameters, FLOPs, memory and rank, compared with the figures of the paper."""

@@ -1,4 +1,4 @@
-"""What an operator costs: fvcore handles that count matrix products, and which operators are negligible beside them.
+"""What an operator costs: fvcore handles that count matmuls, and which other operators are negligible.
 
 A handle gets the operator's inputs and outputs as values of the trace, and returns multiply-adds. fvcore's own
 handles for norms, pooling and interpolation are left out, as element-wise work is named, not counted.
@@ -23,7 +23,7 @@ def product(position: int) -> Handle:
 
 
 def attention(inputs: list[Any], outputs: list[Any]) -> int:
-    """The products Q K^T and A V, whatever the mask: batch * heads * queries * keys * (size of q + size of v)."""
+    """Q K^T and A V, masked positions included: batch * heads * queries * keys * (size of q + size of v)."""
     query, key, value = map(get_shape, inputs[:3])
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
@@ -41,7 +41,7 @@ def einsum(inputs: list[Any], outputs: list[Any]) -> int | Counter[str]:
 
 
 def named(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """An operator that is no product, though fvcore would drop it: one occurrence under its full name."""
+    """A non-matmul operator that fvcore would drop: one occurrence under its full name."""
     return Counter({outputs[0].node().kind(): 1})
 
 
@@ -62,7 +62,7 @@ HANDLES: dict[str, Handle | None] = {
     "aten::scaled_dot_product_attention": attention,
 }
 
-# Beside what torch itself tags as element-wise or as a reduction, without the underscore of in-place operators.
+# In addition to what torch tags as element-wise or as a reduction, without the underscore of in-place operators.
 NEGLIGIBLE = {
     "batch_norm", "group_norm", "layer_norm", "rms_norm", "native_batch_norm_backward", "native_group_norm_backward",
     "native_layer_norm_backward", "_fused_rms_norm", "_fused_rms_norm_backward", "softmax", "log_softmax",
@@ -76,7 +76,7 @@ NEGLIGIBLE = {
 
 
 def is_negligible(name: str) -> bool:
-    """True for aten's element-wise operators, reductions, norms, softmax, pooling and copies: no products."""
+    """True for aten's element-wise operators, reductions, norms, softmax, pooling and copies: non-matmul operators."""
     space, _, operator = name.partition("::")
     packet = getattr(torch.ops.aten, operator, None)
     if space != "aten" or packet is None:

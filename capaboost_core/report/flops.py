@@ -1,12 +1,12 @@
 """Multiply-adds of a model, before and after adaptation, in a forward pass or in a training step.
 
 Convention: one multiply-add is 1, as fvcore counts and half of what torch's FlopCounterMode counts. Counted are
-matrix products, convolutions and the two products of an attention, masked positions included. All else is listed
-by operator with the number of its occurrences: apart from each other what is negligible by this convention, such
-as norms, activations and the making of masked weights, and what is not known to be so.
+matrix products, convolutions and the two products of an attention, masked positions included. All other
+operators are listed with the number of their occurrences, in two groups: those that are negligible by this
+convention, such as norms, activations and the masking of weights, and those that are unknown.
 
-Forward: fvcore traces the model with its additions disabled. To that come the products of each addition, rows of
-the layer's input times entries of its tied weights, whatever way the layer computes them.
+Forward: fvcore traces the model with its additions disabled. The products of each addition are counted on top:
+rows of the layer's input times entries of its tied weights, however the layer computes them.
 
 Backward: the operators that autograd runs from all outputs to the trainable parameters, as torch dispatches them.
 So frozen weights get no weight gradient, and layers before the first trainable one no backward pass. Attention runs
@@ -41,14 +41,14 @@ from capaboost_core.report.tied_products import layer_calls, tied_products
 class FlopCounts:
     """Multiply-adds, one counted as 1, of all examples of the inputs together.
 
-    Operators have fvcore's names. Besides there are `tied`, the products with tied weights, `tied_backward`, theirs
-    in the backward pass, and `backward`, all others there.
+    Operators have fvcore's names, and three more: `tied`, products with tied weights; `tied_backward`, the same in
+    the backward pass; `backward`, all others in the backward pass.
 
     Attributes:
         executed_by_operator: What dense kernels do.
         effective_by_operator: The same with just the kept entries of masked weights.
-        negligible: Occurrences of operators that are no products: element-wise ones, norms, softmax, copies.
-        unsupported: Occurrences of all others. What products they hold is missing in the counts.
+        negligible: Occurrences of non-matmul operators: element-wise ones, norms, softmax, copies.
+        unsupported: Occurrences of unknown operators; matmuls in them are missing in the counts.
     """
 
     executed_by_operator: dict[str, int]
@@ -78,7 +78,7 @@ def count_flops(model: nn.Module, inputs: Inputs, backward: bool = False) -> Flo
         backward: Count the backward pass too.
 
     Raises:
-        UserError: If the inputs are no tensors, or nothing is trainable in a training step.
+        UserError: If the inputs are not tensors, or nothing is trainable in a training step.
     """
     call = Call(model, inputs)
     with torch.random.fork_rng({p.device for p in model.parameters() if p.device.type == "cuda"}):

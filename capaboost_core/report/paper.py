@@ -1,4 +1,4 @@
-"""The paper's own tables (arXiv 2407.01320) as data, and what is counted here beside them."""
+"""The paper's own tables (arXiv 2407.01320) as data, compared with what is counted here."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from capaboost_core.errors import UserError
 from capaboost_core.inject import ParameterCounts, parameter_counts
 from capaboost_core.methods import PRESETS, Method
-from capaboost_core.report.account_table import Sheet
-from capaboost_core.report.accounting import Subject, settings_of
+from capaboost_core.report.cost import Subject, settings_of
+from capaboost_core.report.cost_table import Sheet
 from capaboost_core.report.tied_products import count_added
 
 TOLERANCE = 0.01  # percentage points, factors or millions: one unit of the last printed digit
@@ -111,7 +111,7 @@ def compare(tables: list[dict[str, Any]], counter: PaperCounter) -> Iterator[Com
 
 
 def facts(tables: list[dict[str, Any]], comparisons: list[Comparison]) -> dict[str, str]:
-    """What a reader has to know: how many numbers differ and why, what the builds are, what is not built."""
+    """What a reader must know: how many numbers differ and why, what the builds are, what is not built."""
     differing = sum(comparison.differs for comparison in comparisons)
     compared = sum(comparison.reading is None for comparison in comparisons)
     absent = {row["name"] for table in tables for row in table["rows"] if "build" not in row and _printed(row)}

@@ -75,7 +75,7 @@ class IncrementRank:
 
     Attributes:
         layer: Module path in the base model.
-        bound: What its rank cannot exceed: d*r or the width, whichever is smaller.
+        bound: Upper bound of its rank: the smaller of d*r and the width.
     """
 
     layer: str

@@ -64,7 +64,7 @@ def paper_values(config: Method) -> dict[str, float] | None:
 
 
 def write_report(path: Path, plots: Sequence[str], values: dict[str, Any]) -> None:
-    """Write a report as JSON, whole or not at all, with what repeats it and the plots it is good for."""
+    """Write a report as JSON, atomically, with what is needed to repeat it and the plots it has data for."""
     report = {
         "plots": list(plots),
         **values,

@@ -1,4 +1,4 @@
-"""Multiply-adds of additions, from the calls of adapted layers: whatever way a layer computes its products."""
+"""Multiply-adds of additions, from the calls of adapted layers, however a layer computes its products."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def count_added(model: nn.Module, inputs: Inputs) -> int:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """An adapted layer was called with so many rows of input; `needs_gradient` says whether these need one."""
+    """A call of an adapted layer with `rows` rows of input; `needs_gradient`: whether the input needs a gradient."""
 
     layer: Adapted
     rows: int
@@ -42,7 +42,7 @@ class LayerCall:
 
 @contextmanager
 def layer_calls(model: nn.Module) -> Iterator[list[LayerCall]]:
-    """Note each call of a layer whose addition is at work."""
+    """Record each call of a layer whose addition is enabled."""
     calls: list[LayerCall] = []
 
     def note(layer: Adapted, args: tuple, kwargs: dict) -> None:

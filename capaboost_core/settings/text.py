@@ -1,4 +1,4 @@
-"""Settings in words: what may be typed for one, what was typed, and the help on all of them."""
+"""Settings as text: allowed values, typed values, and the help."""
 
 from __future__ import annotations
 

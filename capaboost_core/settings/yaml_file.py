@@ -1,4 +1,4 @@
-"""YAML as settings need it: small, plain, and without surprises."""
+"""The safe subset of YAML that settings files may use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_yaml(path: str | Path) -> Any:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"cannot read {path}: {reason}; give the path of a YAML file") from error
     try:
         return parse_yaml(text)
@@ -34,7 +34,7 @@ def parse_yaml(text: str) -> Any:
     """Values of plain types, with `1e-3` a number as in YAML 1.2.
 
     Raises:
-        YAMLError: If the text is not YAML, gives a name twice, has names that are no texts, tags of Python,
+        YAMLError: If the text is not YAML, gives a name twice, has names that are not strings, tags of Python,
             halves of surrogate pairs, aliases, or more than 20 levels.
     """
     try:
@@ -61,7 +61,7 @@ class _Loader(yaml.SafeLoader):
     def construct_scalar(self, node: yaml.ScalarNode) -> str:
         text = super().construct_scalar(node)
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise _refused("half a surrogate pair is no character; write the character itself", node.start_mark)
+            raise _refused("half a surrogate pair is not a character; write the character itself", node.start_mark)
         return text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = self.construct_object(key)
             if not isinstance(name, str):
-                raise _refused(f"the name {key.value!r} is no text; quote it", key.start_mark)
+                raise _refused(f"the name {key.value!r} is not a string; quote it", key.start_mark)
             if name in names:
                 raise _refused(f"{name} is given twice; drop one", key.start_mark)
             names.add(name)

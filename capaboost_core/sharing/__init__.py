@@ -1,1 +1,1 @@
-"""The plugin of the paper: d modules that see one weight through masks of their own, for any method with matrices."""
+"""The paper's plugin: d modules that share one weight, each through its own mask, for any method with matrices."""

@@ -25,7 +25,7 @@ def mask_bits(config: Tying, path: str, weight: str, shape: tuple[int, ...]) -> 
         shape: (out, in).
 
     Raises:
-        UserError: If the last dimension is no multiple of m, or no entry would be kept.
+        UserError: If the last dimension is not a multiple of m, or no entry would be kept.
     """
     if config.mask == "dropout" or config.density == 1:
         return np.full(shape, (1 << config.num_tied) - 1, dtype=np.uint8)

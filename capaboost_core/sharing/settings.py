@@ -1,4 +1,4 @@
-"""How modules share a weight: what any method with matrices can be given."""
+"""Settings of weight sharing, for any method with matrices."""
 
 from __future__ import annotations
 

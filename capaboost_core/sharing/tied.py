@@ -23,7 +23,7 @@ class TiedWeight(nn.Module):
     Worked example, d = 2: w = [[a, b, c, d]], m_1 = 1100, m_2 = 0101; packed = [[a], [b], [d]], and
     `copies()` is [[[a, b, 0, 0]], [[0, b, 0, d]]] of shape (2, 1, 4).
 
-    Masks are no part of a state dict. A weight made on the meta device gets its masks, and fresh initial
+    Masks are not in the state dict. A weight made on the meta device gets its masks, and fresh initial
     values, as soon as `to_empty` or a state dict gives it memory.
 
     Args:
@@ -91,14 +91,14 @@ class TiedWeight(nn.Module):
         return self
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Take the vector of files of before too, and have masks where `assign=True` leaves the meta device."""
+        """Accept the vector of older files too, and have masks where `assign=True` leaves the meta device."""
         if f"{prefix}packed" in state:
             state[f"{prefix}packed"] = column(state[f"{prefix}packed"])
         super()._load_from_state_dict(state, prefix, *args)
         self._place(self.masks or {})
 
     def _place(self, masks: dict[str, Tensor]) -> None:
-        """Put the masks beside `packed`; on the meta device their values are kept apart."""
+        """Put the masks on the device of `packed`; on the meta device their values are kept separately."""
         for name, mask in masks.items():
             setattr(self, name, mask.to(self.packed.device))
         self.masks = {name: mask.cpu() for name, mask in masks.items()} if self.packed.is_meta else None

@@ -23,9 +23,9 @@ FORMAT = b"capaboost-checkpoint-2 sha256 "  # after torch's bytes, and followed 
 
 @dataclass
 class State:
-    """What a run needs to go on.
+    """What a run needs to resume.
 
-    At an epoch's end random streams are not among it: each epoch starts them anew from (seed, epoch, process).
+    At an epoch's end this has no random streams: each epoch starts them anew from (seed, epoch, process).
 
     Attributes:
         fingerprint: The configuration that the run was started with, and a hash of its data.
@@ -78,11 +78,11 @@ class Checkpoints:
         """The newest checkpoint that can be used, if there is any, and a warning if it is not the newest of all.
 
         Args:
-            fingerprint: The configuration and data of the run that is to go on.
+            fingerprint: The configuration and data of the run that resumes.
             problem_of: What is wrong with a state's fields, if anything is.
 
         Raises:
-            UserError: If no file that is there can be used, or it belongs to a run with another fingerprint.
+            UserError: If no existing file can be used, or it belongs to a run with another fingerprint.
         """
         damage = None
         for path in (self.newest, self.previous):
@@ -115,9 +115,9 @@ def _read(path: Path) -> State:
     try:
         state = State(**torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, TypeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise Damaged("it is no checkpoint of a run") from error
+        raise Damaged("it is not a checkpoint of a run") from error
     if not isinstance(state.fingerprint, dict):
-        raise Damaged("it is no checkpoint of a run")
+        raise Damaged("it is not a checkpoint of a run")
     return state
 
 
@@ -128,7 +128,7 @@ def _check(state: State, problem_of: Callable[[State], str | None]) -> None:
 
 
 def check_fingerprint(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse to go on with other settings or data.
+    """Refuse to resume with other settings or data.
 
     Raises:
         UserError: If they differ; paths are compared by what they point to.

@@ -17,7 +17,7 @@ from capaboost_core.training.position import try_streams
 
 @dataclass(frozen=True)
 class Expected:
-    """What the run that reads a checkpoint is like.
+    """What a run expects of its checkpoint.
 
     Attributes:
         steps: Optimizer steps of an epoch.
@@ -109,7 +109,7 @@ def _finite_number(value: Any) -> bool:
 
 
 def _fits(value: Any, like: Tensor) -> bool:
-    """A kernel that trusts the shape of what it is given writes past the end of it."""
+    """Kernels trust the shapes of their arguments and would write past the end."""
     return _finite(value) and (value.shape, value.dtype, value.layout) == (like.shape, like.dtype, like.layout)
 
 

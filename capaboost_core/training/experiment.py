@@ -1,4 +1,4 @@
-"""A run from its configuration to its `result.json`, whatever the task."""
+"""A run from its configuration to its `result.json`, for any task."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from capaboost_core.training.train_section import TrainSection
 
 
 class ModelSection(Protocol):
-    """The frozen model; an integration adds what else it has to know."""
+    """The frozen model; an integration adds its own fields."""
 
     name: str
 
 
 class DataSection(Protocol):
-    """The data; an integration adds what else it has to know."""
+    """The data; an integration adds its own fields."""
 
     protocol: str
 
 
-class Run(Protocol):
+class RunSettings(Protocol):
     """All settings of a run: a frozen dataclass of sections.
 
     Attributes:
@@ -55,15 +55,15 @@ class Run(Protocol):
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What an integration makes of a run's settings.
+class TaskSetup:
+    """What an integration builds from a run's settings.
 
     Attributes:
         model: Adapted, with a head for the task.
         name: What the task is called in the result.
         metric: The one of the task's test metrics that counts.
         select_by: The metric of `task.evaluate` that selects the epoch, where the protocol selects one.
-        split_note: Which rows the splits are.
+        split_note: Which rows the splits hold.
     """
 
     model: nn.Module
@@ -74,19 +74,18 @@ class Prepared:
     split_note: str
 
 
-Prepare = Callable[[Run, Accelerator], Prepared]
+Prepare = Callable[[RunSettings, Accelerator], TaskSetup]
 
 
-def run_experiment(run: Run, folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
+def run_experiment(run: RunSettings, folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
     """Train, test once, and leave the adapter and the result in the folder.
 
-    Everything that can be wrong with the input is found before the first file is written. While the run lives it
-    holds the folder's lock.
+    All input is checked before the first file is written. A run holds its folder's lock while it lives.
 
     Args:
         run: All settings.
         folder: Where the run lives.
-        resume: Go on from the folder's checkpoint; a finished run returns its stored result, untouched.
+        resume: Continue from the folder's checkpoint; a finished run returns its stored result unchanged.
         prepare: Makes the model and the task; writes nothing.
 
     Returns:
@@ -104,14 +103,14 @@ def run_experiment(run: Run, folder: Path, resume: bool, prepare: Prepare) -> di
     if is_finished(folder):
         return stored_result(run, folder) if accelerator.is_main_process else {}
     with claim(folder):
-        return _carry_out(run, folder, resume, prepare, accelerator)
+        return _train_and_test(run, folder, resume, prepare, accelerator)
 
 
-def stored_result(run: Run, folder: Path) -> dict[str, Any]:
-    """The result of a finished run, as it stands.
+def stored_result(run: RunSettings, folder: Path) -> dict[str, Any]:
+    """The stored result of a finished run.
 
     Raises:
-        UserError: If it cannot be read, or is that of other settings.
+        UserError: If it cannot be read, or belongs to other settings.
     """
     result = read_result(folder / RESULT)
     check_fingerprint(folder, result["config"], to_dict(run))
@@ -119,52 +118,54 @@ def stored_result(run: Run, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _carry_out(run: Run, folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator) -> dict[str, Any]:
+def _train_and_test(
+    run: RunSettings, folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator
+) -> dict[str, Any]:
     set_seed(run.train.seed)
-    made = prepare(run, accelerator)
-    selected = made.select_by if run.data.protocol == run.selecting else None
-    fitted = fit(accelerator, made.model, made.task, run.train, folder, to_dict(run), selected, resume)
+    setup = prepare(run, accelerator)
+    selected = setup.select_by if run.data.protocol == run.selecting else None
+    fitted = fit(accelerator, setup.model, setup.task, run.train, folder, to_dict(run), selected, resume)
     begun = time.monotonic()
-    with merged(made.model):
-        tested = made.task.test(made.model)
+    with merged(setup.model):
+        tested = setup.task.test(setup.model)
     fitted = dataclasses.replace(fitted, wall_seconds=fitted.wall_seconds + time.monotonic() - begun)
     if not accelerator.is_main_process:
         return {}
-    save_adapter(made.model, folder / ADAPTER)
-    result = make_result(run, made, selected, fitted, tested, folder, accelerator)
+    save_adapter(setup.model, folder / ADAPTER)
+    result = make_result(run, setup, selected, fitted, tested, folder, accelerator)
     write_result(folder, result.to_dict())
     return result.to_dict()
 
 
 def make_result(
-    run: Run,
-    made: Prepared,
+    run: RunSettings,
+    setup: TaskSetup,
     selected: str | None,
     fitted: FitResult,
     tested: dict[str, float],
     folder: Path,
     accelerator: Accelerator,
 ) -> Result:
-    """Gather what the result file says."""
+    """Gather the fields of the result file."""
     return Result(
-        task=made.name,
+        task=setup.name,
         method=run.adapter.label,
         model=run.model.name,
         seed=run.train.seed,
         protocol=run.data.protocol,
-        metric=made.metric,
-        value=tested[made.metric],
-        **counts_of(made.model),
+        metric=setup.metric,
+        value=tested[setup.metric],
+        **counts_of(setup.model),
         epochs=run.train.epochs,
         selected_epoch=fitted.epoch,
         selected_by=selected,
         metrics=fitted.metrics,
         test_metrics=tested,
-        unit=made.task.unit,
+        unit=setup.task.unit,
         examples_per_second=fitted.examples_per_second,
         wall_seconds=fitted.wall_seconds,
         adapter_file_bytes=adapter_bytes(folder / ADAPTER),
-        split_note=made.split_note,
+        split_note=setup.split_note,
         processes=accelerator.num_processes,
         device=device_name(accelerator.device),
         config=to_dict(run),

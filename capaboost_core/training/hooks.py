@@ -1,4 +1,4 @@
-"""What the loop asks of a model's method around its steps; a model without an adapter is asked nothing."""
+"""The hooks of a model's method that the loop calls around its steps; a model without an adapter has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON that every reader takes."""
+"""Strictly standard JSON."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from capaboost_core.errors import DivergedError, UserError
 from capaboost_core.training.checkpoint import differences
-from capaboost_core.training.experiment import Prepare, Run, run_experiment
+from capaboost_core.training.experiment import Prepare, RunSettings, run_experiment
 from capaboost_core.training.folder_lock import claim
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.result import read_result, write_result
@@ -19,14 +19,14 @@ from capaboost_core.training.run_config import to_dict
 from capaboost_core.training.run_folder import RESULT, check_folder, is_finished
 
 
-def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
+def run_grid(run: RunSettings, rates: list[float], folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
     """Run each rate in `folder/lr-<rate>`; the folder's own result is the best run's.
 
     Args:
         run: All settings; `train.lr` is replaced.
-        rates: What to try; of equals the first wins.
+        rates: The rates to try; of equal results the first wins.
         folder: Where the runs live.
-        resume: Go on where an interrupted grid stopped.
+        resume: Continue where an interrupted grid stopped.
         prepare: Makes model and task, as for `run_experiment`.
 
     Returns:
@@ -47,7 +47,7 @@ def run_grid(run: Run, rates: list[float], folder: Path, resume: bool, prepare: 
 
 
 def _try_all(
-    runs: dict[float, Run], folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator
+    runs: dict[float, RunSettings], folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator
 ) -> dict[str, Any]:
     results: dict[float, dict[str, Any]] = {}
     for rate, run in runs.items():
@@ -70,7 +70,7 @@ def _place(folder: Path, rate: float) -> Path:
     return folder / f"lr-{rate:g}"
 
 
-def _stored(run: Run, rates: list[float], folder: Path) -> dict[str, Any] | None:
+def _stored(run: RunSettings, rates: list[float], folder: Path) -> dict[str, Any] | None:
     """The result of a finished grid over the same rates with the same settings."""
     result = read_result(folder / RESULT)
     differing = differences(result["config"], to_dict(run))
@@ -84,7 +84,7 @@ def parse_rates(text: str) -> list[float]:
     """`1e-4,3e-4` -> [1e-4, 3e-4].
 
     Raises:
-        UserError: If a part is no number above 0.
+        UserError: If a part is not a number above 0.
     """
     try:
         rates = [float(part) for part in text.split(",")]
@@ -95,7 +95,7 @@ def parse_rates(text: str) -> list[float]:
     return list(dict.fromkeys(rates))
 
 
-def _check(run: Run, folder: Path, places: list[Path], resume: bool) -> None:
+def _check(run: RunSettings, folder: Path, places: list[Path], resume: bool) -> None:
     if run.data.protocol != run.selecting:
         raise UserError(
             f"--lr-grid needs rows to select on, which protocol {run.data.protocol} does not have; "

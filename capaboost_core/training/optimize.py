@@ -1,4 +1,4 @@
-"""One optimizer step on one global batch, whatever the number of processes and slices that share it.
+"""One optimizer step on one global batch, for any number of processes and slices that share it.
 
 Processes take a slice of the batch each, and gradient accumulation splits that further; each slice is
 weighted by its length.
@@ -51,7 +51,7 @@ def shares(batch: Sequence[Any], process: int, processes: int, slices: int) -> I
     """A process's slices of a global batch, each with its share of the batch.
 
     A batch shorter than processes * slices leaves some empty; these get its first example at weight
-    0, since every process has to take part in every step.
+    0, since every process must take part in every step.
     """
     parts, size = processes * slices, len(batch)
     for part in range(process * slices, (process + 1) * slices):

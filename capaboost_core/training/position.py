@@ -1,4 +1,4 @@
-"""A place within an epoch, from which a run goes on as if it had never stopped."""
+"""A position within an epoch; resuming from it is bit-identical."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Position:
 
 
 def start_streams(seed: int, epoch: int, process: int) -> None:
-    """Start all random streams of an epoch, so that a run resumed after one remembers nothing of them."""
+    """Start all random streams of an epoch anew, so that a checkpoint between epochs need not hold them."""
     set_seed(int(np.random.SeedSequence((seed, epoch, process)).generate_state(1)[0]))
 
 
@@ -56,7 +56,7 @@ def here(loss: Tensor) -> dict[str, Any]:
 
 
 def try_streams(process: dict[str, Any]) -> None:
-    """Raise whatever random streams of their own raise at a process's part of a position."""
+    """Check that a process's random streams can be restored; raises what setting them raises."""
     random.Random().setstate(process["python"])
     np.random.RandomState().set_state(_numpy_state(process))
     torch.Generator().set_state(process["torch"])

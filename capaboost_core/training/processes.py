@@ -1,4 +1,4 @@
-"""The processes of a run: whether they know of each other, and how one speaks for all."""
+"""The processes of a run: whether they are linked, and how one of them prints for all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_engine() -> None:
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Refuse processes that do not know of each other: each would train alone, in one folder.
+    """Refuse processes that are not linked: each would train alone, in one folder.
 
     Raises:
         UserError: If the launcher started more processes than accelerate counts, or the model is sharded.
@@ -47,7 +47,7 @@ def check_launch(accelerator: Accelerator) -> None:
 
 
 def on_main(find: Callable[[], Found]) -> Found | None:
-    """What the main process finds, None in the others; its UserError is raised in all.
+    """The result of the main process, None in the others; its UserError is raised in all.
 
     Raises:
         UserError: The main process's.
@@ -66,7 +66,7 @@ def on_main(find: Callable[[], Found]) -> Found | None:
 
 
 def first_to_tell() -> bool:
-    """Whether this process is the one to tell a mistake; of those that make it, one does."""
+    """Whether this process prints the error; of those that fail, only one does."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
     try:
@@ -76,7 +76,7 @@ def first_to_tell() -> bool:
 
 
 def another_told() -> bool:
-    """Whether another process has told a mistake, after which this one lost its peer."""
+    """Whether another process has printed an error, after which this one lost its peer."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
     try:

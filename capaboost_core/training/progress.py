@@ -1,4 +1,4 @@
-"""What a run tells while it runs: a bar on the terminal, and a line in a file for each epoch."""
+"""Progress of a run: a bar on the terminal, and a line in a file for each epoch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LossReading:
         self.offered = -SECONDS
 
     def offer(self, loss: Tensor) -> None:
-        """Start a copy of the loss, unless the last one was just now or is still under way."""
+        """Start a copy of the loss, unless the last one is recent or still in progress."""
         now = time.monotonic()
         if now - self.offered < SECONDS or not self.ready():
             return
@@ -76,7 +76,7 @@ class MetricsFile:
         self.path = path
 
     def cut(self, epochs: int, last: dict[str, Any]) -> None:
-        """Keep the whole lines of the first epochs only: a run that goes on writes the later ones again.
+        """Keep only the complete lines of the first epochs: a resumed run writes the later ones again.
 
         Args:
             epochs: How many.
@@ -100,7 +100,7 @@ class MetricsFile:
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    """The line's values; none if a crash has cut it."""
+    """The line's values; None if a crash has truncated it."""
     try:
         values = json.loads(line)
     except ValueError:

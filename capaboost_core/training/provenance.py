@@ -27,7 +27,7 @@ def library_versions() -> dict[str, str | None]:
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:
-    """What may move a result by rounding: device, threads and versions."""
+    """What may change a result by rounding: device, threads and versions."""
     return {"device": device_name(device), "threads": torch.get_num_threads(), "versions": library_versions()}
 
 
@@ -54,5 +54,5 @@ def device_name(device: torch.device) -> str:
 
 
 def command_line() -> str:
-    """The command that runs, as a shell takes it."""
+    """The running command, quoted for a shell."""
     return shlex.join(sys.argv)

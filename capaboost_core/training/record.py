@@ -1,4 +1,4 @@
-"""What a run leaves while it trains: metrics.jsonl, TensorBoard logs, checkpoints."""
+"""The files that a run writes while it trains: metrics.jsonl, TensorBoard logs, checkpoints."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from capaboost_core.training.run_folder import METRICS, TENSORBOARD
 
 
 class Record:
-    """The files of a run that is under way; the main process writes them.
+    """The files of a run in progress; the main process writes them.
 
-    Nothing is written before the first epoch or place in it is to be kept.
+    Nothing is written before the first checkpoint.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path):
@@ -23,12 +23,12 @@ class Record:
         self.tracks = False
 
     def start(self, done: int, last: dict[str, float]) -> None:
-        """Drop what a stopped run wrote after the epochs that are done; `last` is the last one's metrics."""
+        """Drop what a stopped run wrote after its last finished epoch, whose metrics are `last`."""
         if self.accelerator.is_main_process:
             self.metrics.cut(done, last)
 
     def line(self, values: dict[str, float]) -> None:
-        """An epoch's metrics. They come before its checkpoint: a resumed run drops lines that are too many."""
+        """An epoch's metrics. They are written before its checkpoint: a resumed run drops surplus lines."""
         if not self.tracks:
             options = {TENSORBOARD: {"purge_step": values["epoch"]}}
             self.accelerator.init_trackers(TENSORBOARD, init_kwargs=options)

@@ -1,4 +1,4 @@
-"""The record of a run, `result.json`: the outcome with all that is needed to repeat and to judge it."""
+"""The record of a run, `result.json`: the outcome with everything needed to repeat and assess it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Result:
         selected_by: The one of `metrics` that selected the epoch, if any.
         percent_trainable: 100 * trainable / total, the head in neither.
         wall_seconds: Summed over interruptions.
-        split_note: Which rows the splits are.
+        split_note: Which rows the splits hold.
         config: Every setting of the run.
     """
 
@@ -84,7 +84,7 @@ def adapter_bytes(folder: Path) -> int:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> Path:
-    """Write `result.json`, whole or not at all."""
+    """Write `result.json` atomically."""
     text = to_json(result, indent=2) + "\n"
     write_atomically(folder / RESULT, lambda file: file.write(text.encode()))
     return folder / RESULT

@@ -18,15 +18,15 @@ from capaboost_core.methods import resolve_config
 from capaboost_core.settings.base import Settings, hint
 from capaboost_core.training.run_file import Raw, merge_settings, parse_assignments, read_config
 
-Run = TypeVar("Run")
+RunOfTask = TypeVar("RunOfTask")
 
 
-def load_run(cls: type[Run], path: Path, flags: Raw, method: str | None, assignments: list[str]) -> Run:
+def load_run(cls: type[RunOfTask], path: Path, flags: Raw, method: str | None, assignments: list[str]) -> RunOfTask:
     """The file's settings, with those that it has for the preset `method`, under the flags', under the preset's own,
     under those of `--set`.
 
-    A default that the file spells out stays a default: what is typed makes it give way, as `--lr 1e-7` does
-    with a higher `min_lr`. With `--method` what means nothing to that method is left out of the file's settings.
+    A default that the file spells out stays a default: typed values override it, as `--lr 1e-7` does
+    with a higher `min_lr`. With `--method`, settings of the file that the method does not have are left out.
 
     Raises:
         UserError: If anything is unknown, of a wrong type or out of range.
@@ -40,7 +40,7 @@ def load_run(cls: type[Run], path: Path, flags: Raw, method: str | None, assignm
 
 
 def preset_settings(method: str, configured: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
-    """What a preset says of the adapter, over what the file says that its method can use.
+    """A preset's adapter settings, over those of the file that its method has.
 
     Args:
         method: Name of the preset, such as one that sets method, num_tied and density.
@@ -61,7 +61,7 @@ def sections_of(cls: type) -> dict[str, type[Settings]]:
     return typing.get_type_hints(cls)
 
 
-def build_run(cls: type[Run], raw: Raw) -> Run:
+def build_run(cls: type[RunOfTask], raw: Raw) -> RunOfTask:
     """Make the run from its sections; what is not given has the section's default.
 
     Raises:

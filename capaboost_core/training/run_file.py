@@ -19,7 +19,7 @@ METHODS = "methods"  # what a file has for a preset alone: `methods: {full: {tra
 
 
 def read_config(path: str | Path, method: str | None = None) -> Raw:
-    """The sections of a YAML file over those of its `base:` file, which is found beside it.
+    """The sections of a YAML file over those of its `base:` file, a path relative to it.
 
     Args:
         path: The file.
@@ -31,13 +31,13 @@ def read_config(path: str | Path, method: str | None = None) -> Raw:
     raw = _read(Path(path), ())
     own = raw.pop(METHODS, {})
     for name in own:
-        resolve_config(name)  # refuses what is no preset
+        resolve_config(name)  # refuses what is not a preset
     return merge_settings(raw, own.get(method, {}))
 
 
 def _read(path: Path, inheritors: tuple[Path, ...]) -> Raw:
     if path.resolve() in inheritors:
-        raise UserError(f"{path} inherits from itself; mend the `base:` lines")
+        raise UserError(f"{path} inherits from itself; correct the `base:` lines")
     raw = read_yaml(path)
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):

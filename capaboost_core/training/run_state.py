@@ -24,7 +24,7 @@ from capaboost_core.training.train_section import TrainSection
 
 
 class RunState:
-    """The trained parameters with all that a run needs beside them to go on.
+    """The trained parameters and everything else that a run needs to resume.
 
     Args:
         accelerator: As `make_accelerator` makes it.
@@ -107,7 +107,7 @@ class RunState:
         return best["metrics"] if best else self.metrics
 
     def check_finite(self, loss: float, epoch: int) -> None:
-        """Refuse to go on from what no training could mend.
+        """Refuse to resume from a state that training cannot repair.
 
         Raises:
             DivergedError: If the loss or a trained parameter is not finite.

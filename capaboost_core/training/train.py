@@ -58,10 +58,10 @@ def fit(
         task: Batches, loss and evaluation.
         settings: How to train.
         folder: Where the run lives.
-        fingerprint: The configuration; a resumed run has to have the same.
+        fingerprint: The configuration; a resumed run must have the same.
         select_by: Metric of `task.evaluate` whose first best epoch gives the final weights; without it
             they are the last epoch's.
-        resume: Go on from the folder's checkpoint, to the bit as if there had been no interruption.
+        resume: Continue from the folder's checkpoint; the result is bit-identical to that of an uninterrupted run.
 
     Raises:
         UserError: If the folder holds another run, its disk is too small, or training diverges.

@@ -1,10 +1,10 @@
-"""A run on GLUE or on data of one's own: what its settings make of model and data."""
+"""A run on GLUE or on data of one's own: model and data from its settings."""
 
 from __future__ import annotations
 
 from accelerate import Accelerator
 
-from capaboost_core.training.experiment import Prepared
+from capaboost_core.training.experiment import TaskSetup
 from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import from_pretrained
 from capaboost_text.glue.classification import Classification
@@ -20,7 +20,7 @@ SPLIT_NOTES = {
 }
 
 
-def prepare(run: GlueRun, accelerator: Accelerator) -> Prepared:
+def prepare(run: GlueRun, accelerator: Accelerator) -> TaskSetup:
     """Model and task of a run; nothing is written.
 
     Raises:
@@ -32,7 +32,7 @@ def prepare(run: GlueRun, accelerator: Accelerator) -> Prepared:
     tokenizer = load_tokenizer(run.model.name, data.max_length)
     model = from_pretrained(run.model.name, capaboost=run.adapter, num_labels=max(1, len(task.labels)))
     part = "" if data.max_train_rows is None else f"{len(parts.train):,} training rows; "
-    return Prepared(
+    return TaskSetup(
         model=model,
         task=Classification(
             accelerator, task, tokenizer, parts, data.max_length, run.train.batch_size, run.train.seed

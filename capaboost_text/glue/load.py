@@ -75,7 +75,7 @@ def _hub_columns(task: GlueTask, split: str) -> list[Sequence]:
 def _texts(where: str, texts: Sequence[Any]) -> Sequence[str]:
     for text in texts:
         if not isinstance(text, str):
-            raise UserError(f"{where}: {shown(text)} is no text; {OTHERWISE}")
+            raise UserError(f"{where}: {shown(text)} is not a string; {OTHERWISE}")
     return texts
 
 

@@ -51,7 +51,9 @@ def make_question(where: str, entry: dict, has_null: bool) -> Question:
         raise UserError(f"{where} has no answer, which SQuAD v1.1 does not allow; set dataset to squad_v2")
     if impossible == bool(answers):
         state = str(impossible).lower()
-        raise UserError(f"{where}: is_impossible is {state}, but there are {len(answers)} answers; mend either")
+        raise UserError(
+            f"{where}: is_impossible is {state}, but there are {len(answers)} answers; correct one of them"
+        )
     return Question(name, question, context, answers, impossible)
 
 
@@ -62,7 +64,7 @@ def _reference(where: str, answer: Any, context: str) -> Reference:
     found = context[start : start + len(text)]
     if found != text:
         there = f"the context has {shown(found)} at {shown(start)}"
-        raise UserError(f"{where}: {there}, not the answer {shown(text)}; mend answer_start")
+        raise UserError(f"{where}: {there}, not the answer {shown(text)}; correct answer_start")
     return Reference(text, start)
 
 
@@ -88,7 +90,7 @@ def as_text(where: str, entry: dict, key: str, blank: bool = False) -> str:
     if not blank and not value.strip():
         raise UserError(f"{where}: {key} is empty; it must hold some text")
     if SURROGATE.search(value):  # legal in JSON, but no tokenizer takes it
-        raise UserError(f"{where}: {key} holds half a surrogate pair, which is no character; mend the text")
+        raise UserError(f"{where}: {key} holds half a surrogate pair, which is not a character; correct the text")
     return value
 
 

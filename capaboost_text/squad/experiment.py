@@ -1,10 +1,10 @@
-"""A SQuAD run: what its settings make of model and data."""
+"""A SQuAD run: model and data from its settings."""
 
 from __future__ import annotations
 
 from accelerate import Accelerator
 
-from capaboost_core.training.experiment import Prepared
+from capaboost_core.training.experiment import TaskSetup
 from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import from_pretrained
 from capaboost_text.permutation import halve, take
@@ -16,7 +16,7 @@ from capaboost_text.squad.windows import make_windows
 SPLIT_NOTES = {"select": "half of dev selects the epoch, tested on the other half", "test": "tested on dev"}
 
 
-def prepare(run: SquadRun, accelerator: Accelerator) -> Prepared:
+def prepare(run: SquadRun, accelerator: Accelerator) -> TaskSetup:
     """Model and task of a run; nothing is written.
 
     Raises:
@@ -44,4 +44,4 @@ def prepare(run: SquadRun, accelerator: Accelerator) -> Prepared:
         run.train.seed,
     )
     note = f"{len(train):,} training and {len(dev):,} dev questions; {SPLIT_NOTES[data.protocol]}"
-    return Prepared(model, task, data.dataset, metric="f1", select_by="selection_f1", split_note=note)
+    return TaskSetup(model, task, data.dataset, metric="f1", select_by="selection_f1", split_note=note)

@@ -74,7 +74,7 @@ class QuestionAnswering(EncoderTask):
         inputs = self.to_device(collate([self.rows[i] for i in batch], self.tokenizer, self.multiple))
         starts, ends = inputs.pop("start_positions"), inputs.pop("end_positions")
         output, padding = model(**inputs), inputs["attention_mask"] == 0
-        # Padding is no place for an answer: what a window costs must not depend on its neighbours' lengths.
+        # Padding cannot hold an answer: what a window costs must not depend on its neighbours' lengths.
         start, end = (x.float().masked_fill(padding, -torch.inf) for x in (output.start_logits, output.end_logits))
         return (F.cross_entropy(start, starts) + F.cross_entropy(end, ends)) / 2
 

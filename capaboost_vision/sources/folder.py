@@ -73,4 +73,4 @@ def _read(listing: Path) -> str:
     try:
         return listing.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{listing} is no readable text; write it as UTF-8") from error
+        raise UserError(f"{listing} is not readable as text; write it as UTF-8") from error

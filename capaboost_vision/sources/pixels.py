@@ -18,7 +18,7 @@ def open_rgb(path: Path) -> Image.Image:
     """The first frame of an image file as `to_rgb` makes it; its EXIF orientation is left as it is.
 
     Raises:
-        UserError: If it is no image, damaged, too large, or has pixels without a known white. The message
+        UserError: If it is not an image, damaged, too large, or has pixels without a known white. The message
             goes on from the name of the image.
     """
     try:
@@ -32,7 +32,7 @@ def open_rgb(path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise _too_large() from error
     except Exception as error:  # decoders fail in many ways on damaged files
-        raise UserError("is no readable image; replace it or drop its line") from error
+        raise UserError("is not a readable image; replace it or drop its line") from error
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:

@@ -88,7 +88,7 @@ def _prepare(builder, name: str) -> None:
     except Exception as error:  # builders fail in many ways
         message = reason_of(error, 600)
         if message.startswith("Manual directory"):  # where to put the files, and the builder's instructions
-            raise UserError(f"{name} has to be downloaded by hand; {message}") from error
+            raise UserError(f"{name} must be downloaded by hand; {message}") from error
         if isinstance(error, ImportError):
             raise UserError(f"preparing {name} needs a package ({message}); install it and run again") from error
         raise UserError(

@@ -1,4 +1,4 @@
-"""Adapters' activation, and their place beside the dropout of a layer."""
+"""Adapters' activation, and their place after the dropout of a layer."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from capaboost_core.methods import PRESETS
 
 WIDTH, R = 6, 4
 PLAIN = {"num_tied": 1, "density": 1.0}
-PLAN = Plan((Target("1", beside="0"),), head=())
+PLAN = Plan((Target("1", follows="0"),), head=())
 
 
 class Block(nn.Sequential):
@@ -74,3 +74,17 @@ def test_the_place_survives_a_file(tmp_path):
 def test_after_dropout_is_hadapters():
     with pytest.raises(UserError, match="after_dropout is true; it means nothing to method lora"):
         CapaBoostConfig("lora", after_dropout=True)
+
+
+def test_a_dropout_without_its_linear_layer_is_refused():
+    block = Block()
+    with pytest.raises(UserError, match="target 1 is a dropout; name the linear layer"):
+        inject(block, {"method": "hadapter", "after_dropout": True}, Plan((Target("1"),)))
+    assert type(block[1]) is nn.Dropout
+
+
+def test_a_plan_of_a_development_version_is_read():
+    target = {"path": "1", "slices": None, "beside": "0"}
+    assert Plan.from_dict({"targets": [target], "head": [], "switches": []}) == PLAN
+    target = {"path": "1", "slices": None}  # as version 0.1.0 wrote it
+    assert Plan.from_dict({"targets": [target], "head": [], "switches": []}) == Plan((Target("1"),))

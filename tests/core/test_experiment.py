@@ -8,7 +8,7 @@ import pytest
 from capaboost_core import CapaBoostConfig, UserError, inject
 from capaboost_core.plan import Plan, Target
 from capaboost_core.settings.base import Settings
-from capaboost_core.training.experiment import Prepared, run_experiment
+from capaboost_core.training.experiment import TaskSetup, run_experiment
 from capaboost_core.training.folder_lock import claim
 from capaboost_core.training.lr_grid import parse_rates, run_grid
 from capaboost_core.training.train_section import TrainSection
@@ -44,7 +44,7 @@ def make(protocol="select", **changes) -> Run:
 def prepare(run, accelerator):
     network = inject(model(), run.adapter, Plan((Target("0"),), ("3",)))
     task = Scored(accelerator.device, run.train.batch_size)
-    return Prepared(network, task, "toy-task", metric="score", select_by="score", split_note="all rows")
+    return TaskSetup(network, task, "toy-task", metric="score", select_by="score", split_note="all rows")
 
 
 def test_the_result_tells_the_run(tmp_path):

@@ -106,8 +106,8 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\ntrain: {lr: 1}\n"
         ("train: &t {lr: 1, more: *t}", "aliases"),
         ("train: {lr: 1, lr: 2}", "lr is given twice"),
         ("train: {lr: 1}\ntrain: {epochs: 2}", "train is given twice"),
-        ("train: {1: 2}", "the name '1' is no text"),
-        ("train: {no: 2}", "the name 'no' is no text"),
+        ("train: {1: 2}", "the name '1' is not a string"),
+        ("train: {no: 2}", "the name 'no' is not a string"),
         ("train: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("train: {seed: " + "9" * 5000 + "}", "a value cannot be read"),
         ("train: {seed: 2024-99-99}", "a value cannot be read"),
@@ -172,7 +172,7 @@ NOT_FINITE = [f"train.{name}={value}" for name in ("lr", "min_lr", "warmup_lr", 
     ],
 )
 def test_numbers_are_finite_and_in_range(assignment):
-    with pytest.raises(UserError, match=r"; type |has to fit") as caught:
+    with pytest.raises(UserError, match=r"; type |must fit") as caught:
         build(assignment)
     assert str(caught.value).startswith(assignment.partition("=")[0])
     assert "\n" not in str(caught.value)

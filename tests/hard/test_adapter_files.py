@@ -27,7 +27,7 @@ SPOILT = [float("nan"), float("inf"), float("-inf")]
 
 
 class Stored(dict):
-    """By method; of no account in reports of failed cases."""
+    """By method; left out of the reports of failed cases."""
 
     def __repr__(self) -> str:
         return "stored"

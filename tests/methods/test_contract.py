@@ -26,7 +26,7 @@ from capaboost_core import (
 )
 from capaboost_core.inject import adapted_layers, own_parameters
 from capaboost_core.methods import METHODS, PRESETS, Method, resolve_config
-from capaboost_core.report.accounting import Subject, account
+from capaboost_core.report.cost import Subject, cost_of
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.train import fit
 from capaboost_core.training.train_section import TrainSection
@@ -216,7 +216,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(preset, kind, tmp_path):
 def test_the_flop_report_counts_it(preset, kind):
     inputs = {"x": torch.zeros(1, 3, 32, 32)} if kind == "vit" else {"input_ids": torch.full((1, 5), 2)}
     subject = Subject(lambda: base(kind), put_in, inputs)
-    ours, probe = account(subject, settings(preset)), account(subject, settings("linear"))
+    ours, probe = cost_of(subject, settings(preset)), cost_of(subject, settings("linear"))
     rows = (32 // 16) ** 2 + 1 if kind == "vit" else 5
     products = [product for layer in adapted_layers(adapted(preset, kind)) for product in layer.products(True)]
     assert ours.trainable == parameter_counts(adapted(preset, kind)).trainable

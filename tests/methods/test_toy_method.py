@@ -29,7 +29,7 @@ from capaboost_core import (
     save_adapter,
     trainable_parameters,
 )
-from capaboost_core.adapted import Adapted, empty_beside
+from capaboost_core.adapted import Adapted, empty_like_weight
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from capaboost_core.inject import adapted_layers
 from capaboost_core.methods.base import Method, resolve_config
@@ -51,7 +51,7 @@ class ToyLinear(Adapted, nn.Linear):
 
     def __init__(self, base: nn.Linear, config: ToyMethod, target: Target):
         self.adopt(base, target.path)
-        start = nn.init.zeros_(empty_beside(base.weight, *base.weight.shape))
+        start = nn.init.zeros_(empty_like_weight(base.weight, *base.weight.shape))
         self.toy = TiedWeight(config, mask_bits(config, target.path, "toy", start.shape), start)
         self.strength = config.strength
 
@@ -98,7 +98,7 @@ class Shared(Method):
 
     def make_layers(self, modules, plan):
         weight = modules[plan.targets[0].path].weight
-        shared = nn.Parameter(nn.init.zeros_(empty_beside(weight, weight.shape[0])))
+        shared = nn.Parameter(nn.init.zeros_(empty_like_weight(weight, weight.shape[0])))
         return {t.path: SharedLinear(modules[t.path], self, t, shared) for t in plan.targets}
 
 

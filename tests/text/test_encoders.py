@@ -176,7 +176,9 @@ def test_hadapter_after_the_dropouts_of_its_layers():
     settings = {"method": "hadapter", "after_dropout": True, "r": 4}
     for family in ("bert", "deberta-v2"):
         plan = create(family, settings).capaboost.plan
-        first = [(target.path.split("layer.0.")[1], target.beside.split("layer.0.")[1]) for target in plan.targets[:2]]
+        first = [
+            (target.path.split("layer.0.")[1], target.follows.split("layer.0.")[1]) for target in plan.targets[:2]
+        ]
         assert first == [
             ("attention.output.dropout", "attention.output.dense"),
             ("output.dropout", "output.dense"),

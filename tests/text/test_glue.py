@@ -192,7 +192,7 @@ def test_bad_rows_name_file_and_line(tmp_path, task, row, line, message):
     text = str(caught.value)
     assert text.startswith(f"{path}, line {line}")
     assert message in text
-    assert text.endswith("mend it, or fetch the file again")
+    assert text.endswith("correct it, or fetch the file again")
     assert len(text.splitlines()) == 1
     assert len(text) < 600
 
@@ -247,7 +247,7 @@ def test_one_class_is_no_task(task, tmp_path):
     write_all(tmp_path, task)
     write(tmp_path, task, "train", [row_of(task, i, TASKS[task].tsv_labels[0]) for i in range(1200)] if task != "stsb"
           else [row_of(task, i, "3.0") for i in range(1200)])  # fmt: skip
-    if task == "stsb":  # a score is no class
+    if task == "stsb":  # a score is not a class
         assert len(splits(task, "propetl", tmp_path).train) == 1200
         return
     with pytest.raises(UserError, match=f"{task} has training rows of one class only; give rows of two or more$"):
@@ -277,7 +277,7 @@ def test_hub(local_hub):
     with pytest.raises(UserError, match="nyu-mll/glue rte has no column sentence2; set --data-dir"):
         load_split("rte", None, "dev")
     local_hub("nyu-mll/glue", "rte", "train", [{"sentence1": "a", "sentence2": None, "label": 1}])
-    with pytest.raises(UserError, match=r"nyu-mll/glue rte \(train\), row 0: None is no text; set --data-dir"):
+    with pytest.raises(UserError, match=r"nyu-mll/glue rte \(train\), row 0: None is not a string; set --data-dir"):
         load_split("rte", None, "train")
 
 

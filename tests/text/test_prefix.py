@@ -37,7 +37,7 @@ CONFIGS = {
 CONFIG = CapaBoostConfig("prefix", r=3)
 TOKENS = torch.randint(5, 99, (3, 12), generator=torch.Generator().manual_seed(0))
 LENGTHS = (12, 9, 5)
-SHOWN = torch.arange(12) < torch.tensor(LENGTHS)[:, None]  # row by row, which tokens are no padding
+SHOWN = torch.arange(12) < torch.tensor(LENGTHS)[:, None]  # row by row, which tokens are not padding
 IMPLEMENTATIONS = ["eager", "sdpa"]
 
 

@@ -112,7 +112,7 @@ BROKEN_LISTS = {
     "no character": ("images/\0 1\n", "line 1: there is no image 'images/\\x00'"),
     "a folder": ("images 1\n", "line 1: there is no image 'images'"),
     "empty": ("\n", "mine/test.txt lists no image"),
-    "bytes": (b"\xff\xfe\x00", "mine/test.txt is no readable text; write it as UTF-8"),
+    "bytes": (b"\xff\xfe\x00", "mine/test.txt is not readable as text; write it as UTF-8"),
 }
 
 
@@ -176,7 +176,7 @@ def test_an_unreadable_image_is_named(folder):
         with pytest.raises(UserError) as caught:
             decode(open_split("mine", "folder", folder, "test", 8), "test")
         place = f"{folder / 'mine' / 'test.txt'}, line 1: {path}"
-        assert str(caught.value).startswith(f"{place} is no readable image; replace it or drop its line")
+        assert str(caught.value).startswith(f"{place} is not a readable image; replace it or drop its line")
         assert "\n" not in str(caught.value)
 
 

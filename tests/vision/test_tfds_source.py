@@ -125,7 +125,7 @@ FAILURES = {
     "package": (ImportError("No module named 'cv2'"), r"preparing cifar100 needs a package \(No module named 'cv2'\)"),
     "by hand": (
         AssertionError("Manual directory /m/manual does not exist or is empty. Instructions:\nGo to\n  kaggle.com"),
-        "cifar100 has to be downloaded by hand; Manual directory /m/manual .* Go to kaggle.com$",
+        "cifar100 must be downloaded by hand; Manual directory /m/manual .* Go to kaggle.com$",
     ),
     "network": (ConnectionError("no route\nto /manual/host"), r"could not be prepared \(no route to /manual/host\)"),
     "nameless": (ConnectionError(), r"could not be prepared \(ConnectionError\); go online, or pass --data-dir"),

@@ -1,4 +1,4 @@
-"""Accounts of several methods on one base model, each beside plain LoRA with the same settings."""
+"""The costs of several methods on one base model, each relative to plain LoRA with the same settings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from capaboost_core.errors import UserError
 from capaboost_core.methods import PRESETS, Method
-from capaboost_core.report.account_table import Row, Sheet, bytes_text, occurrences
-from capaboost_core.report.accounting import Account, Subject, account, settings_of
+from capaboost_core.report.cost import Cost, Subject, cost_of, settings_of
+from capaboost_core.report.cost_table import Row, Sheet, bytes_text, occurrences
 from capaboost_core.report.flop_modes import Call, half_of_torch
 from capaboost_core.report.flops import FlopCounts, count_flops
 
@@ -43,8 +43,8 @@ class Report:
             torch's own counter.
         rows: One dict a method.
         left_out: Methods that this model or these settings do not allow, with the reason.
-        negligible: Operators that are no products, with their occurrences in a training step, by method.
-        unsupported: Those of which that is not known.
+        negligible: Non-matmul operators, with their occurrences in a training step, by method.
+        unsupported: The same of operators that are not known to be so.
     """
 
     base: dict[str, int]
@@ -65,7 +65,7 @@ class Report:
         return Sheet(f"Millions of multiply-adds, {kind} (times LoRA's)", ("method", *PASSES.values()), lines)
 
     def facts(self) -> dict[str, str]:
-        """What a reader has to know of the numbers."""
+        """What a reader must know about the numbers."""
         base, ours, of_torch = self.base, *(self.base[f"{who}_multiply_adds"] for who in ("forward", "torch"))
         facts = {
             "base": f"{base['total_parameters']:,} parameters, {ours / 1e6:,.1f} million multiply-adds forward",
@@ -111,7 +111,7 @@ def make_report(
     Raises:
         UserError: If LoRA, to which all is relative, or a method that is not left out cannot be had.
     """
-    lora = account(subject, settings_of("lora", changes))
+    lora = cost_of(subject, settings_of("lora", changes))
     base, of_torch = count_flops(subject.build(), subject.inputs), half_of_torch(Call(subject.build(), subject.inputs))
     facts = {"total_parameters": lora.total, "head_parameters": lora.head}
     facts |= {"forward_multiply_adds": base.executed, "torch_multiply_adds": of_torch}
@@ -119,7 +119,7 @@ def make_report(
     for method in tqdm(methods, desc="methods", leave=False, disable=None):
         try:
             config = settings_of(method, changes)
-            counted = account(subject, config)
+            counted = cost_of(subject, config)
         except UserError as error:
             if strict:
                 raise
@@ -132,7 +132,7 @@ def make_report(
     return report
 
 
-def _row(method: str, ours: Account, lora: Account, base: FlopCounts) -> Row:
+def _row(method: str, ours: Cost, lora: Cost, base: FlopCounts) -> Row:
     row = {
         "method": method,
         "trainable_parameters": ours.trainable,
@@ -150,7 +150,7 @@ def _row(method: str, ours: Account, lora: Account, base: FlopCounts) -> Row:
     return row
 
 
-def _passes(counted: Account, kind: str) -> dict[str, int]:
+def _passes(counted: Cost, kind: str) -> dict[str, int]:
     forward, step = getattr(counted.forward, kind), getattr(counted.step, kind)
     return {"forward": forward, "step": step, "added": forward}
 

@@ -1,4 +1,4 @@
-"""Accounts of a small model against hand arithmetic, real files and real optimizers."""
+"""Costs of a small model against hand arithmetic, real files and real optimizers."""
 
 import json
 
@@ -8,9 +8,9 @@ from torch import nn
 
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, save_adapter, trainable_parameters
 from capaboost_core.methods import PRESETS
-from capaboost_core.report.account_report import choose_methods, make_report
-from capaboost_core.report.account_table import bytes_text, occurrences, show, write_files
-from capaboost_core.report.accounting import Subject, account, adapter_file_bytes, optimizer_bytes, settings_of
+from capaboost_core.report.cost import Subject, adapter_file_bytes, cost_of, optimizer_bytes, settings_of
+from capaboost_core.report.cost_report import choose_methods, make_report
+from capaboost_core.report.cost_table import bytes_text, occurrences, show, write_files
 from capaboost_core.report.peak_memory import peak_bytes, step_peak_bytes
 
 ROWS, WIDTH, CLASSES = 3, 32, 5
@@ -60,11 +60,11 @@ def test_file_of_several_precisions(tmp_path):
     assert adapter_file_bytes(trainable_parameters(model)) == (tmp_path / "adapter.safetensors").stat().st_size
 
 
-def test_account_is_hand_arithmetic():
+def test_cost_is_hand_arithmetic():
     r, subject = 4, tiny("cpu")
     base = ROWS * WIDTH * (2 * WIDTH + CLASSES)
-    lora = account(subject, CapaBoostConfig(r=r, num_tied=1, density=1.0))
-    ours = account(subject, CapaBoostConfig(r=r, num_tied=4, density=0.25))
+    lora = cost_of(subject, CapaBoostConfig(r=r, num_tied=1, density=1.0))
+    ours = cost_of(subject, CapaBoostConfig(r=r, num_tied=4, density=0.25))
     entries = 2 * 2 * WIDTH * r
     assert (lora.trainable, lora.total) == (entries, 2 * WIDTH * (WIDTH + 1))
     assert lora.percent == pytest.approx(100 * entries / (2 * WIDTH * (WIDTH + 1)))

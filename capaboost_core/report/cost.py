@@ -40,7 +40,7 @@ class Products:
 
 
 @dataclass(frozen=True)
-class Account:
+class Cost:
     """One adapted model in numbers.
 
     Attributes:
@@ -49,8 +49,8 @@ class Account:
         total: Entries of the base model, the head not counted.
         forward: Multiply-adds of a forward pass of the whole model.
         step: Those of a forward and a backward pass.
-        negligible: Operators of a step that are no products, with their occurrences.
-        unsupported: Those of which that is not known.
+        negligible: Non-matmul operators of a step, with their occurrences.
+        unsupported: The same of operators that are not known to be so.
         file_bytes: Size of `adapter.safetensors`, the head included.
         optimizer_bytes: AdamW's state for all that is trained, the head included.
     """
@@ -71,7 +71,7 @@ class Account:
         return 100 * self.trainable / self.total
 
 
-def account(subject: Subject, config: Method) -> Account:
+def cost_of(subject: Subject, config: Method) -> Cost:
     """Adapt a fresh model and count.
 
     Raises:
@@ -80,7 +80,7 @@ def account(subject: Subject, config: Method) -> Account:
     model = subject.inject(subject.build(), config)
     counts, trained = parameter_counts(model), trainable_parameters(model)
     step = count_flops(model, subject.inputs, backward=True)
-    return Account(
+    return Cost(
         trainable=counts.trainable,
         head=counts.head,
         total=counts.total,

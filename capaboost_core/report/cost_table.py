@@ -43,7 +43,7 @@ def show(facts: dict[str, str], sheets: list[Sheet]) -> None:
 def write_files(stem: Path, record: dict[str, Any], facts: dict[str, str], sheets: list[Sheet]) -> list[Path]:
     """Write STEM.json (the whole record), STEM.csv (its rows) and STEM.md (tables and facts).
 
-    Each file is whole or as it was.
+    Each file is written atomically.
     """
     texts = {".json": json.dumps(record, indent=2) + "\n", ".csv": to_csv(record["rows"])}
     texts[".md"] = to_markdown(facts, sheets)
