@@ -16,7 +16,6 @@ from tests import commands
 from tests.commands import finish
 from tests.hard.counts import count
 from tests.hard.kills import die
-from tests.test_train_text_cli import place  # noqa: F401 (a fixture)
 
 KILLS = 3  # of each run
 LONG = {"vision": range(4), "text": range(3)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,9 @@ from accelerate.state import AcceleratorState, GradientState
 
 from capaboost_core import load_adapter, save_adapter
 from tests.commands import finish, processes
-from tests.core.test_inject import X, adapted
-from tests.core.toy_run import run
+from tests.core.toy_model import X, adapted, fresh_base
+from tests.core.toy_run import lines, run
 from tests.hard.fsdp_run import ROWS, train
-from tests.hard.test_adapter_files import base
 
 CLOSE = dict(rtol=0, atol=1e-5)
 
@@ -32,7 +30,7 @@ def one(tmp_path, monkeypatch):
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines(folder)]
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -49,10 +47,12 @@ def test_processes_share_uneven_batches_as_one_would(one, tmp_path, count):
 def test_a_sharded_model_trains_saves_and_loads_the_adapter_of_one_process(tmp_path, count):
     finish(processes(count, "-m", "tests.hard.fsdp_run", str(tmp_path)))
     alone = train(adapted(), X[:ROWS])
-    loaded = load_adapter(base(), tmp_path / "saved")
+    loaded = load_adapter(fresh_base(), tmp_path / "saved")
     compare(loaded, alone)
     save_adapter(alone, tmp_path / "alone")
-    compare(load_adapter(base(), tmp_path / "again"), train(load_adapter(base(), tmp_path / "alone"), X[:ROWS]))
+    compare(
+        load_adapter(fresh_base(), tmp_path / "again"), train(load_adapter(fresh_base(), tmp_path / "alone"), X[:ROWS])
+    )
 
 
 def compare(model, other) -> None:

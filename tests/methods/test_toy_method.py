@@ -27,8 +27,7 @@ from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.settings import Tying
 from capaboost_core.sharing.tied import TiedWeight
 from tests.commands import finish, two_processes
-from tests.core.test_train import same, stopping_at
-from tests.core.toy_run import EXAMPLES, Toy, model, run, signalled
+from tests.core.toy_run import EXAMPLES, Toy, model, run, same, signalled, stopping_at
 
 STEPS = 4 * -(-EXAMPLES // 5)  # of the toy run, in all
 
