@@ -34,5 +34,13 @@ def is_hard(pytestconfig: pytest.Config) -> bool:
     return pytestconfig.getoption("--hard")
 
 
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder, CoLA and SQuAD v1.1, all tiny; tests read it only."""
+    from tests.text.tiny_tasks import write_tasks  # here, since it imports transformers
+
+    return write_tasks(tmp_path_factory.mktemp("text"))
+
+
 def _profile(config: pytest.Config) -> str:
     return "hard" if config.getoption("--hard") else "ordinary"

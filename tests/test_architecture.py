@@ -107,3 +107,9 @@ def test_text_outside_a_room_does_not_know_its_task(room):
     assert files
     for path in files:
         assert f"capaboost_text.{room}" not in path.read_text(), path
+
+
+def test_tests_share_through_helpers_and_not_through_each_other():
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        parts = {part for name in imported(ast.parse(path.read_text())) for part in name.split(".")}
+        assert not [part for part in parts if part.startswith("test_")], path

@@ -11,22 +11,7 @@ from capaboost.tables.read import read_results
 from capaboost.tables.row_settings import settings_of
 from capaboost.tables.rows import make_rows
 from capaboost.tables.write import BEGIN, END
-
-RESULT = {
-    "task": "digits",
-    "model": "tiny",
-    "method": "capaboost-lora",
-    "seed": 0,
-    "protocol": "test",
-    "metric": "accuracy",
-    "value": 90.0,
-    "trainable_parameters": 221184,
-    "percent_trainable": 0.2576,
-    "epochs": 20,
-    "device": "cpu",
-    "split_note": "seed 0",
-    "config": {"train": {"seed": 0, "lr": 0.001, "output_dir": "runs/a"}},
-}
+from tests.toy_result import RESULT
 
 
 def write(folder: Path, **changes) -> None:

@@ -13,28 +13,9 @@ from safetensors.torch import load_file
 from capaboost.commands import train_glue, train_squad
 from tests import commands
 from tests.commands import finish
-from tests.text.squad_case import TEXT
 from tests.text.tiny_encoder import save_encoder
 
 COMMON = ["--epochs", "3", "--batch-size", "8", "--mixed-precision", "no", "--set", "adapter.r=2"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """An encoder, CoLA and SQuAD v1.1, all tiny, in a folder."""
-    folder = tmp_path_factory.mktemp("text")
-    save_encoder(folder / "encoder")
-    (folder / "CoLA").mkdir()
-    words = TEXT.split()
-    for split, count in (("train", 60), ("dev", 20)):
-        rows = [f"gj04\t{i % 2}\t\t{' '.join(words[i % 11 : i % 11 + 3 + i % 5])}" for i in range(count)]
-        (folder / "CoLA" / f"{split}.tsv").write_text("\n".join(rows) + "\n")
-    answer = {"text": "Duke William", "answer_start": TEXT.index("Duke William")}
-    for split, count in (("train", 12), ("dev", 6)):
-        asked = [{"id": f"{split}{i}", "question": "Who? " * (1 + i % 3), "answers": [answer]} for i in range(count)]
-        content = {"version": "1.1", "data": [{"paragraphs": [{"context": TEXT, "qas": asked}]}]}
-        (folder / f"{split}-v1.1.json").write_text(json.dumps(content))
-    return folder
 
 
 def arguments(place: Path, kind: str) -> list[str]:

@@ -7,14 +7,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from capaboost_core import save_adapter
-from tests.core.test_inject import Net, X, adapted, randomise
+from tests.core.toy_model import X, adapted, randomise
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
-
-
-def fresh_base():
-    torch.manual_seed(0)
-    return Net()
 
 
 def saved(folder, model=None):

@@ -12,8 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from capaboost_core import UserError, load_adapter, save_adapter, trainable_parameters
-from tests.core.adapter_case import contents, fresh_base, saved
-from tests.core.test_inject import X, adapted, randomise
+from tests.core.adapter_case import contents, saved
+from tests.core.toy_model import X, adapted, fresh_base, randomise
 
 
 def sharded(model: nn.Module) -> nn.Module:

@@ -9,8 +9,7 @@ import torch
 
 from capaboost_core import UserError
 from capaboost_core.training.checkpoint import FORMAT
-from tests.core.test_train import same, stopping_at
-from tests.core.toy_run import Toy, model, run
+from tests.core.toy_run import Toy, model, run, same, stopping_at
 
 
 @pytest.fixture

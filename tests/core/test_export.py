@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from capaboost_core import disable, merge
-
-from .test_fast_path_training import IN, adapted
-from .test_fast_path_training import batch as make_batch
+from tests.core.fast_path_case import IN, adapted
+from tests.core.fast_path_case import batch as make_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

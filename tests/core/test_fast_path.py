@@ -6,27 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from capaboost_core import CapaBoostConfig, Target
-from capaboost_core.methods.capa_linear import CapaLinear
+from capaboost_core import CapaBoostConfig
 from capaboost_core.sharing.masks import mask_bits
+from tests.core.fast_path_case import ALPHA, DOUBLE, DROPOUT, IN, OUT, Q_AND_V, RANK, WHOLE, assert_near, capa_linear
 
-IN, OUT, RANK, ALPHA, DROPOUT = 12, 24, 4, 6, 0.3
-WHOLE, Q_AND_V = ((0, OUT),), ((0, 8), (16, 24))
 SLICES = pytest.mark.parametrize("slices", [WHOLE, Q_AND_V], ids=["whole", "q-and-v"])
-DOUBLE = torch.float64
 CASES = list(itertools.product((1, 2, 4, 8), (0.5, 1.0), (True, False)))
-
-
-def capa_linear(slices=Q_AND_V, bias=True, dtype=DOUBLE, trained_base=False, **settings):
-    """A layer whose increments are not zero."""
-    torch.manual_seed(0)
-    base = nn.Linear(IN, OUT, bias, dtype=dtype).requires_grad_(trained_base)
-    layer = CapaLinear(base, CapaBoostConfig(r=RANK, alpha=ALPHA, **settings), Target("p", slices))
-    for parameter in layer.own_parameters().values():
-        nn.init.normal_(parameter)
-    return layer
 
 
 class Loop:
@@ -68,13 +54,6 @@ class Loop:
     def gradient(self, name):
         gradient = self.leaves[name].grad
         return gradient[self.kept[name]].unsqueeze(1) if name in self.kept else gradient
-
-
-def assert_near(actual, expected, tolerance):
-    """Within the tolerance relative to the largest entry."""
-    assert actual.shape == expected.shape
-    scale = expected.abs().max().item() if expected.numel() else 1.0
-    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance * max(scale, 1e-30))
 
 
 def assert_as_loop(layer, x, tolerance, **settings):

@@ -6,43 +6,11 @@ import shutil
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch._inductor import config as inductor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
-from capaboost_core import CapaBoostConfig, Plan, Target, inject, trainable_parameters
-
-from .test_fast_path import DOUBLE, DROPOUT, IN, OUT, Q_AND_V, RANK, assert_near, capa_linear
-
-
-class Net(nn.Module):
-    """Two layers to adapt, one of them a fused qkv, as blocks that can be checkpointed."""
-
-    def __init__(self, mode=None):
-        super().__init__()
-        self.qkv, self.mlp, self.head, self.mode = nn.Linear(IN, OUT), nn.Linear(OUT, IN), nn.Linear(IN, 3), mode
-
-    def block(self, x):
-        q, k, v = self.qkv(x).chunk(3, -1)
-        return self.mlp(torch.cat([q * k, k + v, v.relu()], -1))
-
-    def forward(self, x):
-        x = self.block(x) if self.mode is None else checkpoint(self.block, x, use_reentrant=self.mode)
-        return self.head(x.relu())
-
-
-def adapted(mode=None, dtype=DOUBLE, **settings):
-    torch.manual_seed(0)
-    plan = Plan((Target("qkv", Q_AND_V), Target("mlp")), head=("head",))
-    model = inject(Net(mode).to(dtype), CapaBoostConfig(r=RANK, **settings), plan)
-    for parameter in trainable_parameters(model).values():
-        nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def batch(dtype=DOUBLE):
-    return torch.randn(8, 5, IN, dtype=dtype, generator=torch.Generator().manual_seed(1))
+from capaboost_core import trainable_parameters
+from tests.core.fast_path_case import DOUBLE, DROPOUT, OUT, adapted, assert_near, batch, capa_linear
 
 
 def gradients(model, *batches):

@@ -8,8 +8,7 @@ from torch import nn
 
 from capaboost_core import parameter_counts, trainable_parameters
 from capaboost_core.sharing.tied import TiedWeight
-
-from .test_inject import Net, X, adapted, randomise
+from tests.core.toy_model import Net, X, adapted, randomise
 
 SETTINGS = [
     {"method": "lora"},

@@ -13,8 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import init_device_mesh
 
 from capaboost_core import UserError, disable, inject, merge, merged, parameter_counts, unload, unmerge
-
-from .test_inject import Net, X, adapted, randomise
+from tests.core.toy_model import Net, X, adapted, randomise
 
 
 def lora():

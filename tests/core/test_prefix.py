@@ -1,6 +1,5 @@
 """The tied prefix: d masked copies side by side, visible under every mask, on any attention that is registered."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from capaboost_core.adapted import Adapted
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.methods.prefix_layer import Prefix
 from capaboost_core.sharing.masks import mask_bits
+from tests.core.prefix_by_hand import copies_by_hand
 
 CONFIGS = [
     CapaBoostConfig("prefix", r=3, num_tied=1, density=1.0),
@@ -32,14 +32,6 @@ CONFIGS = [
     CapaBoostConfig("prefix", r=3, mask="nm", n=1, m=4),
     CapaBoostConfig("prefix", r=3, mask="same"),
 ]
-
-
-def copies_by_hand(config, path, weight, tied, width):
-    """The concatenated copies (d*r, width) of a tied weight, written out from its packed entries."""
-    bits = mask_bits(config, path, weight, (config.r, width))
-    dense = np.zeros(bits.shape)
-    dense[bits != 0] = tied.packed.detach().double().flatten().numpy()
-    return torch.from_numpy(np.concatenate([dense * (bits >> i & 1) for i in range(config.num_tied)]))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -16,8 +16,8 @@ from torch import nn
 
 from capaboost_core import UserError, load_adapter, merge, parameter_counts, save_adapter, trainable_parameters
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
-from tests.core.adapter_case import CONFIG, WEIGHTS, contents, edit_record, edit_tensors, fresh_base, saved
-from tests.core.test_inject import X, adapted, randomise
+from tests.core.adapter_case import CONFIG, WEIGHTS, contents, edit_record, edit_tensors, saved
+from tests.core.toy_model import X, adapted, fresh_base, randomise
 
 ROOT = Path(__file__).parents[2]
 METHODS = ["lora", "padapter", "hadapter", "linear", "full"]

@@ -16,8 +16,8 @@ import torch
 
 from capaboost_core import UserError, load_adapter, save_adapter
 from capaboost_core.files import write_atomically
-from tests.core.adapter_case import CONFIG, WEIGHTS, contents, edit_record, fresh_base, saved
-from tests.core.test_inject import X, adapted, randomise
+from tests.core.adapter_case import CONFIG, WEIGHTS, contents, edit_record, saved
+from tests.core.toy_model import X, adapted, fresh_base, randomise
 
 
 @pytest.mark.hard_case(33)

@@ -13,8 +13,8 @@ from torch import nn
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, load_adapter, merge, save_adapter
 from capaboost_core.adapter_files import load as loading
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
-from tests.core.adapter_case import CONFIG, WEIGHTS, edit_record, edit_tensors, fresh_base, saved, state_of
-from tests.core.test_inject import PLAN, X, adapted, randomise
+from tests.core.adapter_case import CONFIG, WEIGHTS, edit_record, edit_tensors, saved, state_of
+from tests.core.toy_model import PLAN, X, adapted, fresh_base, randomise
 
 
 def truncate(folder):

@@ -9,8 +9,7 @@ from capaboost_core.exit_code import exit_code_of
 from capaboost_core.training import stopping
 from capaboost_core.training.stopping import Stopped, Watch
 from tests.commands import finish, two_processes
-from tests.core.test_train import lines, same
-from tests.core.toy_run import model, run, signalled
+from tests.core.toy_run import lines, model, run, same, signalled
 
 STEPS = 5  # of an epoch of the toy run
 

@@ -1,8 +1,5 @@
 """The loop: resuming changes nothing, sharing a batch changes nothing, nothing is overwritten."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,25 +7,7 @@ from capaboost_core import UserError
 from capaboost_core.training.optimize import shares
 from capaboost_core.training.schedule import Schedule
 from tests.commands import finish, two_processes
-from tests.core.toy_run import Toy, model, run
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
-
-
-def stopping_at(evaluation: int) -> type[Toy]:
-    class Stopping(Toy):
-        def evaluate(self, model):
-            if self.evaluations + 1 == evaluation:
-                raise InterruptedError
-            return super().evaluate(model)
-
-    return Stopping
+from tests.core.toy_run import Toy, lines, model, run, same, stopping_at
 
 
 def test_schedule_warms_up_then_falls():

@@ -9,8 +9,7 @@ from capaboost_core import trainable_parameters
 from capaboost_core.sharing.tied import TiedWeight
 from capaboost_core.training.optimize import _adamw
 from capaboost_core.training.train_section import TrainSection
-
-from .test_inject import adapted
+from tests.core.toy_model import adapted
 
 METHODS = ("lora", "padapter", "hadapter")
 

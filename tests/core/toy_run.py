@@ -3,6 +3,7 @@
 python -m tests.core.toy_run FOLDER [--resume] [--dropout] [STEP RANK]: at STEP, the process RANK gets SIGTERM.
 """
 
+import json
 import os
 import signal
 import sys
@@ -70,6 +71,18 @@ def signalled(step: int, number: int = signal.SIGTERM) -> type[Toy]:
     return Signalled
 
 
+def stopping_at(evaluation: int) -> type[Toy]:
+    """The task, which breaks off in an evaluation, counted from 1."""
+
+    class Stopping(Toy):
+        def evaluate(self, model):
+            if self.evaluations + 1 == evaluation:
+                raise InterruptedError
+            return super().evaluate(model)
+
+    return Stopping
+
+
 def run(folder: Path, task=Toy, network: nn.Module | None = None, resume=False, select_by=None, **changes):
     """Train in the folder; returns the model and the loop's result."""
     chosen, network = settings(**changes), network or model()
@@ -78,6 +91,16 @@ def run(folder: Path, task=Toy, network: nn.Module | None = None, resume=False, 
     fingerprint = {"train": {"lr": chosen.lr}}
     result: FitResult = fit(accelerator, network, toy, chosen, folder, fingerprint, select_by, resume)
     return network, result
+
+
+def lines(folder: Path) -> list[dict]:
+    """What a run wrote of its epochs."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    """Whether the weights are equal bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from capaboost_core import load_adapter, save_adapter, trainable_parameters
-from tests.core.test_inject import X, adapted
+from tests.core.toy_model import X, adapted
 
 STEPS, LR = 5, 0.05
 ROWS = 4  # of X, for each process as many

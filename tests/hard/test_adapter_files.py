@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from capaboost_core import CapaBoostConfig, inject, load_adapter, save_adapter
-from tests.core.test_inject import PLAN, Net, X, adapted, randomise
+from tests.core.toy_model import PLAN, X, adapted, fresh_base, randomise
 from tests.hard.oracle import attempt, bits, refused, scratch
 from tests.hard.values import damaged, mutated
 
@@ -31,11 +31,6 @@ class Stored(dict):
 
     def __repr__(self) -> str:
         return "stored"
-
-
-def base() -> Net:
-    torch.manual_seed(0)
-    return Net()
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +62,12 @@ def load_into(model, weights: bytes, record: bytes):
 def check(loaded, folder: Path) -> None:
     assert all(bool(p.isfinite().all()) for p in loaded.parameters())
     assert bool(loaded.eval()(X).isfinite().all())
-    again = load_adapter(base(), save_adapter(loaded, folder / "again")).eval()
+    again = load_adapter(fresh_base(), save_adapter(loaded, folder / "again")).eval()
     assert torch.equal(again(X), loaded(X))
 
 
 def model_for(method: str, fresh: bool):
-    return base() if fresh else adapted(method)
+    return fresh_base() if fresh else adapted(method)
 
 
 @given(data=st.data(), method=st.sampled_from(METHODS), sealed=st.booleans(), fresh=st.booleans())
@@ -87,7 +82,7 @@ def test_a_plan_or_configuration_of_any_content(stored, data, method):
     weights, record = stored[method]
     part = data.draw(st.sampled_from(["config", "plan"]))
     record = unsealed(record) | {part: data.draw(mutated(record[part]))}
-    load_into(base(), weights, json.dumps(record).encode())
+    load_into(fresh_base(), weights, json.dumps(record).encode())
 
 
 @given(data=st.data(), method=st.sampled_from(METHODS), fresh=st.booleans())
@@ -137,9 +132,9 @@ def test_a_damaged_file_is_found_out(stored, data, method, file):
     text = json.dumps(record, indent=2).encode()
     spoilt = data.draw(damaged(weights if file == WEIGHTS else text))
     weights, text = (spoilt, text) if file == WEIGHTS else (weights, spoilt)
-    loaded = load_into(base(), weights, text)
+    loaded = load_into(fresh_base(), weights, text)
     if not refused(loaded):
-        whole = load_into(base(), stored[method][0], json.dumps(record).encode())
+        whole = load_into(fresh_base(), stored[method][0], json.dumps(record).encode())
         for (name, one), (_, other) in zip(loaded.named_parameters(), whole.named_parameters(), strict=True):
             assert bits(one) == bits(other), f"{name} is another one, in silence"
 
@@ -152,7 +147,7 @@ def test_a_damaged_file_without_checksums_is_refused_or_sound(stored, data, meth
         weights = data.draw(damaged(weights))
     else:
         text = data.draw(damaged(text))
-    load_into(base(), weights, text)
+    load_into(fresh_base(), weights, text)
 
 
 SETTINGS = {
@@ -172,11 +167,11 @@ SETTINGS = {
 @given(values=st.fixed_dictionaries({}, optional=SETTINGS))
 def test_every_configuration_comes_back_or_is_refused(values):
     with scratch() as folder:
-        model = base()
+        model = fresh_base()
         made = attempt(lambda: inject(model, CapaBoostConfig(**values), PLAN), folder, model)
         if refused(made):
             return
         randomise(made).eval()
-        loaded = attempt(lambda: load_adapter(base(), save_adapter(made, folder / "adapter")), folder)
+        loaded = attempt(lambda: load_adapter(fresh_base(), save_adapter(made, folder / "adapter")), folder)
         assert not refused(loaded)
         assert torch.equal(loaded.eval()(X), made(X))

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from capaboost_core.training import stopping
 from capaboost_core.training.checkpoint import FORMAT
-from tests.core.test_train import same, stopping_at
-from tests.core.toy_run import model, run, signalled
+from tests.core.toy_run import model, run, same, signalled, stopping_at
 from tests.hard.oracle import attempt, refused, scratch, slow
 from tests.hard.values import SCALARS, damaged, mutated
 

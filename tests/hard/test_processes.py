@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,19 @@ from accelerate.state import AcceleratorState, GradientState
 
 from capaboost_core import load_adapter, save_adapter
 from tests.commands import finish, processes
-from tests.core.test_inject import X, adapted
-from tests.core.toy_run import run
+from tests.core.toy_model import X, adapted, fresh_base
+from tests.core.toy_run import lines, run
 from tests.hard.fsdp_run import ROWS, train
-from tests.hard.test_adapter_files import base
 
 CLOSE = dict(rtol=0, atol=1e-5)
+LONG = {"shared": [2, 4], "sharded": [1, 2]}  # how many processes
+SHORT = {"shared": [4], "sharded": [2]}  # tests/core holds that two share as one would
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    counts = LONG if metafunc.config.getoption("--hard") else SHORT
+    for name in counts.keys() & set(metafunc.fixturenames):
+        metafunc.parametrize(name, counts[name])
 
 
 @pytest.fixture
@@ -32,27 +38,27 @@ def one(tmp_path, monkeypatch):
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines(folder)]
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_uneven_batches_as_one_would(one, tmp_path, count):
+def test_processes_share_uneven_batches_as_one_would(one, tmp_path, shared):
     """23 rows in batches of 5, in two slices each: of the last batch of 3 some of four processes get nothing."""
-    finish(processes(count, "-m", "tests.core.toy_run", str(tmp_path / "run")))
+    finish(processes(shared, "-m", "tests.core.toy_run", str(tmp_path / "run")))
     assert losses(tmp_path / "run") == pytest.approx(one[1], abs=1e-5)
     trained = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parameters"]
     for name, value in trained.items():
         torch.testing.assert_close(value, one[0][name].detach(), **CLOSE)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_sharded_model_trains_saves_and_loads_the_adapter_of_one_process(tmp_path, count):
-    finish(processes(count, "-m", "tests.hard.fsdp_run", str(tmp_path)))
+def test_a_sharded_model_trains_saves_and_loads_the_adapter_of_one_process(tmp_path, sharded):
+    finish(processes(sharded, "-m", "tests.hard.fsdp_run", str(tmp_path)))
     alone = train(adapted(), X[:ROWS])
-    loaded = load_adapter(base(), tmp_path / "saved")
+    loaded = load_adapter(fresh_base(), tmp_path / "saved")
     compare(loaded, alone)
     save_adapter(alone, tmp_path / "alone")
-    compare(load_adapter(base(), tmp_path / "again"), train(load_adapter(base(), tmp_path / "alone"), X[:ROWS]))
+    compare(
+        load_adapter(fresh_base(), tmp_path / "again"), train(load_adapter(fresh_base(), tmp_path / "alone"), X[:ROWS])
+    )
 
 
 def compare(model, other) -> None:

@@ -15,7 +15,7 @@ from capaboost.commands import tables as command
 from capaboost_core import UserError
 from tests.hard.oracle import attempt, refused, scratch
 from tests.hard.values import damaged, mutated
-from tests.test_make_tables import RESULT
+from tests.toy_result import RESULT
 
 
 def tables(folder: Path):

@@ -34,16 +34,11 @@ from capaboost_core import (
     trainable_parameters,
     unmerge,
 )
-from tests.core.test_inject import PLAN, Net, X, randomise
+from tests.core.toy_model import PLAN, X, fresh_base, randomise
 from tests.hard.counts import count
 from tests.hard.oracle import bits, scratch
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
-
-
-def base() -> Net:
-    torch.manual_seed(0)
-    return Net()
 
 
 def increment(layer) -> torch.Tensor:
@@ -72,10 +67,10 @@ class States(RuleBasedStateMachine):
 
     @initialize(tied=st.sampled_from([1, 2, 3]), mask=st.sampled_from(["random", "same"]))
     def start(self, tied, mask):
-        self.frozen = {name: value.clone() for name, value in base().state_dict().items() if "head" not in name}
+        self.frozen = {name: value.clone() for name, value in fresh_base().state_dict().items() if "head" not in name}
         masks = {"mask": mask, "density": 0.5} if tied > 1 else {"density": 1.0}
         self.config = CapaBoostConfig(r=4, num_tied=tied, **masks)
-        self.model = randomise(inject(base(), self.config, PLAN)).eval()
+        self.model = randomise(inject(fresh_base(), self.config, PLAN)).eval()
         self.is_merged = False
 
     def expected(self, adapted: bool = True) -> torch.Tensor:
@@ -150,7 +145,7 @@ class States(RuleBasedStateMachine):
     def save_and_load(self, fresh):
         with scratch() as folder:
             save_adapter(self.model, folder)
-            other = base() if fresh else inject(base(), self.config, PLAN)
+            other = fresh_base() if fresh else inject(fresh_base(), self.config, PLAN)
             self.model = load_adapter(other, folder).eval()
         self.is_merged = False
 
@@ -161,7 +156,7 @@ class States(RuleBasedStateMachine):
     @rule(into_merged=st.booleans())
     def state_dict_into_another(self, into_merged):
         """Strictly into another adapted model, merged or not: the values come over, its state stays."""
-        other = randomise(inject(base(), self.config, PLAN)).eval()
+        other = randomise(inject(fresh_base(), self.config, PLAN)).eval()
         if into_merged:
             merge(other)
         try:

@@ -12,8 +12,8 @@ from capaboost_text.glue.splits import PROTOCOLS, TASKS, load_split, splits
 from capaboost_text.squad.data import read_squad
 from tests.hard.oracle import attempt, refused, scratch
 from tests.hard.values import damaged, mutated
-from tests.text.test_glue import row_of, write, write_all
-from tests.text.test_squad_data import GOOD
+from tests.text.glue_files import row_of, write, write_all
+from tests.text.squad_case import GOOD
 
 TASK = st.sampled_from(sorted(TASKS))
 CELLS = st.sampled_from(

@@ -40,8 +40,7 @@ from capaboost_core.sharing.tied import TiedWeight
 from capaboost_core.training.hooks import Hooks
 from capaboost_core.training.optimize import Stepper, make_accelerator
 from tests.commands import finish, two_processes
-from tests.core.test_train import same, stopping_at
-from tests.core.toy_run import EXAMPLES, Toy, model, run, settings, signalled
+from tests.core.toy_run import EXAMPLES, Toy, model, run, same, settings, signalled, stopping_at
 
 STEPS = 4 * -(-EXAMPLES // 5)  # of the toy run, in all
 

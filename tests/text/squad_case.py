@@ -1,28 +1,49 @@
 """Real questions and tiny tokenizers for the SQuAD tests."""
 
 from functools import cache
-from pathlib import Path
 
-import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from capaboost_text.squad.data import load_squad
 from capaboost_text.squad.entry import Question, Reference
+from tests.real_data import real_data
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "squad"
-needs_squad = pytest.mark.skipif(not FOLDER.exists(), reason=f"SQuAD is not at {FOLDER}")
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 TEXT = (
     "The Norman dynasty had a major political, cultural and military impact on medieval Europe. In 1066 – “the year "
     "of three battles” – Duke William conquered England; £1,500 were paid to Édouard (naïve as he was) in Rouen. "
 )
 FAMILIES = ("bert", "roberta", "deberta", "left")
+GOOD = {
+    "version": "v2.0",
+    "data": [
+        {"title": "t", "paragraphs": []},
+        {
+            "title": "t",
+            "paragraphs": [
+                {
+                    "context": "William won in 1066.",
+                    "qas": [
+                        {
+                            "id": "1",
+                            "question": "Who?",
+                            "answers": [{"text": "William", "answer_start": 0}],
+                            "is_impossible": False,
+                        },
+                        {"id": "2", "question": " ", "answers": [], "is_impossible": True},
+                    ],
+                }
+            ],
+        },
+    ],
+}
 
 
 @cache
 def squad(dataset: str, split: str = "dev") -> list[Question]:
-    return load_squad(dataset, split, FOLDER)
+    """The real questions; skips the test where they are not."""
+    return load_squad(dataset, split, real_data("squad"))
 
 
 @cache

@@ -6,44 +6,22 @@ from torch import nn
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    BertConfig,
     BloomConfig,
     DebertaV2Config,
-    DistilBertConfig,
-    ElectraConfig,
-    ModernBertConfig,
     RobertaConfig,
 )
 
 from capaboost_core import CapaBoostConfig, UserError, load_adapter, merge, parameter_counts, save_adapter
 from capaboost_core import trainable_parameters as trainable
 from capaboost_text import from_pretrained, inject
+from tests.text.models import FAMILIES, TOKENS, create
 
-SIZE = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-FAMILIES = {
-    "bert": BertConfig(**SIZE),
-    "roberta": RobertaConfig(**SIZE),
-    "electra": ElectraConfig(**SIZE, embedding_size=32),
-    "deberta-v2": DebertaV2Config(**SIZE, relative_attention=True, pos_att_type=["p2c", "c2p"], share_att_key=True),
-    "distilbert": DistilBertConfig(vocab_size=99, dim=32, n_layers=2, n_heads=2, hidden_dim=48),
-    "modernbert": ModernBertConfig(**SIZE, global_attn_every_n_layers=1, pad_token_id=0),
-}
 METHODS = [
     {"method": "lora"},
     {"method": "lora", "targets": "all-linear"},
     {"method": "padapter"},
     {"method": "hadapter"},
 ]
-TOKENS = torch.randint(5, 99, (3, 12), generator=torch.Generator().manual_seed(0))
-
-
-def create(family, capaboost=None):
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(FAMILIES[family]).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.3)
-    return inject(model, {"r": 4, **capaboost}) if capaboost else model
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["qv", "all-linear", "padapter", "hadapter"])

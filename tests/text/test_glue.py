@@ -1,7 +1,6 @@
 """GLUE is read whole or refused with file and line, split as the paper does, and scored by the textbook."""
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,50 +9,10 @@ import torch
 from capaboost_core.errors import UserError
 from capaboost_text.glue.metrics import METRICS, compute_metrics
 from capaboost_text.glue.splits import PROTOCOLS, TASKS, Example, find_task, load_split, splits
+from tests.real_data import real_data
+from tests.text.glue_files import row_of, write, write_all
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "glue"
-HEADERS = {
-    "cola": None,
-    "sst2": "sentence label",
-    "mrpc": "Quality #1_ID #2_ID #1_String #2_String",
-    "stsb": "index genre filename year old_index source1 source2 sentence1 sentence2 score",
-    "qqp": "id qid1 qid2 question1 question2 is_duplicate",
-    "mnli": "index promptID pairID genre parse1 parse2 tree1 tree2 sentence1 sentence2 label1 gold_label",
-    "qnli": "index question sentence label",
-    "rte": "index sentence1 sentence2 label",
-}
 SMALL = {"cola", "rte", "mrpc", "stsb"}
-
-
-def row_of(task, i, label=None):
-    """Row i as the original file would have it, with texts `a i` and `b i`."""
-    first, second = f'a "{i}', f"b {i}"
-    label = label or (str(i % 6) if task == "stsb" else TASKS[task].tsv_labels[i % len(TASKS[task].labels)])
-    cells = {
-        "cola": ["gj04", label, "", first],
-        "sst2": [first, label],
-        "mrpc": [label, "1", "2", first, second],
-        "stsb": [*"0123456", first, second, label],
-        "qqp": [*"012", first, second, label],
-        "mnli": [*"01234567", first, second, "x", label],
-    }
-    return "\t".join(cells.get(task, [str(i), first, second, label]))
-
-
-def write(folder, task, split, rows, end="\n"):
-    path = folder / TASKS[task].folder / f"{split}.tsv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = HEADERS[task]
-    lines = [] if header is None else ["\t".join(header.split()).replace("_ID", " ID").replace("_String", " String")]
-    path.write_bytes((end.join([*lines, *rows]) + end).encode())
-    return path
-
-
-def write_all(folder, task, train=1200, dev=21):
-    for split in TASKS[task].splits:
-        first = 0 if split == "train" else 10_000 if "mis" not in split else 20_000
-        count = train if split == "train" else dev
-        write(folder, task, split, [row_of(task, first + i) for i in range(count)])
 
 
 def ids(examples):
@@ -288,16 +247,14 @@ def test_hub_out_of_reach(local_hub):
 
 @pytest.mark.parametrize(("task", "train", "dev"), [("cola", 8551, 1043), ("sst2", 67349, 872), ("rte", 2490, 277)])
 def test_real_files_have_the_published_sizes(task, train, dev):
-    folder = FOLDER / TASKS[task].folder
-    if not folder.exists():
-        pytest.skip(f"GLUE is not at {folder}")
-    parts = splits(task, "adalora", FOLDER)
+    glue, folder = real_data("glue"), real_data("glue", TASKS[task].folder)
+    parts = splits(task, "adalora", glue)
     assert (len(parts.train), len(parts.test)) == (train, dev)
     for examples, name in ((parts.train, "train"), (parts.test, "dev")):
         raw = (folder / f"{name}.tsv").read_text(encoding="utf-8")
         texts = [text for example in examples for text in example[:2] if text]
         assert sum(text.count('"') for text in texts) == raw.count('"')
-    halved = splits(task, "propetl", FOLDER)
+    halved = splits(task, "propetl", glue)
     assert len(halved.selection) == (dev // 2 if task in SMALL else 1000)
     assert len(halved.train) == (train if task in SMALL else train - 1000)
     assert len(halved.test) == (dev - dev // 2 if task in SMALL else dev)

@@ -25,8 +25,8 @@ from capaboost_core import (
     trainable_parameters,
 )
 from capaboost_text import inject
-from tests.core.test_prefix import copies_by_hand
-from tests.text.test_encoders import FAMILIES, SIZE, create
+from tests.core.prefix_by_hand import copies_by_hand
+from tests.text.models import FAMILIES, SIZE, TOKENS, create
 
 LOCAL = {"local_attention": 4, "layer_types": ["sliding_attention", "full_attention"]}
 CONFIGS = {
@@ -35,7 +35,6 @@ CONFIGS = {
     "modernbert": ModernBertConfig(**SIZE, **LOCAL, pad_token_id=0),
 }
 CONFIG = CapaBoostConfig("prefix", r=3)
-TOKENS = torch.randint(5, 99, (3, 12), generator=torch.Generator().manual_seed(0))
 LENGTHS = (12, 9, 5)
 SHOWN = torch.arange(12) < torch.tensor(LENGTHS)[:, None]  # row by row, which tokens are not padding
 IMPLEMENTATIONS = ["eager", "sdpa"]

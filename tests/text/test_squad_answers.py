@@ -8,8 +8,7 @@ import pytest
 from capaboost_core.errors import UserError
 from capaboost_text.squad.answers import Prediction, predict
 from capaboost_text.squad.windows import make_windows
-
-from .squad_case import FAMILIES, TEXT, ask, tokenizer
+from tests.text.squad_case import FAMILIES, TEXT, ask, tokenizer
 
 
 def random_logits(windows, seed=0):

@@ -7,32 +7,8 @@ import pytest
 
 from capaboost_core.errors import UserError
 from capaboost_text.squad.data import find_file, load_squad, read_squad
+from tests.text.squad_case import GOOD, squad
 
-from .squad_case import needs_squad, squad
-
-GOOD = {
-    "version": "v2.0",
-    "data": [
-        {"title": "t", "paragraphs": []},
-        {
-            "title": "t",
-            "paragraphs": [
-                {
-                    "context": "William won in 1066.",
-                    "qas": [
-                        {
-                            "id": "1",
-                            "question": "Who?",
-                            "answers": [{"text": "William", "answer_start": 0}],
-                            "is_impossible": False,
-                        },
-                        {"id": "2", "question": " ", "answers": [], "is_impossible": True},
-                    ],
-                }
-            ],
-        },
-    ],
-}
 DELETE = object()
 PARAGRAPH = ("data", 1, "paragraphs", 0)
 QUESTION = (*PARAGRAPH, "qas", 0)
@@ -193,7 +169,6 @@ def test_hub_out_of_reach(local_hub):
         load_squad("squad_v1", "dev")
 
 
-@needs_squad
 def test_real_files_have_the_published_sizes():
     assert len(squad("squad_v1")) == 10570
     assert len(squad("squad_v2")) == 11873

@@ -8,8 +8,7 @@ import pytest
 from capaboost_core.errors import UserError
 from capaboost_text.squad.entry import Question, Reference
 from capaboost_text.squad.metrics import best_threshold, evaluate, normalise, score_question
-
-from .squad_case import needs_squad, squad
+from tests.text.squad_case import squad
 
 DATASETS = {"squad_v1": 10570, "squad_v2": 11873}
 
@@ -75,7 +74,6 @@ def guesses(question, rng):
     yield from ("", rng.choice(["the", ".", " ", "A an. The"]), question.context[at : at + 25], words[-1] * 2)
 
 
-@needs_squad
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_agrees_on_every_dev_question(dataset):
     rng, version2 = random.Random(0), dataset == "squad_v2"
@@ -99,7 +97,6 @@ def test_agrees_on_every_dev_question(dataset):
         assert not report
 
 
-@needs_squad
 def test_thresholds_agree_on_v2_with_ties():
     rng, questions = random.Random(1), squad("squad_v2")
     predictions = {q.id: rng.choice([*guesses(q, rng)]) for q in questions}

@@ -9,8 +9,7 @@ import torch
 from capaboost_core.errors import UserError
 from capaboost_text.squad.batch import collate, strip_padding
 from capaboost_text.squad.windows import make_windows
-
-from .squad_case import FAMILIES, SPECIAL, TEXT, ask, needs_squad, squad, tokenizer
+from tests.text.squad_case import FAMILIES, SPECIAL, TEXT, ask, squad, tokenizer
 
 
 def held(window):
@@ -54,7 +53,6 @@ def check_answer(question, window, every_span):
     return 1
 
 
-@needs_squad
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_of_real_questions_are_found_again(family):
     rng = random.Random(0)

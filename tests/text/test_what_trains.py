@@ -21,10 +21,9 @@ from transformers import (
 from capaboost_core import UserError, parameter_counts, weight_decay_groups
 from capaboost_core import trainable_parameters as trainable
 from capaboost_text import from_pretrained, inject
+from tests.text.models import SIZE
+from tests.text.tiny_encoder import save_encoder
 
-from .tiny_encoder import save_encoder
-
-SIZE = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 BERT = BertConfig(**SIZE)
 DISTILBERT = DistilBertConfig(vocab_size=99, dim=32, n_layers=2, n_heads=2, hidden_dim=48)
 MODERNBERT = ModernBertConfig(**SIZE, global_attn_every_n_layers=1, pad_token_id=0)

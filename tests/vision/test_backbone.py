@@ -1,10 +1,8 @@
 """The embedded backbone: its weights come with the package and know Tiny ImageNet."""
 
 import io
-from pathlib import Path
 
 import pyarrow.parquet as parquet
-import pytest
 import timm
 import torch
 from PIL import Image
@@ -12,9 +10,9 @@ from timm.data import create_transform, resolve_model_data_config
 
 import capaboost_vision  # noqa: F401
 from capaboost_vision.backbone import WEIGHTS
+from tests.real_data import real_data
 
 NAME = "capaboost_vit_micro_patch8_64"
-VALIDATION = Path(__file__).parents[2].parent / "shared" / "data" / "upstream" / "val.parquet"
 
 
 def test_file_is_small_and_half_precision():
@@ -31,11 +29,11 @@ def test_pretrained_differs_from_random_and_takes_a_new_head():
     assert NAME + ".tiny_imagenet" in timm.list_pretrained("capaboost*")
 
 
-@pytest.mark.skipif(not VALIDATION.exists(), reason=f"Tiny ImageNet is not at {VALIDATION}")
 def test_accuracy_on_every_tenth_validation_image():
+    validation = real_data("upstream", "val.parquet")
     model = timm.create_model(NAME, pretrained=True).eval()
     transform = create_transform(**resolve_model_data_config(model))
-    rows = parquet.read_table(VALIDATION).to_pylist()[::10]
+    rows = parquet.read_table(validation).to_pylist()[::10]
     images = [transform(Image.open(io.BytesIO(row["image"])).convert("RGB")) for row in rows]
     with torch.inference_mode():
         predicted = model(torch.stack(images)).argmax(-1)

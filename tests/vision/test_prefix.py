@@ -21,8 +21,8 @@ from capaboost_core import (
     trainable_parameters,
 )
 from capaboost_core.inject import inject
-from tests.core.test_prefix import copies_by_hand
-from tests.vision.test_timm import create, image
+from tests.core.prefix_by_hand import copies_by_hand
+from tests.vision.models import create, image
 
 CONFIG = CapaBoostConfig("prefix", r=4)
 PLAIN = [

@@ -15,32 +15,26 @@ from capaboost_core.training.train_section import TrainSection
 from capaboost_vision.experiment import prepare
 from capaboost_vision.sources import SPLITS, decode, num_classes, open_split
 from capaboost_vision.vtab_run import DataSection, ModelSection, VtabRun
+from tests.real_data import real_data
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "vtab-1k"
 REAL = {"cifar": (800, 200, 1000, 10000), "oxford_flowers102": (800, 200, 1000, 6149)}
-
-
-def real(name: str) -> Path:
-    if not (DATA / name).is_dir():
-        pytest.skip(f"no images of {name} in {DATA}")
-    return DATA / name
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_folder_sizes_and_labels(name):
-    folder = real(name)
+    folder = real_data("vtab-1k", name)
     for split, size in zip(SPLITS, REAL[name], strict=True):
-        dataset = open_split(name, "folder", DATA, split, 32)
+        dataset = open_split(name, "folder", folder.parent, split, 32)
         assert len(dataset) == size == len((folder / f"{split}.txt").read_text().splitlines())
-    assert num_classes(name, "folder", DATA) == {"cifar": 100, "oxford_flowers102": 102}[name]
+    assert num_classes(name, "folder", folder.parent) == {"cifar": 100, "oxford_flowers102": 102}[name]
 
 
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize(("height", "width"), [(24, 40), (32, 32)])
 def test_real_pixels_are_those_of_pil(name, height, width):
-    folder = real(name)
+    folder = real_data("vtab-1k", name)
     lines = (folder / "val200.txt").read_text().splitlines()
-    dataset = open_split(name, "folder", str(DATA), "val200", (height, width))
+    dataset = open_split(name, "folder", str(folder.parent), "val200", (height, width))
     for index in (0, 7, 199):
         path, label = lines[index].split(" ")
         wanted = Image.open(folder / path).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
