@@ -118,7 +118,7 @@ class Architecture:
     )
 
     def roles(self, model: nn.Module, head: Iterable[str] = ()) -> Roles:
-        """The roles of a model's layers; a module without o, f1 or f2 is not a block."""
+        """The roles of a model's layers; a module without o or f2 is not a block."""
         pattern = re.compile(rf"(?:^|\.)(?:{self.blocks})$")
         modules = dict(model.named_modules())
         below = {path: self._block(model, path, modules) for path in modules if pattern.search(path)}
