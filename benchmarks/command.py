@@ -70,7 +70,7 @@ def repeats_of(options: argparse.Namespace) -> Repeats:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a benchmark found.
+    """The measurements of a benchmark.
 
     Attributes:
         benchmark: `step`, `inference` and so on.
@@ -134,7 +134,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's model, where Linux tells it."""
+    """The processor's model, if Linux reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

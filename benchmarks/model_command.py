@@ -44,7 +44,7 @@ class Setup:
             yield name, Peer(peer.model.to(self.device), peer.head, peer.file_tensors)
 
     def callable(self, model: nn.Module) -> nn.Module:
-        """The model, compiled if that is wanted."""
+        """The model, compiled if requested."""
         return torch.compile(model) if self.options.compile else model
 
     @property
@@ -70,7 +70,7 @@ class Setup:
 
 
 def usual(device: torch.device) -> tuple[int, str]:
-    """Batch and precision unless told otherwise."""
+    """Default batch and precision."""
     return (64, "bf16") if device.type == "cuda" else (8, "fp32")
 
 

@@ -82,7 +82,7 @@ def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
 def copy_with_own(base: nn.Module, own: tuple[str, ...]) -> nn.Module:
     """A copy that shares the base's tensors, but has its own of the modules below the paths `own`.
 
-    Peers that share the frozen weights fit into memory beside each other, and read the same pages.
+    Peers that share the frozen weights fit into memory together, and read the same pages.
     """
     tensors = [*base.named_parameters(), *base.named_buffers()]
     shared = {id(t): t for name, t in tensors if not any(in_prefix(name, prefix) for prefix in own)}

@@ -134,14 +134,14 @@ def _train_head_only(model: nn.Module, plan: Plan) -> None:
 
 
 def _first_layers(plan: Plan) -> tuple[str, ...]:
-    """The targets that lie in one module with the first: qkv, or query and value, of the first block."""
+    """The targets in the same module as the first: qkv, or query and value, of the first block."""
     parent = plan.targets[0].path.rpartition(".")[0]
     return tuple(target.path for target in plan.targets if in_prefix(target.path, parent))
 
 
 @torch.no_grad()
 def _randomise(peer: Peer) -> None:
-    """Values other than the zeros of a fresh B, so that every product is a real one."""
+    """Nonzero values for a fresh B, so that no product is trivial."""
     for parameter in adapter_parameters(peer).values():
         nn.init.normal_(parameter, std=0.02)
 

@@ -34,7 +34,7 @@ RATIOS = {  # of the summary, each with the pairs that it may stand for
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """What ran where, the peers, and the ratios."""
+    """Settings and device, the peers, and the ratios."""
     return "\n\n".join([_heading(result), *_figures(result)]) + "\n"
 
 

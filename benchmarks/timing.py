@@ -19,7 +19,7 @@ BLOCK_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Repeats:
-    """How often to measure: `warmups` rounds that are thrown away, then `repeats`, within `minutes`."""
+    """How often to measure: `warmups` discarded rounds, then `repeats`, within `minutes`."""
 
     repeats: int
     warmups: int
@@ -73,7 +73,7 @@ class Stopwatch:
 def interleave(measures: Mapping[str, Callable[[], float]], plan: Repeats) -> dict[str, list[float]]:
     """Values of each measure, in the order of the repeats.
 
-    A repeat is not begun if the longest one so far would end it past the time limit; one is always made.
+    No repeat is started that would exceed the time limit if it took as long as the longest so far; one always runs.
     """
     shuffle, begun, longest = random.Random(plan.seed), time.monotonic(), 0.0
     values: dict[str, list[float]] = {name: [] for name in measures}

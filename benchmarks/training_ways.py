@@ -25,7 +25,7 @@ from capaboost_vision.image_task import ImageTask, Normalize
 
 @dataclass(frozen=True)
 class DigitsRun:
-    """What all ways of training have in common: the model, the digits at its input size, the settings."""
+    """What all ways of training share: the model, the digits at its input size, the settings."""
 
     model_name: str
     device: torch.device
@@ -109,7 +109,7 @@ def bare_step(run: DigitsRun) -> Callable[[], float]:
 
 
 def ordinary_way(run: DigitsRun, workers: int) -> Callable[[], float]:
-    """Images a second of the loop that most scripts have."""
+    """Images per second of the usual training loop."""
     loop, pinned = PlainLoop(run), run.device.type == "cuda"
     loader = DataLoader(run.images, run.train.batch_size, shuffle=True, num_workers=workers, pin_memory=pinned)
 

@@ -30,7 +30,7 @@ def check_outputs(flag: str, *paths: Path | None) -> None:
 
 
 def _try_name(path: Path) -> None:
-    """Raise what the system says of a name that is too long, or that leads through a file."""
+    """Raise the system's error for a name that is too long, or whose parent is a file."""
     with contextlib.suppress(FileNotFoundError):
         os.lstat(path)
 

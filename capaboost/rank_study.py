@@ -21,7 +21,7 @@ from capaboost_core.training.run_folder import RESULT
 
 
 def run_record(folder: Path) -> dict[str, Any]:
-    """What a report keeps of a finished run."""
+    """The fields of a finished run that a report holds."""
     result = read_result(folder / RESULT)
     return {name: result[name] for name in ("task", "metric", "value", "device", "config")}
 
@@ -41,7 +41,7 @@ class Study:
     assignments: Sequence[str] = ()
 
     def train_missing(self, pairs: Sequence[tuple[int, int]]) -> list[Path]:
-        """Train what is not finished of the pairs (r, d), going on where a run was stopped.
+        """Train the unfinished pairs (r, d), resuming stopped runs.
 
         Returns:
             The folder of each run.

@@ -22,7 +22,7 @@ TOKENS = 128
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is fed and what the head has; None takes 128 tokens, or the image size of the model."""
+    """Sizes of inputs and head; None takes 128 tokens, or the image size of the model."""
 
     batch_size: int = 1
     sequence_length: int | None = None

@@ -52,7 +52,7 @@ class Adapted(nn.Module):
     mergeable: ClassVar[bool] = False
 
     def adopt(self, base: nn.Module, path: str) -> None:
-        """Take over all that the base holds; called in place of its class's constructor."""
+        """Adopt everything that the base holds; called in place of its class's constructor."""
         nn.Module.__init__(self)
         own = vars(self).keys() - set(CONTENT + HOOKS)
         self.base_attributes = {name: v for name, v in vars(base).items() if name not in {*CONTENT, *HOOKS, *own}}
@@ -71,7 +71,7 @@ class Adapted(nn.Module):
         return not self.disabled
 
     def plain(self) -> nn.Module:
-        """The frozen layer as it was before `adopt`, with its parameters of today."""
+        """The frozen layer as it was before `adopt`, with its current parameters."""
         layer = self.base_class.__new__(self.base_class)
         nn.Module.__init__(layer)
         for name, held in self.base_content.items():

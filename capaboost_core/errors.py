@@ -27,7 +27,7 @@ def shown(value: object, width: int = 200) -> str:
 
 
 def reason_of(error: BaseException, width: int = 200) -> str:
-    """What another library's error says, in one line; its type where the text alone says little."""
+    """Another library's error message in one line, with its type where the message alone says little."""
     text = textwrap.shorten(str(error), width, placeholder=" ...")
     bare = not text or isinstance(error, (LookupError, TypeError, AttributeError, ArithmeticError))
     return f"{type(error).__name__}: {text}".removesuffix(": ") if bare else text

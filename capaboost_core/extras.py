@@ -16,7 +16,7 @@ def is_installed(module: str) -> bool:
 
 
 def install_line(extra: str) -> str:
-    """What to type to get the libraries of an extra."""
+    """The command that installs an extra."""
     return f"pip install {PACKAGES[extra]}"
 
 

@@ -63,7 +63,7 @@ def partial_of(path: Path) -> Path:
 
 @contextmanager
 def explained(verb: str, path: Path) -> Iterator[None]:
-    """Turn an error of the operating system, such as a full disk or a read-only folder, into a line.
+    """Turn an error of the operating system, such as a full disk or a read-only folder, into a one-line UserError.
 
     Args:
         verb: What was tried: read or write.

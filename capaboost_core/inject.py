@@ -25,7 +25,7 @@ ALONE = Roles(
 
 @dataclass(frozen=True)
 class Injection:
-    """What `inject` leaves on the model as `model.capaboost`."""
+    """The record that `inject` stores as `model.capaboost`."""
 
     config: Method
     plan: Plan
@@ -101,7 +101,7 @@ def adapted_layers(model: nn.Module) -> list[Adapted]:
 
 
 def own_parameters(layers: Iterable[Adapted]) -> dict[str, nn.Parameter]:
-    """The parameters of the additions by name; one that layers share has the name of the first."""
+    """The parameters of the additions by name; a shared one has the name of its first layer."""
     named, seen = {}, set()
     for layer in layers:
         for name, parameter in layer.own_parameters().items():
@@ -139,7 +139,7 @@ def mask_checksum(layers: list[Adapted]) -> str:
 
 
 def injection_of(model: nn.Module) -> Injection:
-    """The record that `inject` left.
+    """The record that `inject` stored.
 
     Raises:
         UserError: If there is none.
@@ -162,7 +162,7 @@ def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
 
 
 def _accept_base_checkpoint(model: nn.Module, state: dict, prefix: str, *_) -> None:
-    """A checkpoint of the base alone loads strictly: what it lacks is just the whole adapter."""
+    """A checkpoint of the base alone loads strictly: it may lack the whole adapter and nothing else."""
     own = {
         f"{prefix}{layer_path}.{name}": parameter
         for layer_path, layer in model.named_modules()

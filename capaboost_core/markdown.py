@@ -17,6 +17,6 @@ _GITHUB = TableFormat(None, _rule, None, None, headerrow=_ROW, datarow=_ROW, pad
 
 
 def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table with a line for each row, its cells as they are but for bars, which would end them."""
+    """A table with a line for each row; bars within cells are escaped."""
     cells = [[str(cell).replace("|", "/") for cell in row] for row in rows]
     return tabulate(cells, list(titles), _GITHUB, disable_numparse=True, stralign=None) + "\n"

@@ -76,7 +76,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def unload(model: nn.Module, merge: bool = True) -> nn.Module:
-    """Leave the model plain, with its trained head: no adapter any more, the increments merged in or dropped.
+    """Put plain layers back, with the trained head kept and the increments merged in or dropped.
 
     The state dict then loads strictly into the plain model of timm or transformers, and another adapter can be
     injected. What `inject` froze stays frozen.

@@ -50,7 +50,7 @@ def _address(url: str) -> tuple[str, int]:
 
 
 def _connects(host: str, port: int, seconds: float) -> bool:
-    """Each address of the host gets these seconds."""
+    """Whether one of the host's addresses connects, each within these seconds."""
     try:
         socket.create_connection((host, port), seconds).close()
     except (OSError, ValueError):

@@ -33,7 +33,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block: by role the places that play it."""
+    """One transformer block: its places by role."""
 
     places: Mapping[str, tuple[Place, ...]]
 
@@ -71,7 +71,7 @@ class Roles:
         return self.blocks
 
     def targets(self, roles: Iterable[str], whole: bool = False) -> tuple[Target, ...]:
-        """What plays the roles, block by block; parts of one fused layer are slices of one target.
+        """The layers with the given roles, block by block; parts of one fused layer are slices of one target.
 
         Args:
             roles: Words of BLOCK_ROLES.
@@ -86,7 +86,7 @@ class Roles:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A row of an integration's table: where the roles are played, as paths below a block.
+    """A row of an integration's table: the paths of the roles, relative to a block.
 
     Of several paths those count that a block has.
 
@@ -118,7 +118,7 @@ class Architecture:
     )
 
     def roles(self, model: nn.Module, head: Iterable[str] = ()) -> Roles:
-        """Who plays what in a model; a module without an attention's output or a feed-forward part is not a block."""
+        """The roles of a model's layers; a module without o or f2 is not a block."""
         pattern = re.compile(rf"(?:^|\.)(?:{self.blocks})$")
         modules = dict(model.named_modules())
         below = {path: self._block(model, path, modules) for path in modules if pattern.search(path)}

@@ -47,7 +47,7 @@ class EncoderTask:
         return content_hash(self.contents())
 
     def contents(self) -> Iterator[np.ndarray]:
-        """What the fingerprint is taken of; a head adds its labels."""
+        """The content that the fingerprint covers; a head adds its labels."""
         for row in self.rows:
             yield row.input_ids
 
@@ -56,7 +56,7 @@ class EncoderTask:
         return self.to_device(pad(rows, self.tokenizer, self.multiple))
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copies that the host does not wait for."""
+        """Asynchronous copies to the device."""
         if self.on_gpu:
             batch = {name: values.pin_memory() for name, values in batch.items()}
         return {name: values.to(self.device, non_blocking=self.on_gpu) for name, values in batch.items()}

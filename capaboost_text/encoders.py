@@ -41,7 +41,7 @@ def from_pretrained(
 ) -> nn.Module:
     """A pretrained encoder with a fresh head, adapted; the additions and the head are trainable.
 
-    A pooler that the checkpoint lacks, and that is therefore random, counts to the head.
+    A pooler that the checkpoint lacks, and that is therefore random, belongs to the head.
 
     Args:
         name_or_path: A folder that `save_pretrained` wrote, or a name on the hub.
@@ -93,7 +93,7 @@ def _inject(model: nn.Module, config: Method, head: tuple[str, ...]) -> nn.Modul
 
 
 def _check_no_adapter(unexpected: Iterable[str], name: str | Path) -> None:
-    """Refuse what `save_pretrained` made of an adapted model: its masks and settings are not there."""
+    """Refuse a checkpoint that `save_pretrained` wrote of an adapted model: it lacks masks and settings."""
     lost = sorted(key for key in unexpected if key.endswith(".packed"))
     if lost:
         raise UserError(

@@ -12,7 +12,7 @@ from capaboost_core.roles import Architecture, Roles
 
 
 def _grouped(model: nn.Module, qkv: nn.Module) -> tuple[int, int, int]:
-    """Grouped-query attention: k and v have heads of their own number."""
+    """Grouped-query attention: k and v have fewer heads than q."""
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return tuple(size * heads for heads in (config.num_attention_heads, *(config.num_key_value_heads,) * 2))
@@ -72,7 +72,7 @@ FAMILIES = {
 
 
 def roles_of(model: nn.Module) -> Roles:
-    """Who plays which role in a transformers model.
+    """The roles of a transformers model's layers.
 
     The head is all that stands outside the pretrained base model, DeBERTa's pooler included, and it trains; the base
     model alone has none. A language model's output layers are pretrained like the rest and stay frozen, as in peft.

@@ -53,7 +53,7 @@ FAMILIES: dict[type[nn.Module], Architecture] = {
 
 
 def roles_of(model: nn.Module) -> Roles:
-    """Who plays which role in a timm model.
+    """The roles of a timm model's layers.
 
     Raises:
         UserError: If its class is in no row, or its blocks are built unlike those of its class.

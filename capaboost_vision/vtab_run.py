@@ -116,7 +116,7 @@ class VtabRun:
             object.__setattr__(self, "data", data)
 
     def default_folder(self) -> Path:
-        """Where the run lives unless told otherwise."""
+        """The default folder of the run."""
         return run_folder("vtab", self.data.dataset, self.model.name, self.adapter, self.train.seed)
 
 

@@ -86,7 +86,7 @@ def report_methods(options: argparse.Namespace) -> None:
 
 
 def memory_probe(options: argparse.Namespace, sizes: Sizes) -> tuple[Callable[[Method], int], str]:
-    """What measures the peak memory of a method, and how it does, in words.
+    """A function that measures the peak memory of a method, and a description of the measurement.
 
     Raises:
         UserError: If the device is not there.

@@ -59,7 +59,7 @@ def report_adapter(options: argparse.Namespace) -> None:
 
 
 def report_study(options: argparse.Namespace) -> None:
-    """Train what is not there yet, then show the ranks of all adapters."""
+    """Train the missing adapters, then show the ranks of all."""
     from capaboost.rank_study import Study, run_record
     from capaboost.saved_adapter import load_saved
     from capaboost_core.report.rank_report import adapter_record, study_table

@@ -20,7 +20,7 @@ def has_rank(adapter: dict[str, Any]) -> bool:
 
 
 def settings_of(config: dict[str, Any]) -> str:
-    """What every row tells: the start, the learning rate, the adapter's size, scale and places."""
+    """The settings that every row shows: the start, the learning rate, the adapter's size, scale and places."""
     model, train, adapter = (config.get(section, {}) for section in ("model", "train", "adapter"))
     parts = [] if model.get("pretrained", True) else ["random weights"]
     parts += [f"lr {train['lr']:g}"] if "lr" in train else []

@@ -36,7 +36,7 @@ class Row:
     split_note: str
 
     def cells(self) -> tuple[str, ...]:
-        """The row as a reader sees it, in the order of TITLES."""
+        """The displayed cells of the row, in the order of TITLES."""
         runs = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
         spread = "" if self.std is None else f" ± {self.std:.2g}"
         value = f"{self.metric} {self.mean:.4g}{spread} ({runs})"

@@ -63,7 +63,7 @@ def fingerprint(model: nn.Module, saved: Collection[str]) -> Fingerprint:
 
 
 def differing(model: nn.Module, saved: Collection[str], expected: Fingerprint) -> list[str]:
-    """Names of the frozen tensors that are not those of the fingerprint, but for rounding to either precision."""
+    """Names of the frozen tensors that differ from the fingerprint by more than rounding to either precision."""
     now = {name: _sample_sum(tensor) for name, tensor in _frozen(model, saved)}
     names = sorted(now.keys() ^ expected.values.keys())
     for name in sorted(now.keys() & expected.values.keys()):

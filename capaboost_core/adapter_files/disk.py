@@ -37,7 +37,7 @@ class Adapter:
 def write_adapter(folder: Path, record: Record, tensors: dict[str, Tensor]) -> None:
     """Write both files; after a kill at any moment the folder holds the old adapter or the new one.
 
-    Both are whole on the disk before the weights take their place, then the record. Killed between the two, the new
+    Both are complete on the disk before the weights are renamed, then the record. Killed between the two, the new
     record is still next to the new weights, in a separate file, where `read_adapter` finds it.
 
     Raises:
@@ -86,7 +86,7 @@ def _read_record(path: Path) -> Record:
 
 
 def _interrupted(folder: Path, data: bytes) -> Record | None:
-    """The record of a save that was killed after the weights had taken their place."""
+    """The record of a save that was killed between the two renames."""
     try:
         record = _read_record(partial_of(folder / CONFIG))
     except UserError:  # killed earlier: it is not whole

@@ -22,7 +22,7 @@ FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Load an adapter into its base model, or into a model adapted with the same configuration.
 
-    Everything is checked first, and what fails later is undone: on an error the model is as it was. All that was
+    Everything is checked first, and later failures are rolled back: on an error the model is unchanged. All that was
     saved is trainable then. Frozen weights other than those that the adapter was trained on give a warning.
 
     Returns:

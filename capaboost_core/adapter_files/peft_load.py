@@ -23,7 +23,7 @@ from capaboost_core.plan import Plan, Target, in_prefix
 def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     """Adapt a base model with a LoRA that peft saved, ready to train on: d = 1 at density 1.
 
-    Everything is checked first: on an error the model is as it was.
+    Everything is checked first: on an error the model is unchanged.
 
     Raises:
         UserError: If the folder holds no LoRA of peft's, or one with more than low-rank products (DoRA, biases), with

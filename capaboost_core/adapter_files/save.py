@@ -77,7 +77,7 @@ def parts(
 
 
 def check_complete(model: nn.Module, injection: Injection, layers: list[Adapted]) -> None:
-    """Refuse to save a part for the whole."""
+    """Refuse to save an incomplete adapter."""
     wanted = {target.path for target in injection.plan.targets} if injection.config.layers else set()
     found = {clean(path) for path, module in model.named_modules() if isinstance(module, Adapted)}
     for path in sorted((wanted ^ found) | (wanted ^ {layer.path for layer in layers})):
@@ -106,7 +106,7 @@ def _values(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, 
 
 
 def _write_once(folder: Path, record: Record, tensors: dict[str, Tensor]) -> None:
-    """Write on the first process; all return, or raise, when it has."""
+    """Write on the first process; all processes return, or raise, together."""
     failure = [None]
     if distributed.get_rank() == 0:
         try:

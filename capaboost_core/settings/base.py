@@ -18,9 +18,9 @@ Texts = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(lambda 
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: frozen, compared by value, and without a setting that it does not know.
+    """Base of every group of settings: frozen, compared by value; unknown settings are refused.
 
-    Types are exact, but that a whole number does for a float and a list for a tuple; numbers are finite.
+    Types are strict, except that an integer is accepted for a float and a list for a tuple; numbers are finite.
 
     Raises:
         UserError: If a setting is unknown, missing, of a wrong type or out of range.

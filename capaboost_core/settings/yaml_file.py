@@ -44,7 +44,7 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses what would be lost in silence, or would not fit into memory."""
+    """A SafeLoader that refuses what would be dropped silently or would not fit into memory."""
 
     depth = 0
 

@@ -30,19 +30,19 @@ class GlueRun:
         return "select" if self.data.is_own else "propetl"
 
     def default_folder(self) -> Path:
-        """Where the run lives unless told otherwise."""
+        """The default folder of the run."""
         return run_folder("glue", self.data.task, self.model.name, self.adapter, self.train.seed)
 
 
 def family_of(model: str | None) -> str:
-    """Whose settings a model has: DeBERTaV3-base its own, any other RoBERTa-base's."""
+    """The family whose settings a model uses: DeBERTaV3-base its own, any other model RoBERTa-base's."""
     return DEBERTA if model and model.endswith(DEBERTA) else ROBERTA
 
 
 def config_file(folder: Path, task: str, model: str | None, method: str | None) -> Path:
     """The paper's settings of the model's family and the method's kind.
 
-    Methods without settings of their own have those of their `recipe`.
+    Methods without their own settings files use those of their `recipe`.
 
     Raises:
         UserError: If there is no such task or preset.

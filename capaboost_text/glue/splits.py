@@ -21,7 +21,7 @@ SELECTION_ROWS = 1000
 class Splits:
     """What a run trains on, selects on (None: the last epoch counts) and is tested on.
 
-    `mismatched` is MNLI's second dev split, tested beside the first.
+    `mismatched` is MNLI's second dev split, tested in addition to the first.
     """
 
     train: list[Example]

@@ -24,7 +24,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one question.
+    """The model's prediction for one question.
 
     Attributes:
         id: The question's id.
@@ -43,7 +43,7 @@ class Prediction:
 
     @property
     def null_gap(self) -> float:
-        """How far "no answer" is ahead of the best answer."""
+        """The score of "no answer" minus that of the best answer."""
         return self.null_score - self.score
 
     def answer(self, threshold: float = 0.0) -> str:

@@ -50,7 +50,7 @@ def find_source(dataset: str) -> Source:
     """The release behind a name.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If the name is unknown.
     """
     if dataset not in DATASETS:
         raise UserError(f"dataset is {dataset!r}; type one of: {', '.join(DATASETS)}")

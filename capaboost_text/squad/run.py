@@ -66,7 +66,7 @@ class SquadRun:
     adapter: Method
 
     def default_folder(self) -> Path:
-        """Where the run lives unless told otherwise."""
+        """The default folder of the run."""
         return run_folder("squad", self.data.dataset, self.model.name, self.adapter, self.train.seed)
 
 

@@ -10,7 +10,7 @@ BOUNDS = {"train800": (0, 800), "val200": (800, 1000), "train800val200": (0, 100
 
 
 class Digits:
-    """One split, of a permutation that stands still (seed 0): 800, 200 and 797 images."""
+    """One split of a fixed permutation (seed 0): 800, 200 and 797 images."""
 
     def __init__(self, split: str):
         bunch = load_digits()

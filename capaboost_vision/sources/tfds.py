@@ -18,7 +18,7 @@ ARCHIVES = "https://storage.googleapis.com"  # most of what is downloaded; if it
 
 
 class TfdsSplit:
-    """A split of a task; what is not on disk yet is prepared first, where that is possible.
+    """A split of a task; data that is not on disk yet is prepared first, if possible.
 
     Raises:
         UserError: If it cannot be prepared: it says whether TensorFlow, a manual download or the
