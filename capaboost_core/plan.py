@@ -113,7 +113,7 @@ def _read_target(values: Any) -> Target:
     if not isinstance(values, dict) or not {"path", "slices"} <= values.keys():
         raise UserError("plan.targets must each hold a path and slices")
     (path,) = names("plan.targets: path", [values["path"]])
-    follows = values.get("follows", values.get("beside"))  # "beside": development versions after 0.1.0
+    follows = values.get("follows")
     if follows is not None:
         names("plan.targets: follows", [follows])
     if values["slices"] is None:

@@ -83,8 +83,6 @@ def test_a_dropout_without_its_linear_layer_is_refused():
     assert type(block[1]) is nn.Dropout
 
 
-def test_a_plan_of_a_development_version_is_read():
-    target = {"path": "1", "slices": None, "beside": "0"}
-    assert Plan.from_dict({"targets": [target], "head": [], "switches": []}) == PLAN
-    target = {"path": "1", "slices": None}  # as version 0.1.0 wrote it
+def test_a_plan_of_version_0_1_0_is_read():
+    target = {"path": "1", "slices": None}
     assert Plan.from_dict({"targets": [target], "head": [], "switches": []}) == Plan((Target("1"),))
