@@ -70,6 +70,9 @@ class Help(argparse.Action):
         self.run = run
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.exit(exit_code(lambda: self._show(parser)))
+
+    def _show(self, parser: argparse.ArgumentParser) -> None:
         parser.print_help()
         print("\npresets of --method:", flush=True)
         from capaboost_core.methods import PRESETS
@@ -82,7 +85,6 @@ class Help(argparse.Action):
         print("\nsettings of --set, with the defaults of the code (a config may have others):")
         module, _, name = self.run.rpartition(".")
         print(help_on(sections_of(getattr(importlib.import_module(module), name))))
-        parser.exit()
 
 
 def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: str, run: str) -> None:

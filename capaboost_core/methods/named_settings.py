@@ -69,7 +69,7 @@ class NamedSettings(Settings):
         """The settings of all methods, each as the first of its methods has it."""
         fields = {"method": FieldInfo(annotation=Literal[*METHODS], default="lora", description="What is trained.")}
         for method in METHODS.values():
-            fields = method.model_fields | fields
+            fields |= {name: field for name, field in method.model_fields.items() if name not in fields}
         return fields
 
     @classmethod

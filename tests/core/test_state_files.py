@@ -129,33 +129,34 @@ def test_a_read_only_folder_is_one_line(shared):
     assert contents(shared) == before
 
 
-@pytest.fixture
+@contextmanager
 def little_space():
-    """Files may not grow beyond 1,000 bytes, as on a full disk."""
+    """Files may not grow beyond 1,000 bytes, as on a full disk; the test's own log may be such a file."""
     limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, action)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, action)
 
 
 @pytest.mark.hard_case("messages")
 @pytest.mark.parametrize("write", [torch.save, lambda value, file: file.write(bytes(10_000))])
-def test_a_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path, little_space, write):
+def test_a_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path, write):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(UserError, match=r"cannot write .*: File too large"):
+    with little_space(), pytest.raises(UserError, match=r"cannot write .*: File too large"):
         write_atomically(path, lambda file: write(torch.zeros(10_000), file))
     assert contents(tmp_path) == {"file": b"old"}
 
 
 @pytest.mark.hard_case("messages")
-def test_a_full_disk_keeps_the_old_adapter(tmp_path, request):
+def test_a_full_disk_keeps_the_old_adapter(tmp_path):
     model = saved(tmp_path)
     before = contents(tmp_path)
     randomise(model)
-    request.getfixturevalue("little_space")
-    with pytest.raises(UserError, match="File too large"):
+    with little_space(), pytest.raises(UserError, match="File too large"):
         save_adapter(model, tmp_path)
     assert contents(tmp_path) == before
 
