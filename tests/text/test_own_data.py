@@ -16,8 +16,7 @@ from capaboost_text.glue.data_section import DataSection
 from capaboost_text.glue.own_data import own_splits, own_task, read_own
 from capaboost_text.glue.run import GlueRun
 from tests import commands
-
-from .tiny_encoder import save_encoder
+from tests.text.tiny_encoder import save_encoder
 
 DOCS = Path(__file__).parents[2] / "docs" / "text.md"
 SETTINGS = dict(task="mine", train="train.tsv", test="train.tsv", texts="text", label="label", classes=["no", "yes"])
