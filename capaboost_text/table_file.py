@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TextIO
 
 from capaboost_core.errors import UserError, reason_of, shown
 
-AGAIN = "mend it, or fetch the file again"
+AGAIN = "correct it, or fetch the file again"
 
 
 class Row(NamedTuple):

@@ -27,7 +27,9 @@ from capaboost_core import UserError, load_peft, merge, save_peft, trainable_par
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 PROGRAM = Path(__file__).parent / "peft_only.py"
-IMAGES, TOKENS = torch.randn(2, 3, 32, 32), torch.randint(0, 50, (2, 7))
+SEEDED = torch.Generator().manual_seed(0)
+IMAGES = torch.randn(2, 3, 32, 32, generator=SEEDED)
+TOKENS = torch.randint(0, 50, (2, 7), generator=SEEDED)
 INJECT = {"vit": capaboost_vision.inject, "bert": capaboost_text.inject, "gpt2": capaboost_text.inject}
 PEFT_TARGETS = {
     "vit": (["qkv", "fc1"], ["head"]),
@@ -61,6 +63,11 @@ def logits(kind: str, model: nn.Module) -> torch.Tensor:
     return model(IMAGES) if kind == "vit" else model(TOKENS).logits
 
 
+def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """To 1e-5 of the largest logit: sums in another order differ in the last digits of single precision."""
+    assert (found - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max())
+
+
 def trained(model: nn.Module) -> nn.Module:
     torch.manual_seed(1)
     with torch.no_grad():
@@ -78,8 +85,8 @@ def test_peft_computes_what_the_model_computes(tmp_path, kind, lora):
         warnings.filterwarnings("error", message=".*fan_in_fan_out")
         loaded = peft.PeftModel.from_pretrained(base(kind), tmp_path).eval()
     assert (logits(kind, model) - logits(kind, base(kind))).abs().max() > 0.1
-    torch.testing.assert_close(logits(kind, loaded), logits(kind, model), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits(kind, loaded.merge_and_unload()), logits(kind, model), atol=1e-5, rtol=1e-4)
+    assert_equal(logits(kind, loaded), logits(kind, model))
+    assert_equal(logits(kind, loaded.merge_and_unload()), logits(kind, model))
 
 
 def test_a_merged_model_writes_the_same_files(tmp_path):
@@ -122,7 +129,7 @@ def test_a_program_without_this_package_gives_the_same_logits(tmp_path, kind):
     told = json.loads(done.stdout.splitlines()[-1])
     assert not told["ours"]
     expected = getattr(expected, "logits", expected)
-    torch.testing.assert_close(torch.tensor(told["logits"]), expected, atol=1e-5, rtol=1e-5)
+    assert_equal(torch.tensor(told["logits"]), expected)
 
 
 def peft_lora(kind: str, folder: Path, **changes) -> nn.Module:
@@ -147,13 +154,13 @@ def trained_peft(model: nn.Module) -> nn.Module:
 def test_a_lora_of_peft_goes_on_here(tmp_path, kind, changes):
     theirs = peft_lora(kind, tmp_path, **changes)
     ours = load_peft(base(kind), tmp_path).eval()
-    torch.testing.assert_close(logits(kind, ours), logits(kind, theirs), atol=1e-5, rtol=1e-5)
+    assert_equal(logits(kind, ours), logits(kind, theirs))
     trainable = {name for name in trainable_parameters(ours) if "lora" not in name}
     (head,) = PEFT_TARGETS[kind][1]
     assert trainable == {f"{head}.weight"} | (set() if kind == "gpt2" else {f"{head}.bias"})
     save_peft(ours, tmp_path / "again")
     back = peft.PeftModel.from_pretrained(base(kind), tmp_path / "again").eval()
-    torch.testing.assert_close(logits(kind, back), logits(kind, theirs), atol=1e-5, rtol=1e-5)
+    assert_equal(logits(kind, back), logits(kind, theirs))
 
 
 def without_b(folder):
@@ -163,8 +170,8 @@ def without_b(folder):
 
 WRONG = {
     "several ranks": (dict(rank_pattern={"fc1": 2}), None, "several ranks"),
-    "DoRA": (dict(use_dora=True), None, "no part of a plain LoRA"),
-    "biases": (dict(bias="all"), None, "no part of a plain LoRA"),
+    "DoRA": (dict(use_dora=True), None, "does not belong to a plain LoRA"),
+    "biases": (dict(bias="all"), None, "does not belong to a plain LoRA"),
     "weights cut off": ({}, lambda f: (f / "adapter_model.safetensors").write_bytes(b"12"), "no readable"),
     "no weights": ({}, lambda f: (f / "adapter_model.safetensors").unlink(), "no readable"),
     "no config": ({}, lambda f: (f / "adapter_config.json").unlink(), "no readable"),

@@ -73,7 +73,7 @@ def _example(data: DataSection, where: str, *cells: Any) -> Example:
     *texts, label = cells
     for name, text in zip(data.columns, texts, strict=True):
         if not isinstance(text, str):
-            raise UserError(f"{where}: {name} is {shown(text)}, which is no text; mend it, or choose another column")
+            raise UserError(f"{where}: {name} is {shown(text)} and not text; correct it, or choose another column")
         if not text.strip():
             raise UserError(f"{where}: {name} is empty; fill it in, or leave the row out")
     text, *pair = texts
@@ -97,6 +97,6 @@ def _number(where: str, value: Any) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise UserError(
-            f"{where}: the label is {shown(value)}, which is no number; mend it, or name the classes in data.classes"
+            f"{where}: the label is {shown(value)} and not a number; correct it, or name the classes in data.classes"
         )
     return number
