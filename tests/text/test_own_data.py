@@ -76,7 +76,7 @@ def test_splits_from_the_hub(local_hub):
     with pytest.raises(UserError, match=r"mine/reviews small has no column 'stars' but 'title, body, class'"):
         own_splits(data.replace(label="stars"))
     local_hub("mine/odd", "small", "train", [row | {"title": None} for row in rows])
-    with pytest.raises(UserError, match=r"mine/odd small \(train\[:4\]\), row 0: title is None, which is no text"):
+    with pytest.raises(UserError, match=r"mine/odd small \(train\[:4\]\), row 0: title is None and not text"):
         own_splits(data.replace(hub="mine/odd"))
 
 
@@ -102,7 +102,7 @@ WRONG_ROWS = {
         r"b\.tsv, line 4: the label is 'maybe', but data\.classes has",
     ),
     "an empty text": ("b.tsv", GOOD + " \tno\n", r"b\.tsv, line 4: text is empty"),
-    "no text": ("b.jsonl", '{"text": null, "label": "no"}', r"b\.jsonl, line 1: text is None, which is no text"),
+    "no text": ("b.jsonl", '{"text": null, "label": "no"}', r"b\.jsonl, line 1: text is None and not text"),
 }
 
 
@@ -121,7 +121,7 @@ def test_what_is_wrong_in_a_file_is_one_line_with_file_and_line(tmp_path, case):
 @pytest.mark.parametrize("value", ["x", "nan", "inf", "1_0", ""])
 def test_what_is_no_number(tmp_path, value):
     (tmp_path / "train.tsv").write_text(f"text\tlabel\na\t1\nb\t{value}\n")
-    with pytest.raises(UserError, match=r"train\.tsv, line 3: the label is .*, which is no number"):
+    with pytest.raises(UserError, match=r"train\.tsv, line 3: the label is .* and not a number"):
         own_splits(section(tmp_path, classes=None))
 
 
