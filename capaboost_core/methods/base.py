@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -89,6 +89,20 @@ class Method(NamedSettings):
     def trains(self, name: str) -> bool:
         """Whether a parameter of the base model is trained, by its name; the head always is."""
         return False
+
+    def lr_factor(self, name: str) -> float:
+        """What the run's learning rate is multiplied by for a trained parameter, by its name."""
+        return 1.0
+
+    def objective(self, loss_of: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
+        """The mean loss of (a slice of) a batch, in as many passes as the method needs.
+
+        Args:
+            loss_of: The task's loss.
+            model: As the loss calls it, wrapped for several processes.
+            batch: Of the task's examples.
+        """
+        return loss_of(model, batch)
 
     # The training loop calls what follows in every process with the bare model, the penalty alone under autograd.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,12 @@ class Hooks:
         self.model = unwrap(model)
         injection = getattr(self.model, "capaboost", None)
         self.method = injection.config if injection else None
+
+    def lr_factor(self, name: str) -> float:
+        return self.method.lr_factor(name) if self.method else 1.0
+
+    def objective(self, loss_of: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
+        return self.method.objective(loss_of, model, batch) if self.method else loss_of(model, batch)
 
     def penalty(self) -> Tensor | None:
         return self.method.penalty(self.model) if self.method else None

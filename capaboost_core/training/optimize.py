@@ -6,7 +6,7 @@ weighted by its length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def shares(batch: Sequence[Any], process: int, processes: int, slices: int) -> I
 
 
 class Stepper:
-    """AdamW with the run's schedule over accelerate, for the given parameters of a model.
+    """AdamW with the run's schedule over accelerate, for the given parameters of a model by name.
 
     Attributes:
         model: The model as accelerate prepared it, to be called by the loss.
@@ -70,31 +70,34 @@ class Stepper:
         self,
         accelerator: Accelerator,
         model: nn.Module,
-        parameters: list[nn.Parameter],
+        parameters: Mapping[str, nn.Parameter],
         settings: TrainSection,
         steps: int,
         hooks: Hooks,
     ):
-        self.accelerator, self.parameters, self.settings, self.hooks = accelerator, parameters, settings, hooks
+        self.accelerator, self.settings, self.hooks = accelerator, settings, hooks
+        self.parameters = list(parameters.values())
         self.steps = settings.epochs * steps
         self.schedule = settings.schedule_of(self.steps)
-        optimizer = _adamw(parameters, settings, accelerator.device)
+        optimizer = _adamw(parameters, settings, accelerator.device, hooks)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
     @property
     def lr(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
+        """The run's learning rate in the last step, before any factor of the method."""
+        group = self.optimizer.param_groups[0]
+        return group["lr"] / group.get("lr_factor", 1.0)
 
     def step(self, index: int, batch: Any, loss_of: Callable[[nn.Module, Any], Tensor]) -> Tensor:
         """Take step `index` of the run; returns this process's part of the batch's mean loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(index)
+            group["lr"] = self.schedule(index) * group.get("lr_factor", 1.0)
         processes, slices = self.accelerator.num_processes, self.settings.gradient_accumulation_steps
         total = torch.zeros((), device=self.accelerator.device)
         for part, weight in shares(batch, self.accelerator.process_index, processes, slices):
             with self.accelerator.accumulate(self.model):
                 last = self.accelerator.sync_gradients
-                loss = loss_of(self.model, part) * weight
+                loss = self.hooks.objective(loss_of, self.model, part) * weight
                 penalty = self.hooks.penalty() if last else None  # once a step
                 if penalty is not None:
                     loss = loss + penalty / processes
@@ -119,6 +122,15 @@ class Stepper:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
 
-def _adamw(parameters: list[nn.Parameter], settings: TrainSection, device: torch.device) -> torch.optim.AdamW:
-    groups = weight_decay_groups(parameters, settings.weight_decay, settings.decay_biases)
+def _adamw(
+    parameters: Mapping[str, nn.Parameter], settings: TrainSection, device: torch.device, hooks: Hooks
+) -> torch.optim.AdamW:
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_factor.setdefault(hooks.lr_factor(name), []).append(parameter)
+    groups = [
+        group | ({} if factor == 1.0 else {"lr_factor": factor})
+        for factor, of_factor in by_factor.items()
+        for group in weight_decay_groups(of_factor, settings.weight_decay, settings.decay_biases)
+    ]
     return torch.optim.AdamW(groups, settings.lr, fused=device.type in ("cuda", "cpu", "mps", "xpu"))

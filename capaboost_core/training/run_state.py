@@ -47,7 +47,7 @@ class RunState:
         self.accelerator, self.settings, self.steps, self.fingerprint = accelerator, settings, steps, fingerprint
         self.surroundings = surroundings(accelerator.device)
         self.parameters, self.hooks = trainable_parameters(model), Hooks(model)
-        self.stepper = Stepper(accelerator, model, list(self.parameters.values()), settings, steps, self.hooks)
+        self.stepper = Stepper(accelerator, model, self.parameters, settings, steps, self.hooks)
         self.selection, self.metrics = Selection(select_by), {}
         self.train_seconds = self.wall_seconds = 0.0
         self.since = time.monotonic()

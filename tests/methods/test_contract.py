@@ -34,7 +34,8 @@ from tests.compatibility.models import base, drawn, logits
 
 R, WIDTH, DEPTH = 4, 16, 2
 BOTTLENECK = (2 * R * WIDTH, R + WIDTH)
-# Entries of one block by method: those of matrices, which masks may thin out, and those of vectors.
+# Entries of one block by method: those of matrices, which masks may thin out, and all others; then those that the
+# whole model has once.
 ADDED = {
     "lora": (2 * (R * WIDTH + WIDTH * R), 0),  # q and v
     "padapter": BOTTLENECK,
@@ -46,7 +47,9 @@ ADDED = {
 # A constant that is added to all keys moves all scores of a query alike, which a softmax does not see.
 UNSEEN = "attention.self.key.bias"
 
-CASES = [(preset, kind) for preset in PRESETS for kind in ("vit", "bert")]
+ONLY = {}  # the kind of model that a method is made for, where it is but one
+KINDS = ("vit", "bert")
+CASES = [(preset, kind) for preset in PRESETS for kind in KINDS if kind in ONLY.get(PRESETS[preset].method, KINDS)]
 each_case = pytest.mark.parametrize(("preset", "kind"), CASES, ids=["-".join(case) for case in CASES])
 each_preset = pytest.mark.parametrize("preset", list(PRESETS))
 
@@ -118,12 +121,12 @@ def test_gradients_reach_what_trains_and_nothing_else(preset, kind):
 @each_case
 def test_the_count_is_the_sum_over_the_blocks(preset, kind):
     model = adapted(preset, kind)
-    counts, (matrices, vectors) = parameter_counts(model), ADDED[model.capaboost.config.method]
+    counts, (matrices, others, *once) = parameter_counts(model), ADDED[model.capaboost.config.method]
     masks = [tied.bits.numpy() for layer in adapted_layers(model) for tied in layer.tied_weights().values()]
     assert sum(bits.size for bits in masks) == DEPTH * matrices
     head = [p for name, p in base(kind).named_parameters() if name.startswith(("head.", "classifier."))]
     body = sum(p.numel() for p in base(kind).parameters()) - sum(p.numel() for p in head)
-    kept = sum(np.count_nonzero(bits) for bits in masks) + DEPTH * vectors
+    kept = sum(np.count_nonzero(bits) for bits in masks) + DEPTH * others + sum(once)
     assert counts.trainable == (body if model.capaboost.config.trains("any") else kept)
     assert (counts.head, counts.total) == (sum(p.numel() for p in head), body)
 
@@ -224,6 +227,15 @@ def test_the_flop_report_counts_it(preset, kind):
     assert ours.forward.effective - probe.forward.effective == rows * sum(product.kept for product in products)
     assert ours.step.executed >= probe.step.executed
     assert ours.unsupported == {}
+
+
+@each_preset
+def test_a_model_that_it_is_not_made_for_is_refused_in_a_line(preset):
+    config = settings(preset)
+    for kind in {*KINDS} - {*ONLY.get(config.method, KINDS)}:
+        with pytest.raises(UserError, match=config.method) as refusal:
+            put_in(base(kind), config)
+        assert "\n" not in str(refusal.value)
 
 
 @each_preset

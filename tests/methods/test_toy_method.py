@@ -131,6 +131,19 @@ class Acting(ToyMethod):
             layer.importance = state[layer.path]["importance"].clone()
 
 
+class Hurried(ToyMethod):
+    """Its weight learns at a multiple of the rate, and each batch passes twice."""
+
+    passes: ClassVar[list] = []
+
+    def lr_factor(self, name):
+        return 16.0 if "toy" in name else 1.0
+
+    def objective(self, loss_of, model, batch):
+        self.passes.extend([batch, batch])
+        return (loss_of(model, batch) + loss_of(model, batch)) / 2
+
+
 class Averaging(ToyMethod):
     """An act before testing and saving that would show if it were done twice."""
 
@@ -139,7 +152,15 @@ class Averaging(ToyMethod):
             layer.toy.packed.mul_(0.5)
 
 
-TOYS = dict(toy=ToyMethod, biases=Biases, shared=Shared, penalised=Penalised, acting=Acting, averaging=Averaging)
+TOYS = dict(
+    toy=ToyMethod,
+    biases=Biases,
+    shared=Shared,
+    penalised=Penalised,
+    hurried=Hurried,
+    acting=Acting,
+    averaging=Averaging,
+)
 
 
 def register() -> None:
@@ -233,6 +254,25 @@ def test_a_penalty_counts_once_a_step_however_the_batch_is_shared(tmp_path):
     assert trained["metrics"]["loss"] == pytest.approx(result.metrics["loss"], abs=1e-5)
 
 
+def first_step(method: str, folder: Path) -> dict[str, torch.Tensor]:
+    """What one step adds to each trained parameter."""
+    network, chosen = adapted(method, 0.0), settings(weight_decay=0.0, warmup_ratio=0.0)
+    accelerator, parameters = make_accelerator(chosen, folder), trainable_parameters(network)
+    toy, before = Toy(accelerator.device, chosen.batch_size), {n: p.detach().clone() for n, p in parameters.items()}
+    stepper = Stepper(accelerator, network, parameters, chosen, 5, Hooks(network))
+    stepper.step(0, toy.batches(0)[0], toy.loss)
+    assert stepper.lr == pytest.approx(chosen.lr)
+    return {name: parameter.detach() - before[name] for name, parameter in parameters.items()}
+
+
+def test_a_method_gives_parameters_their_own_rate_and_batches_their_passes(tmp_path):
+    plain, hurried = first_step("toy", tmp_path), first_step("hurried", tmp_path)
+    assert len(Hurried.passes) == 2
+    for name, change in plain.items():
+        assert change.any()
+        torch.testing.assert_close(hurried[name], change * (16 if "toy" in name else 1), atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("stop", [stopping_at(2), signalled(9)], ids=["after an epoch", "within one"])
 def test_state_of_a_method_is_saved_and_resumed_to_the_bit(tmp_path, stop):
     whole, _ = run(tmp_path / "whole", network=adapted("acting"))
@@ -267,7 +307,7 @@ def operators(network: nn.Module, folder: Path) -> list[str]:
     chosen = settings()
     accelerator = make_accelerator(chosen, folder)
     toy = Toy(accelerator.device, chosen.batch_size)
-    stepper = Stepper(accelerator, network, [*trainable_parameters(network).values()], chosen, 5, Hooks(network))
+    stepper = Stepper(accelerator, network, trainable_parameters(network), chosen, 5, Hooks(network))
     with Operators() as ran:
         for step, batch in enumerate(toy.batches(0)[:2]):
             stepper.step(step, batch, toy.loss)
