@@ -106,7 +106,9 @@ def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: st
         f"selection split keeps the best; without a value: {grid}")  # fmt: skip
     add("--seed", type=int, metavar="N", help="of head, order and dropout; adapter.seed is that of the masks")
     add(
-        "--mixed-precision", choices=("no", "fp16", "bf16"), help="default: the config's, or as accelerate launch says"
+        "--mixed-precision",
+        choices=("auto", "no", "fp16", "bf16"),
+        help="default: auto, that is bf16 where the device multiplies it natively",
     )
     add("--output-dir", type=given_path, metavar="DIR", help=f"default: {default_folder}")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")

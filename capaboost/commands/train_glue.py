@@ -4,7 +4,7 @@ Examples:
   accelerate launch -m capaboost train-glue --task cola
   capaboost train-glue --task rte --method lora --seed 43
   capaboost train-glue --task mnli --model microsoft/deberta-v3-base --method capaboost-padapter
-  capaboost train-glue --task sst2 --data-dir glue --model path/to/encoder --mixed-precision no
+  capaboost train-glue --task sst2 --data-dir glue --model path/to/encoder
   capaboost train-glue --task mrpc --lr-grid 1e-4,5e-4,1e-3 --set adapter.r=16
   capaboost train-glue --config mine.yaml  # data of your own: docs/text.md has an example
 

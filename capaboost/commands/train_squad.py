@@ -4,7 +4,7 @@ Examples:
   accelerate launch -m capaboost train-squad --dataset squad_v1
   capaboost train-squad --dataset squad_v2 --config configs/squad/v2_padapter_16.yaml
   capaboost train-squad --dataset squad_v1 --method lora --set adapter.r=8 --seed 43
-  capaboost train-squad --dataset squad_v1 --data-dir squad --model path/to/encoder --mixed-precision no
+  capaboost train-squad --dataset squad_v1 --data-dir squad --model path/to/encoder
   capaboost train-squad --dataset squad_v2 --protocol select --lr-grid 3e-4,1e-3
 
 Settings come from configs/squad/v1_padapter_64.yaml or v2_padapter_64.yaml, the largest budget of the paper, or

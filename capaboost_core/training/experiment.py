@@ -19,6 +19,7 @@ from capaboost_core.modes import merged
 from capaboost_core.training.checkpoint import check_fingerprint
 from capaboost_core.training.folder_lock import claim
 from capaboost_core.training.optimize import make_accelerator
+from capaboost_core.training.precision import described
 from capaboost_core.training.provenance import device_name
 from capaboost_core.training.result import Result, adapter_bytes, counts_of, read_result, write_result
 from capaboost_core.training.run_config import to_dict
@@ -97,11 +98,12 @@ def run_experiment(run: RunSettings, folder: Path, resume: bool, prepare: Prepar
     """
     check_folder(folder, resume)
     accelerator = make_accelerator(run.train, folder)
-    # The precision that the launcher chose, where the config leaves it open.
+    # The result and the checkpoint hold what `auto` became.
     train = run.train.replace(mixed_precision=accelerator.mixed_precision)
     run = dataclasses.replace(run, train=train)
     if is_finished(folder):
         return stored_result(run, folder) if accelerator.is_main_process else {}
+    accelerator.print(described(accelerator.mixed_precision, accelerator.device))
     with claim(folder):
         return _train_and_test(run, folder, resume, prepare, accelerator)
 

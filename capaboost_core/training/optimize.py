@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
 from capaboost_core.training.hooks import Hooks
+from capaboost_core.training.precision import choose_precision
 from capaboost_core.training.processes import check_engine, check_launch
 from capaboost_core.training.train_section import TrainSection
 from capaboost_core.weight_decay import weight_decay_groups
@@ -34,7 +35,7 @@ def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     try:
         accelerator = Accelerator(
-            mixed_precision=settings.mixed_precision,
+            mixed_precision=choose_precision(settings.mixed_precision),
             gradient_accumulation_plugin=plugin,
             log_with="tensorboard",
             project_dir=str(folder),

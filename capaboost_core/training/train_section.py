@@ -50,10 +50,10 @@ class TrainSection(Settings):
     seed: int = Field(
         0, ge=0, lt=2**32, description="Seed of head, order and dropout; adapter.seed is that of the masks."
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
-        None,
-        json_schema_extra={"null": "accelerate's choice"},
-        description="Precision of the products; accelerate launch chooses where the config does not.",
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = Field(
+        "auto",
+        description="Precision of the products; auto: what accelerate launch was told, else bf16 where the device "
+        "multiplies it natively, else float32.",
     )
     max_grad_norm: float | None = Field(
         None,
@@ -69,8 +69,8 @@ class TrainSection(Settings):
     @field_validator("mixed_precision", mode="before")
     @classmethod
     def _read_no(cls, value: Any) -> Any:
-        """YAML 1.1 reads a bare `no` as false."""
-        return "no" if value is False else value
+        """YAML 1.1 reads a bare `no` as false; `null` was the word for `auto` up to 0.1.0."""
+        return "no" if value is False else "auto" if value is None else value
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

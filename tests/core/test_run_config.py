@@ -57,7 +57,7 @@ WRONG = {
     "train.batch_size=0": "from 1 to 1000000",
     "train.max_grad_norm=-1": "a number above 0",
     "train.schedule=step": "type cosine or linear",
-    "train.mixed_precision=fp8": "type no, fp16, bf16 or null",
+    "train.mixed_precision=fp8": "type auto, no, fp16 or bf16",
     "train.warmup_ratio=1": r"train\.warmup_ratio is 1; type a number from 0 to below 1",
     "train.warmup_steps=-1": r"train\.warmup_steps is -1; type a whole number from 0 to 1000000000, or null",
     "train.gradient_accumulation_steps=65": r"at most train\.batch_size = 64",

@@ -80,7 +80,7 @@ def test_settings(model, method, task):
         "schedule": "linear",
         "seed": 42,
         "max_grad_norm": 1.0,
-        "mixed_precision": "fp16",
+        "mixed_precision": "auto",
     }
     adapter = build_run(GlueRun, run).adapter
     assert (adapter.method, adapter.r, adapter.num_tied) == (method, WIDTH[model, method], cell["num_tied"])
