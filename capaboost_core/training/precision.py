@@ -6,6 +6,7 @@ import os
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 LAUNCHER = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it to `no` if it was told nothing
 NATIVE = ("amx_bf16", "avx512_bf16")
@@ -20,7 +21,11 @@ def choose_precision(setting: str) -> str:
     if setting != "auto":
         return setting
     told = os.environ.get(LAUNCHER, "no")
-    return told if told != "no" else "bf16" if has_native_bf16(PartialState().device) else "no"
+    if told != "no":
+        return told
+    # The first state is the one that the accelerator takes over: it links the processes, on CPUs only if told so.
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    return "bf16" if has_native_bf16(device) else "no"
 
 
 def has_native_bf16(device: torch.device) -> bool:

@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-import capaboost_text
-import capaboost_vision
 from capaboost_core import (
     UserError,
     disable,
@@ -24,62 +22,27 @@ from capaboost_core import (
     trainable_parameters,
     unmerge,
 )
-from capaboost_core.inject import adapted_layers, own_parameters
+from capaboost_core.inject import adapted_layers
 from capaboost_core.methods import METHODS, PRESETS, Method, resolve_config
 from capaboost_core.report.cost import Subject, cost_of
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.train import fit
 from capaboost_core.training.train_section import TrainSection
 from tests.compatibility.models import base, drawn, logits
-
-R, WIDTH, DEPTH = 4, 16, 2
-BOTTLENECK = (2 * R * WIDTH, R + WIDTH)
-# Entries of one block by method: those of matrices, which masks may thin out, and all others; then those that the
-# whole model has once.
-ADDED = {
-    "lora": (2 * (R * WIDTH + WIDTH * R), 0),  # q and v
-    "padapter": BOTTLENECK,
-    "hadapter": (2 * BOTTLENECK[0], 2 * BOTTLENECK[1]),
-    "prefix": (2 * R * WIDTH, 0),  # keys and values
-    "linear": (0, 0),
-    "full": (0, 0),
-}
-# A constant that is added to all keys moves all scores of a query alike, which a softmax does not see.
-UNSEEN = "attention.self.key.bias"
-
-ONLY = {}  # the kind of model that a method is made for, where it is but one
-KINDS = ("vit", "bert")
-CASES = [(preset, kind) for preset in PRESETS for kind in KINDS if kind in ONLY.get(PRESETS[preset].method, KINDS)]
-each_case = pytest.mark.parametrize(("preset", "kind"), CASES, ids=["-".join(case) for case in CASES])
-each_preset = pytest.mark.parametrize("preset", list(PRESETS))
-
-
-def settings(preset: str, **changes) -> Method:
-    config = resolve_config(preset)
-    known = {name: value for name, value in ({"r": R} | changes).items() if name in type(config).model_fields}
-    return config.replace(**known)
-
-
-def put_in(model: nn.Module, config: Method) -> nn.Module:
-    return (capaboost_text if hasattr(model, "config") else capaboost_vision).inject(model, config)
-
-
-def adapted(preset: str, kind: str, **changes) -> nn.Module:
-    return put_in(base(kind), settings(preset, **changes)).eval()
-
-
-def trained(preset: str, kind: str, **changes) -> nn.Module:
-    """Adapted, with drawn values in all that the method adds."""
-    model = adapted(preset, kind, **changes)
-    with torch.no_grad():
-        for name, parameter in own_parameters(adapted_layers(model)).items():
-            parameter.copy_(drawn(name, tuple(parameter.shape), 0.2))
-    return model
-
-
-def out(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return logits(model)
+from tests.methods.cases import (
+    ADDED,
+    DEPTH,
+    KINDS,
+    ONLY,
+    UNSEEN,
+    adapted,
+    each_case,
+    each_preset,
+    out,
+    put_in,
+    settings,
+    trained,
+)
 
 
 def test_every_method_is_held_to_the_contract():
