@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from capaboost_core.linear_layers import SHAPES
@@ -32,10 +31,6 @@ class CapaConv1D(Incremented, Conv1D):
     @property
     def out_features(self) -> int:
         return self.nf
-
-    @property
-    def matrix(self) -> Tensor:
-        return self.weight.T
 
 
 SHAPES[Conv1D] = lambda layer: (layer.nf, layer.nx)
