@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,12 +25,14 @@ class Product:
         kept: Those with entries that masks keep.
         weight_trains: Whether the weight gets a gradient.
         input_needs_gradient: Whether what the weight meets needs one.
+        per_call: Whether it is done once a call of the layer, whatever its rows, as a product of weights alone is.
     """
 
     executed: int
     kept: int
     weight_trains: bool
     input_needs_gradient: bool
+    per_call: bool = False
 
     @property
     def gradients(self) -> int:
@@ -44,12 +47,13 @@ class Adapted(nn.Module):
 
     Attributes:
         path: Its module path in the base model.
-        mergeable: Whether its addition is an increment of its weight; it then has `merge`, `unmerge`, `count_merging`,
-            `factors_by_slice` and `plain_merged`, as `CapaLinear`.
+        mergeable: Whether its weight can hold its addition; it then is a `Mergeable`.
+        factored: Whether its addition is a low-rank increment of its weight; it then has `factors_by_slice`.
         disabled: How many `disable` contexts it is in; within one it computes as its base.
     """
 
     mergeable: ClassVar[bool] = False
+    factored: ClassVar[bool] = False
 
     def adopt(self, base: nn.Module, path: str) -> None:
         """Adopt everything that the base holds; called in place of its class's constructor."""
@@ -84,11 +88,15 @@ class Adapted(nn.Module):
         return layer.train(self.training)
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters of the addition, without those adopted from the base."""
+        """The parameters of the addition, without those adopted from the base."""
         return {name: p for name, p in self.named_parameters() if name not in self.adopted}
 
     def tied_weights(self) -> dict[str, TiedWeight]:
         return {name: module for name, module in self.named_modules() if isinstance(module, TiedWeight)}
+
+    def drawn(self) -> dict[str, np.ndarray]:
+        """What is drawn from a seed by name, which no file holds: its masks."""
+        return {name: tied.bits.cpu().numpy() for name, tied in self.tied_weights().items()}
 
     def products(self, needs_gradient: bool) -> list[Product]:
         """The products of its addition; a layer whose trained matrices are not tied weights overrides it.

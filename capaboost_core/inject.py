@@ -130,12 +130,8 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
 
 
 def mask_checksum(layers: list[Adapted]) -> str:
-    """SHA-256 over the masks of the layers, keyed by module path and weight."""
-    return checksum(
-        (f"{layer.path}.{name}", tied.bits.cpu().numpy())
-        for layer in layers
-        for name, tied in layer.tied_weights().items()
-    )
+    """SHA-256 over the masks of the layers and all else that is drawn from a seed, keyed by module path and name."""
+    return checksum((f"{layer.path}.{name}", values) for layer in layers for name, values in layer.drawn().items())
 
 
 def injection_of(model: nn.Module) -> Injection:

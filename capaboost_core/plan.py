@@ -24,11 +24,13 @@ class Target:
         slices: (start, stop) ranges of its output that each get an increment of their own, such as q and
             v of a fused qkv; None stands for the whole output.
         follows: Path of the linear layer that a dropout follows.
+        of_input: Whether the addition changes what the layer takes, and not what it gives.
     """
 
     path: str
     slices: tuple[tuple[int, int], ...] | None = None
     follows: str | None = None
+    of_input: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,18 +115,20 @@ def _read_target(values: Any) -> Target:
     if not isinstance(values, dict) or not {"path", "slices"} <= values.keys():
         raise UserError("plan.targets must each hold a path and slices")
     (path,) = names("plan.targets: path", [values["path"]])
-    follows = values.get("follows")
+    follows, of_input = values.get("follows"), values.get("of_input", False)
     if follows is not None:
         names("plan.targets: follows", [follows])
+    if not isinstance(of_input, bool):
+        raise UserError(f"plan.targets: of_input of {path!r} must be true or false")
     if values["slices"] is None:
-        return Target(path, None, follows)
+        return Target(path, None, follows, of_input)
     slices = tuple(tuple(_sequence("slices", pair)) for pair in _sequence("slices", values["slices"]))
     bounds = [bound for pair in slices for bound in pair]
     pairs = bool(slices) and all(len(pair) == 2 for pair in slices) and all(type(bound) is int for bound in bounds)
     rising = pairs and bounds[0] >= 0 and all(start < stop for start, stop in slices)
     if not rising or sorted(bounds) != bounds:
         raise UserError(f"plan.targets: slices of {path!r} must be (start, stop) in rising order, without overlap")
-    return Target(path, slices, follows)
+    return Target(path, slices, follows, of_input)
 
 
 def has_suffix(path: str, suffix: str) -> bool:

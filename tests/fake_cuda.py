@@ -50,13 +50,20 @@ def fake_cuda():
 
     The device has no streams of random numbers.
     """
-    streams = torch.cuda.get_rng_state, torch.cuda.set_rng_state
+    streams, swap = (torch.cuda.get_rng_state, torch.cuda.set_rng_state), torch.utils.swap_tensors
     torch.cuda.get_rng_state, torch.cuda.set_rng_state = lambda device: None, lambda state, device: None
+    torch.utils.swap_tensors = _take_over
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
         torch.cuda.get_rng_state, torch.cuda.set_rng_state = streams
+        torch.utils.swap_tensors = swap
+
+
+def _take_over(tensor: Tensor, other: Tensor) -> None:
+    """For `nn.Module.to`, which swaps fake parameters, and finds that what holds them forbids it."""
+    tensor.data, tensor.fake_device = other.data, other.device
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.methods.named_settings import NamedSettings
 from capaboost_core.methods.registry import PRESETS
-from capaboost_core.plan import Plan
+from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
 from capaboost_core.settings.base import hint
 
@@ -75,16 +75,24 @@ class Method(NamedSettings):
             UserError: If a target is no layer of the method's kind.
         """
         targets = plan.targets if self.layers else ()
+        self.check_kinds(modules, targets)
+        followed = {t.path: {"linear": modules[t.follows]} if t.follows else {} for t in targets}
+        return {
+            t.path: self.layers[type(modules[t.path])](modules[t.path], self, t, **followed[t.path]) for t in targets
+        }
+
+    def check_kinds(self, modules: Mapping[str, nn.Module], targets: Iterable[Target]) -> None:
+        """Refuse a target that is no layer of the method's kind.
+
+        Raises:
+            UserError: If there is one.
+        """
         for target in targets:
             found = type(modules.get(target.path))
             if found not in self.layers:
                 raise UserError(
                     f"target {target.path} is a {found.__name__}, not an {self.wanted}; choose other targets"
                 )
-        followed = {t.path: {"linear": modules[t.follows]} if t.follows else {} for t in targets}
-        return {
-            t.path: self.layers[type(modules[t.path])](modules[t.path], self, t, **followed[t.path]) for t in targets
-        }
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of the base model is trained, by its name; the head always is."""

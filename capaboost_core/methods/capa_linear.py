@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class Incremented(Mergeable):
         config: The adapter's configuration.
         target: Path of the layer, and the slices of its output that get an increment each.
     """
+
+    factored: ClassVar[bool] = True
 
     def __init__(self, base: nn.Module, config: Scaled, target: Target):
         self.adopt(base, target.path)

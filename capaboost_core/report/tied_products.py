@@ -64,7 +64,7 @@ def tied_products(calls: list[LayerCall], kind: Literal["executed", "kept"], bac
     counts = Counter()
     for call in calls:
         for product in call.layer.products(call.needs_gradient):
-            number = call.rows * getattr(product, kind)
+            number = (1 if product.per_call else call.rows) * getattr(product, kind)
             counts["tied"] += number
             counts["tied_backward"] += backward * number * product.gradients
     return counts

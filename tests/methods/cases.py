@@ -14,6 +14,30 @@ from tests.compatibility.models import base, drawn, logits
 
 R, WIDTH, DEPTH = 4, 16, 2
 BOTTLENECK = (2 * R * WIDTH, R + WIDTH)
+# (in, out) of the layers of a block that peft adapts, by kind: a fused qkv as a whole; q and v apart. Then those that
+# (IA)^3 scales: their outputs, and the inputs of the last.
+SHAPES = {"vit": [(WIDTH, 3 * WIDTH)], "bert": [(WIDTH, WIDTH)] * 2}
+GAINS = {"vit": 3 * WIDTH + 4 * WIDTH, "bert": 2 * WIDTH + 24}
+START, BASES = 6, WIDTH // R  # AdaLoRA's rank at first, 1.5 r; RandLoRA's number of bases
+KRONECKER = {(16, 16): 4 * 4 + 4 * 4, (16, 48): 6 * 4 + 8 * 4}  # LoKr's two factors of the most nearly square shapes
+
+
+def summed(entries):
+    return lambda kind: sum(entries(*shape) for shape in SHAPES[kind])
+
+
+PEFT = {
+    "adalora": summed(lambda i, o: START * (i + o + 1)),
+    "dora": summed(lambda i, o: R * (i + o) + o),
+    "rslora": summed(lambda i, o: R * (i + o)),
+    "pissa": summed(lambda i, o: R * (i + o)),
+    "vera": summed(lambda i, o: o + R),
+    "loha": summed(lambda i, o: 2 * R * (i + o)),
+    "lokr": summed(lambda i, o: KRONECKER[i, o]),
+    "ia3": GAINS.get,
+    "randlora": summed(lambda i, o: R * BASES + BASES * min(i, o)),
+    "shira": summed(lambda i, o: R * (i + o)),
+}
 # Entries of one block by method: those of matrices, which masks may thin out, and all others; then those that the
 # whole model has once.
 ADDED = {
@@ -23,6 +47,7 @@ ADDED = {
     "prefix": (2 * R * WIDTH, 0),  # keys and values
     "linear": (0, 0),
     "full": (0, 0),
+    **{method: {kind: (0, entries(kind)) for kind in SHAPES} for method, entries in PEFT.items()},
 }
 # A constant that is added to all keys moves all scores of a query alike, which a softmax does not see.
 UNSEEN = "attention.self.key.bias"
@@ -32,6 +57,11 @@ KINDS = ("vit", "bert")
 CASES = [(preset, kind) for preset in PRESETS for kind in KINDS if kind in ONLY.get(PRESETS[preset].method, KINDS)]
 each_case = pytest.mark.parametrize(("preset", "kind"), CASES, ids=["-".join(case) for case in CASES])
 each_preset = pytest.mark.parametrize("preset", list(PRESETS))
+
+
+def added_by(method: str, kind: str) -> tuple[int, ...]:
+    """What ADDED says of a method, in a kind of model where these differ."""
+    return ADDED[method][kind] if isinstance(ADDED[method], dict) else ADDED[method]
 
 
 def settings(preset: str, **changes) -> Method:

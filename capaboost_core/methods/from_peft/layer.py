@@ -1,0 +1,153 @@
+"""A frozen linear layer whose addition is computed by a layer of peft."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from capaboost_core.adapted import Product
+from capaboost_core.methods.mergeable import Mergeable
+
+if TYPE_CHECKING:
+    from capaboost_core.methods.from_peft.method import FromPeft
+    from capaboost_core.plan import Target
+
+ADAPTER = "default"  # peft's name for an adapter that was given none
+
+
+class PeftLayer(Mergeable):
+    """What peft's layer makes of x, on top of this layer's frozen weight and bias.
+
+    The frozen parameters are held here under the base's names. peft's layer is the child `peft`, with this layer in
+    the place of its base layer, so it holds no second copy, and never changes the weight.
+
+    PiSSA starts peft's factors at the principal part s B_0 A_0 of W and wants W - s B_0 A_0 for the frozen weight. W
+    stays as it is, and the part is subtracted from its output: the factors `removed` are frozen and saved with the
+    adapter, as another machine's singular value decomposition would differ in the last digits.
+
+    Args:
+        base: The frozen layer to adopt.
+        config: The method.
+        target: Path of the layer.
+        made: peft's layer for a stand-in of the base.
+    """
+
+    def __init__(self, base: nn.Module, config: FromPeft, target: Target, made: nn.Module):
+        self.adopt(base, target.path)
+        self.drops, self.removed = config.drops, nn.ParameterDict()
+        if config.row.splits_weight:
+            factors = {"A": made.lora_A[ADAPTER].weight, "B": made.scaling[ADAPTER] * made.lora_B[ADAPTER].weight}
+            self.removed.update({k: nn.Parameter(v.detach().clone(), requires_grad=False) for k, v in factors.items()})
+        del made.base_layer
+        made.base_layer = BaseLayer(self)
+        self.peft = made
+        self.allow_merging()
+        self.train(base.training)
+
+    def train(self, mode: bool = True) -> PeftLayer:
+        """Without dropout peft's layer stays in evaluation, where LoHa and LoKr draw no random number a step."""
+        super().train(mode)
+        self.peft.train(mode and self.drops)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out).
+
+        Raises:
+            UserError: In a training step while merged.
+        """
+        if self.disabled:
+            return super().forward(x)
+        merged_weight = self.merged_weight  # once: another thread may let go of it
+        if merged_weight is not None:
+            self.check_not_trained()
+            return F.linear(x, merged_weight, self.merged_bias)
+        return self.peft(x)
+
+    def without_addition(self, x: Tensor) -> Tensor:
+        """What peft's layer adds to."""
+        out = super().forward(x)
+        if not self.removed:
+            return out
+        a, b = self.removed["A"], self.removed["B"]
+        return out - F.linear(F.linear(x.to(a.dtype), a), b).to(out.dtype)
+
+    @torch.no_grad()
+    def sums(self) -> tuple[Tensor, Tensor | None]:
+        """As peft merges, into a copy of the weight in single precision or better."""
+        plain = stand_in(self.plain())
+        plain.weight.data = plain.weight.clone()
+        if plain.bias is not None:
+            plain.bias.data = plain.bias.clone()
+        twin = copy.copy(self.peft)
+        vars(twin).update(base_layer=plain, merged_adapters=[], _caches={})
+        with torch.autocast(self.weight.device.type, enabled=False):
+            if self.removed:
+                part = self.removed["B"] @ self.removed["A"]
+                plain.weight -= part.T if self.fan_in_fan_out else part
+            twin.merge()
+        weight = plain.weight.T if self.fan_in_fan_out else plain.weight
+        bias = None if plain.bias is None else plain.bias.detach().to(self.bias.dtype)
+        return weight.detach().to(self.weight.dtype), bias
+
+    def drawn(self) -> dict[str, np.ndarray]:
+        """peft's random projections and places, in the precision in which they are drawn."""
+        buffers = {name: b.float() if b.is_floating_point() else b for name, b in self.peft.named_buffers()}
+        return {name: buffer.cpu().numpy() for name, buffer in buffers.items()}
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        """As torch counts them in calls with one row and with two; their gradients are counted as they are dispatched.
+
+        Products of weights alone, as of LoHa's factors, are done once a call.
+        """
+        one, two = self._added_products(1), self._added_products(2)
+        row, call = two - one, 2 * one - two
+        return [Product(row, row, False, False)] + ([Product(call, call, False, False, per_call=True)] if call else [])
+
+    @torch.no_grad()
+    def _added_products(self, rows: int) -> int:
+        x = self.weight.new_zeros(rows, self.in_features)
+        with FlopCounterMode(display=False) as counter:
+            self.peft(x)
+        return counter.get_total_flops() // 2 - rows * self.weight.numel()
+
+
+class PeftLinear(PeftLayer, nn.Linear):
+    """`nn.Linear` with an addition of peft's."""
+
+
+class BaseLayer:
+    """An adapted layer as its peft layer sees it: the frozen part alone; no module, so that nothing is there twice."""
+
+    def __init__(self, layer: PeftLayer):
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.layer.without_addition(x)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.layer.weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        return self.layer.bias
+
+
+def stand_in(layer: nn.Module) -> nn.Module:
+    """A copy of a linear layer with parameters of its own on the same memory, in single precision or better.
+
+    peft freezes it, and for PiSSA gives it another weight.
+    """
+    copied = copy.copy(layer)
+    copied._parameters = {
+        name: p if p is None else nn.Parameter(p.detach().to(torch.promote_types(p.dtype, torch.float32)), False)
+        for name, p in layer._parameters.items()
+    }
+    return copied
