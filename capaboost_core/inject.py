@@ -112,8 +112,13 @@ def own_parameters(layers: Iterable[Adapted]) -> dict[str, nn.Parameter]:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All trainable parameters by name, the head's included: what an optimizer gets and a file holds."""
+    """All trainable parameters by name, the head's included: what an optimizer gets."""
     return {name: parameter for name, parameter in named_parameters(model).items() if parameter.requires_grad}
+
+
+def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What a file holds, by name: the additions, some of which may stay frozen, and all else that trains."""
+    return own_parameters(adapted_layers(model)) | trainable_parameters(model)
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:

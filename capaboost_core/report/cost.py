@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from capaboost_core.adapter_files.save import FORMAT
 from capaboost_core.errors import UserError
-from capaboost_core.inject import parameter_counts, trainable_parameters
+from capaboost_core.inject import parameter_counts, saved_parameters, trainable_parameters
 from capaboost_core.methods import METHODS, Method, resolve_config
 from capaboost_core.report.flops import FlopCounts, count_flops
 from capaboost_core.settings.base import hint
@@ -88,7 +88,7 @@ def cost_of(subject: Subject, config: Method) -> Cost:
         step=Products(step.effective, step.executed),
         negligible=step.negligible,
         unsupported=step.unsupported,
-        file_bytes=adapter_file_bytes(trained),
+        file_bytes=adapter_file_bytes(saved_parameters(model)),
         optimizer_bytes=optimizer_bytes(trained),
     )
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from capaboost_core import PRESETS, CapaBoostConfig, UserError, resolve_config
 
 WRONG = [
-    ({"method": "ia3"}, "padapter"),
+    ({"method": "no_such"}, "padapter"),
     ({"r": 0}, "from 1 to 65536"),
     ({"r": 2.5}, "whole number"),
     ({"r": True}, "whole number"),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, save_adapter, trainable_parameters
+from capaboost_core.inject import saved_parameters
 from capaboost_core.methods import PRESETS
 from capaboost_core.report.cost import Subject, adapter_file_bytes, cost_of, optimizer_bytes, settings_of
 from capaboost_core.report.cost_report import choose_methods, make_report
@@ -50,7 +51,7 @@ def test_bytes_are_those_of_a_real_optimizer_and_a_real_file(method, dtype, tmp_
     state = [tensor for tensors in optimizer.state.values() for tensor in tensors.values()]
     assert optimizer_bytes(parameters) == sum(tensor.numel() * tensor.element_size() for tensor in state)
     save_adapter(model, tmp_path)
-    assert adapter_file_bytes(parameters) == (tmp_path / "adapter.safetensors").stat().st_size
+    assert adapter_file_bytes(saved_parameters(model)) == (tmp_path / "adapter.safetensors").stat().st_size
 
 
 def test_file_of_several_precisions(tmp_path):
@@ -89,10 +90,12 @@ def test_settings_reach_every_method_but_plain_stays_plain():
 
 
 def test_report_is_relative_to_lora_and_leaves_out_with_a_reason():
-    report = make_report(tiny(), list(PRESETS), {"r": 4, "alpha": 8}, strict=False)
+    changes = {"r": 4, "alpha": 8}
+    report = make_report(tiny(), list(PRESETS), changes, strict=False)
     rows = {row["method"]: row for row in report.rows}
-    assert set(rows) == set(METHODS)
-    assert set(report.left_out) == {"prefix", "capaboost-prefix"}
+    settings = {method: type(PRESETS[method]).model_fields.keys() for method in METHODS}
+    assert set(rows) == {method for method, known in settings.items() if not known or changes.keys() <= known}
+    assert set(report.left_out) == PRESETS.keys() - set(rows) >= {"prefix", "capaboost-prefix"}
     assert rows["lora"]["percent_of_lora"] == 100
     assert rows["lora"]["step_executed_times_lora"] == rows["lora"]["added_effective_times_lora"] == 1
     assert rows["capaboost-lora"]["added_effective_times_lora"] == 1

@@ -40,6 +40,7 @@ class PeftLayer(Mergeable):
 
     def __init__(self, base: nn.Module, config: FromPeft, target: Target, made: nn.Module):
         self.adopt(base, target.path)
+        made.to(wide(base.weight.dtype))  # peft splits weights in single precision
         self.drops, self.removed = config.drops, nn.ParameterDict()
         if config.row.splits_weight:
             factors = {"A": made.lora_A[ADAPTER].weight, "B": made.scaling[ADAPTER] * made.lora_B[ADAPTER].weight}
@@ -140,14 +141,23 @@ class BaseLayer:
         return self.layer.bias
 
 
-def stand_in(layer: nn.Module) -> nn.Module:
-    """A copy of a linear layer with parameters of its own on the same memory, in single precision or better.
+def stand_in(layer: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of a linear layer with parameters of its own on the same memory, if that has the dtype.
 
     peft freezes it, and for PiSSA gives it another weight.
+
+    Args:
+        layer: The layer.
+        dtype: By default the layer's own, or single precision if that is more.
     """
     copied = copy.copy(layer)
     copied._parameters = {
-        name: p if p is None else nn.Parameter(p.detach().to(torch.promote_types(p.dtype, torch.float32)), False)
+        name: p if p is None else nn.Parameter(p.detach().to(dtype or wide(p.dtype)), requires_grad=False)
         for name, p in layer._parameters.items()
     }
     return copied
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Single precision or better."""
+    return torch.promote_types(dtype, torch.float32)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -88,10 +89,11 @@ class FromPeft(Method):
         """
         self.check_kinds(modules, plan.targets)
         need("peft", "peft", "methods of peft")
+        precision = torch.float32 if self.row.splits_weight else None  # peft's decomposition takes no other
         try:
             with warnings.catch_warnings():  # of a projection that is drawn from its seed, and of Conv1D
                 warnings.simplefilter("ignore")
-                made = self.peft_layers({t: stand_in(modules[t.path]) for t in plan.targets})
+                made = self.peft_layers({t: stand_in(modules[t.path], precision) for t in plan.targets})
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(f"peft cannot put {self.name} there: {reason_of(error)}") from error
         return {t.path: self.layers[type(modules[t.path])](modules[t.path], self, t, made[t]) for t in plan.targets}
@@ -115,5 +117,6 @@ class FromPeft(Method):
 
         names = {target: f"{'in' if target.of_input else 'out'}{i}" for i, target in enumerate(stand_ins)}
         parent = nn.ModuleDict({names[target]: layer for target, layer in stand_ins.items()})
-        peft.get_peft_model(parent, self.peft_config())
+        empty = any(parameter.is_meta for parameter in parent.parameters())
+        peft.get_peft_model(parent, self.peft_config(), low_cpu_mem_usage=empty)
         return {target: parent[name] for target, name in names.items()}
