@@ -66,4 +66,4 @@ def logits(model: nn.Module) -> Tensor:
     """Logits (2, 3) of fixed inputs."""
     if hasattr(model, "config"):
         return model(input_ids=torch.tensor([[1, 7, 9, 4, 2], [1, 11, 3, 8, 2]])).logits
-    return model(drawn("images", (2, 3, 32, 32), 1.0))
+    return model(drawn("images", (2, 3, 32, 32), 1.0).to(next(model.parameters()).dtype))

@@ -114,6 +114,7 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
             config="IA3Config",
             doc="Gains of k and v, and of what f2 takes (Liu et al., 2022, arXiv 2205.05638).",
             settings={},
+            defaults={"targets": None},  # LoRA's places, which settings files name, are not its own
             arguments={"feedforward_modules": r"in\d+"},
             budget=None,
             holds_r=False,
@@ -155,7 +156,7 @@ def _method(name: str, base: type[FromPeft], row: Row) -> type[FromPeft]:
         fields[setting] = (kind, Field(**description | default))
     made = create_model(name, __base__=base, __module__=__name__, __doc__=row.doc, **fields)
     made.row, made.budget, made.starts_as_base = row, row.budget, not row.splits_weight
-    return register_method(name)(made)
+    return register_method(name, **{name: row.defaults})(made)
 
 
 for name, (base, row) in ROWS.items():
