@@ -118,6 +118,29 @@ def test_ia3_scales_what_the_second_feed_forward_matrix_takes():
     assert {path.rpartition(".")[2] for path, of_input in taken.items() if not of_input} == {"key", "value"}
 
 
+IN, OUT = SHAPES["vit"][0]
+LORA = R * (IN + OUT)
+PRODUCTS = {  # multiply-adds for each row, and of weights alone for each call
+    "adalora": (6 * (IN + OUT), 0),
+    "dora": (LORA, IN * IN * R + IN * R * OUT),  # the increment itself, for the norms
+    "rslora": (LORA, 0),
+    "pissa": (2 * LORA, 0),
+    "vera": (LORA, 0),
+    "loha": (IN * OUT, 2 * OUT * R * IN),
+    "lokr": (IN * OUT, 0),  # a Kronecker product has no sums
+    "ia3": (0, 0),
+    "randlora": (IN // R * LORA, 0),
+    "shira": (0, 0),  # the sum of weights is multiplied once
+}
+
+
+@each_method
+def test_products_are_those_of_the_formula(method):
+    products = adapted_layers(adapted(method, "vit"))[0].products(True)
+    for per_call, expected in zip((False, True), PRODUCTS[method], strict=True):
+        assert sum(product.executed for product in products if product.per_call is per_call) == expected
+
+
 @each_method
 def test_the_size_of_the_file_is_known_before_it_is_written(method, tmp_path):
     model = adapted(method, "vit")
@@ -180,7 +203,8 @@ def test_what_peft_cannot_do_is_refused_in_a_line_before_anything_changes(case):
         put_in(model, settings(method).replace(**changes))
     assert "\n" not in str(refusal.value)
     assert not hasattr(model, "capaboost")
-    assert all(torch.equal(value, build().state_dict()[name]) for name, value in model.state_dict().items())
+    fresh = build().state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
