@@ -11,12 +11,14 @@ Runs that differ in nothing but their seeds become one row: mean and sample stan
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaboost.command_line import exit_code, given, make_parser
+from capaboost.command_line import exit_code, given, given_path, make_parser
 
 if TYPE_CHECKING:
+    from capaboost.tables.compare import Comparison
     from capaboost.tables.layout import Layout
 
 FILES = ("markdown", "csv", "latex", "readme")
@@ -30,25 +32,28 @@ def tables_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     add("--csv", type=Path, metavar="FILE", help="write the table as CSV, with raw numbers")
     add("--latex", type=Path, metavar="FILE", help="write the table as LaTeX, for the package booktabs")
+    add("--plots", type=given_path, metavar="DIR", help="draw what the results hold enough for, as PNG and SVG")
     add("--readme", type=Path, metavar="FILE", help="replace the table between the markers")
     return parser
 
 
 def make(options: argparse.Namespace) -> None:
-    """Read all results, show the table, and write it if a path is given."""
+    """Read all results, show the table, and write it and the plots where a path is given."""
     from capaboost.outputs import check_outputs
+    from capaboost.tables.compare import compare
     from capaboost.tables.failed import failed_runs
     from capaboost.tables.latex import to_latex
     from capaboost.tables.read import read_results
     from capaboost.tables.write import fill, show, to_csv, to_markdown
     from capaboost_core.files import write_atomically
 
+    draw = plotter(options.plots) if options.plots else None
     for flag in FILES:
         check_outputs(f"--{flag}", getattr(options, flag))
     results = read_results(options.folders)
-    layout, records = make_table(
-        results, options.compare, [f"Failed: {line}." for line in failed_runs(options.folders)]
-    )
+    table = compare(results, options.compare) if options.compare or draw else None
+    notes = [f"Failed: {line}." for line in failed_runs(options.folders)]
+    layout, records = comparison(table, notes) if options.compare else rows(results, notes)
     outputs = {options.markdown: to_markdown(layout), options.csv: to_csv(records), options.latex: to_latex(layout)}
     if options.readme:
         outputs[options.readme] = fill(options.readme, to_markdown(layout))
@@ -56,22 +61,38 @@ def make(options: argparse.Namespace) -> None:
     for path, text in outputs.items():
         if path:
             write_atomically(path, lambda file, text=text: file.write(text.encode()))
+    for line in draw(table) if draw else ():
+        print(line)
 
 
-def make_table(results: dict[Path, dict[str, Any]], reference: str | None, notes: list[str]) -> tuple[Layout, list]:
-    """The table, and the records of its CSV file: a row for each method and its settings, or a comparison."""
+def rows(results: dict[Path, dict[str, Any]], notes: list[str]) -> tuple[Layout, list[dict[str, Any]]]:
+    """The table with a line for each method and its settings, and the records of its CSV file."""
     from dataclasses import asdict
 
-    from capaboost.tables.compare import compare
-    from capaboost.tables.layout import of_comparison, of_rows
-    from capaboost.tables.records import records_of
+    from capaboost.tables.layout import of_rows
     from capaboost.tables.rows import make_rows
 
-    if reference is None:
-        rows = make_rows(results)
-        return of_rows(rows, notes), [asdict(row) for row in rows]
-    table = compare(results, reference)
+    made = make_rows(results)
+    return of_rows(made, notes), [asdict(row) for row in made]
+
+
+def comparison(table: Comparison, notes: list[str]) -> tuple[Layout, list[dict[str, Any]]]:
+    """The table of tasks and methods, and the records of its CSV file."""
+    from capaboost.tables.layout import of_comparison
+    from capaboost.tables.records import records_of
+
     return of_comparison(table, notes), records_of(table)
+
+
+def plotter(folder: Path) -> Callable[[Comparison], Iterator[str]]:
+    """What draws into a folder, checked first."""
+    from capaboost_core.extras import need
+
+    need("matplotlib", "plots", "plots")
+    from capaboost.plots.results.draw import check_folder, draw_results
+
+    check_folder(folder)
+    return lambda table: draw_results(table, folder)
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capaboost.tables.groups import Group, Task, group_runs
-from capaboost.tables.labels import label_groups
+from capaboost.tables.labels import label_groups, natural_order
 from capaboost.tables.statistics import Difference, Spread, paired_difference, spread_of
 from capaboost_core import UserError
 from capaboost_core.errors import shown
@@ -40,11 +40,12 @@ class Comparison:
     """A table of tasks and methods.
 
     Attributes:
+        reference: The method to which there are differences, if any.
         methods: The columns by their labels, the reference first.
         cells: By task and method; there is none where a method did not run.
     """
 
-    reference: str
+    reference: str | None
     tasks: list[Task]
     methods: list[str]
     cells: dict[tuple[Task, str], Cell]
@@ -57,21 +58,20 @@ class Comparison:
         return sorted({seed for cell in self.row(task).values() for seed in by_seed(cell.group)})
 
 
-def compare(results: dict[Path, dict[str, Any]], reference: str) -> Comparison:
+def compare(results: dict[Path, dict[str, Any]], reference: str | None) -> Comparison:
     """Put the methods beside each other.
 
     Args:
         results: By the file that holds it.
-        reference: The label of the method that the others are compared with.
+        reference: The label of the method that the others are compared with, if they are.
 
     Raises:
         UserError: If no column has this label, or two files are the same run.
     """
     groups = group_runs(results)
     labels = label_groups(groups)
-    sizes = {label: (g.method, g.runs[0]["trainable_parameters"], label) for g, label in labels.items()}
-    methods = sorted(sizes, key=lambda label: (label != reference, sizes[label]))
-    if reference not in methods:
+    methods = sorted(set(labels.values()), key=lambda label: (label != reference, natural_order(label)))
+    if reference not in (None, *methods):
         raise UserError(f"--compare is {shown(reference)}; give one of: {'; '.join(methods)}")
     rows = _by_task(labels)
     cells = {(task, label): cell for task, row in rows.items() for label, cell in _cells(row, reference).items()}
@@ -97,7 +97,7 @@ def by_seed(group: Group) -> dict[int, float]:
     return {seed: spread_of(of_seed).mean for seed, of_seed in values.items()}
 
 
-def _cells(row: dict[str, Group], reference: str) -> dict[str, Cell]:
+def _cells(row: dict[str, Group], reference: str | None) -> dict[str, Cell]:
     values = {label: by_seed(group) for label, group in row.items()}
     spreads = {label: spread_of(of_label.values()) for label, of_label in values.items()}
     seeds = sorted({seed for of_label in values.values() for seed in of_label})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +18,8 @@ def label_groups(groups: list[Group], along: Iterable[str] = ()) -> dict[Group, 
     """A label for each group, such as `lora` or, beside another rank, `lora (r 8)`.
 
     The adapter's settings are told wherever a method has several values of one in a task; all else, such as a
-    learning rate, only where two groups would be taken for one. So rates that were tuned for each task give one label.
+    learning rate, only where two groups would be taken for one, and where another task has that label. So rates that
+    were tuned for each task give one label.
 
     Args:
         groups: Those that stand beside each other.
@@ -26,12 +28,24 @@ def label_groups(groups: list[Group], along: Iterable[str] = ()) -> dict[Group, 
     """
     labels: dict[Group, str] = {}
     for method in dict.fromkeys(group.method for group in groups):
-        members = [group for group in groups if group.method == method]
-        names = _of_the_adapter(members, along)
-        while further := _most_telling(members, names, along):
-            names.append(further)
-        labels |= {group: _label(group, names) for group in members}
+        labels |= _labels([group for group in groups if group.method == method], along)
     return labels
+
+
+def natural_order(label: str) -> list[str | float]:
+    """A key that sorts `r 8` before `r 16`."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", label)
+    return [float(part) if number % 2 else part for number, part in enumerate(parts)]
+
+
+def _labels(members: list[Group], along: Iterable[str]) -> dict[Group, str]:
+    short = _of_the_adapter(members, along)
+    names = list(short)
+    while further := _most_telling(members, names, along):
+        names.append(further)
+    crowds = [together for together in _alike(members, (*short, *along)) if len(together) > 1]
+    needed = {_label(group, names) for together in crowds for group in together}
+    return {group: _label(group, names if _label(group, names) in needed else short) for group in members}
 
 
 def _of_the_adapter(members: list[Group], along: Iterable[str]) -> list[str]:
@@ -41,7 +55,7 @@ def _of_the_adapter(members: list[Group], along: Iterable[str]) -> list[str]:
 
 
 def _most_telling(members: list[Group], names: list[str], along: Iterable[str]) -> str | None:
-    """The setting that splits groups of one task into most parts which `names` and `along` leave together; of equal ones a common one."""
+    """The setting that splits most of what `names` and `along` leave together; of equal ones a common one."""
     splits: dict[str, int] = defaultdict(int)
     for together in _alike(members, (*names, *along)):
         for name in dict.fromkeys([*NAMED, *(name for group in together for name in group.settings)]):
