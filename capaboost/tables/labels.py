@@ -26,10 +26,10 @@ def label_groups(groups: list[Group], along: Iterable[str] = ()) -> dict[Group, 
         along: Settings that something else shows, such as the axis of a plot: groups that differ in these may share a
             label, and no label holds them.
     """
-    labels: dict[Group, str] = {}
-    for method in dict.fromkeys(group.method for group in groups):
-        labels |= _labels([group for group in groups if group.method == method], along)
-    return labels
+    by_method: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        by_method[group.method].append(group)
+    return {group: label for members in by_method.values() for group, label in _labels(members, along).items()}
 
 
 def natural_order(label: str) -> list[str | float]:

@@ -37,7 +37,7 @@ def differences(table: Comparison) -> Figure:
     panel.tick_params(axis="y", length=0)
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.grid(visible=False, axis="y")
-    metrics = ", ".join(sorted({task.metric for task in table.tasks}))
+    metrics = ", ".join(sorted({task.metric for (task, _), cell in table.cells.items() if cell.difference}))
     panel.set(xlabel=f"{metrics}, difference to {table.reference}: mean over seeds and 95 % interval")
     return figure
 

@@ -76,10 +76,10 @@ def _scale(panel: Axes, counts: list[int]) -> None:
 
 
 def _ticks(least: int, most: int) -> list[float]:
-    """Round numbers between the two, or these themselves."""
+    """Round numbers between the two, or these themselves with two digits."""
     powers = range(int(math.log10(least)), int(math.log10(most)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10**power for power in powers for step in steps if least <= step * 10**power <= most]
         if len(ticks) <= TICKS:
             break
-    return ticks if len(ticks) > 1 else [least, most]
+    return ticks if len(ticks) > 1 else [float(f"{count:.1e}") for count in (least, most)]
