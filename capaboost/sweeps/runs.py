@@ -10,6 +10,7 @@ import yaml
 
 from capaboost.sweeps.sweep_file import OWN_NAMES, SweepFile, Values
 
+MODEL = "model.name"
 TASK_FLAGS = {"train-vtab": "--dataset", "train-glue": "--task", "train-squad": "--dataset"}
 
 
@@ -38,6 +39,8 @@ class Run:
         """The command's flags, but for those of the folder."""
         flags = [TASK_FLAGS[self.command], self.task, "--method", self.preset, "--seed", str(self.seed)]
         values = self.values | ({"train.test": False} if self.tuning else {})
+        if MODEL in values:  # as a flag, since it also chooses the settings file
+            flags += ["--model", str(values.pop(MODEL))]
         return [*flags, *(part for key, value in values.items() for part in ("--set", f"{key}={_yaml(value)}"))]
 
 

@@ -63,7 +63,7 @@ def kill_all(folder: Path, process: subprocess.Popen) -> None:
 
 def test_killed_at_random_moments_it_goes_on_to_the_same_results(file, whole, tmp_path, is_hard):
     moments = random.Random(0)
-    for kill in range(KILLS[is_hard]):
+    for _ in range(KILLS[is_hard]):
         process = start(file, tmp_path, "--threads", "1", "--workers", "2")
         begun, results = time.monotonic(), len(list(tmp_path.rglob("metrics.jsonl")))
         while process.poll() is None and len(list(tmp_path.rglob("metrics.jsonl"))) <= results:
