@@ -32,9 +32,15 @@ def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
 
 
 def _without_tuning(results: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
-    """Drop what lies below the folder of a grid: its own result repeats the selected run and names the others."""
+    """Drop what lies below the folder of a grid, whose own result repeats the selected run and names the others; and
+    the runs of a sweep's tuning, unless there is nothing else.
+    """
     grids = {path.parent for path, result in results.items() if result.get("lr_grid")}
-    return {path: result for path, result in results.items() if grids.isdisjoint(path.parent.parents)}
+    kept = {path: result for path, result in results.items() if grids.isdisjoint(path.parent.parents)}
+    tested = {
+        path: result for path, result in kept.items() if result.get("config", {}).get("train", {}).get("test", True)
+    }
+    return tested or kept
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -48,6 +54,8 @@ def _read(path: Path) -> dict[str, Any]:
     wrong += [name for name in NUMBERS if not _is_number(result.get(name))]
     wrong += [] if isinstance(result.get("split_note") or "", str) else ["split_note"]
     wrong += [] if isinstance(result.get("lr_grid") or {}, dict) else ["lr_grid"]
+    tuning = result.get("tuning") or {"grid": {}}
+    wrong += [] if isinstance(tuning, dict) and isinstance(tuning.get("grid"), dict) else ["tuning"]
     wrong += _wrong_settings(result.get("config", {}))
     if wrong:
         raise UserError(f"{path} lacks a usable {', '.join(wrong)}; delete the file or run its task again")

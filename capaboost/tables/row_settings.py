@@ -60,7 +60,7 @@ def rate_of(results: list[dict[str, Any]]) -> str:
     """The learning rate of runs of one row: one, or the ones selected for each seed, and the grid of the selection."""
     rates = sorted({result["config"]["train"]["lr"] for result in results if "lr" in _train(result)})
     text = " or ".join(f"{rate:g}" for rate in rates)
-    return f"{text} of {_grid(results[0])}" if results[0].get("lr_grid") else text
+    return f"{text} of {_grid(results[0])}" if results[0].get("lr_grid") or results[0].get("tuning") else text
 
 
 def _train(result: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +68,9 @@ def _train(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _grid(result: dict[str, Any]) -> str:
-    return f"{{{', '.join(result['lr_grid'])}}}"
+    """The rates that were tried; of a sweep that tuned more than one setting, the combinations."""
+    tried = result.get("lr_grid") or result["tuning"]["grid"]
+    return f"{{{', '.join(name.removeprefix('lr=') for name in tried)}}}"
 
 
 def differences(settings: dict[str, Any], method: str, others: list[tuple[str, dict[str, Any]]]) -> list[str]:
