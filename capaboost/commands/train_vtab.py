@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from capaboost.budget import budgeted
 from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
 from capaboost.shipped import shipped
 
@@ -63,7 +64,7 @@ def load(options: argparse.Namespace) -> VtabRun:
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
     flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
     path = options.config or config_file(shipped("configs") / "vtab", options.dataset)
-    return load_run(VtabRun, path, flags, options.method, options.set)
+    return budgeted(load_run(VtabRun, path, flags, options.method, options.set), options)
 
 
 def train(options: argparse.Namespace) -> None:
