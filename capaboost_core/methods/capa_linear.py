@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capaboost_core.adapted import dropout_of, empty_like_weight
+from capaboost_core.mergeable import Mergeable
 from capaboost_core.methods.fused import incremented_linear
-from capaboost_core.methods.mergeable import Mergeable
 from capaboost_core.methods.scaled import Scaled
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
@@ -38,7 +38,8 @@ class Incremented(Mergeable):
         target: Path of the layer, and the slices of its output that get an increment each.
     """
 
-    factored: ClassVar[bool] = True
+    low_rank: ClassVar[bool] = True
+    fan_in_fan_out: ClassVar[bool] = False  # peft's word: whether the weight is held as (in, out)
 
     def __init__(self, base: nn.Module, config: Scaled, target: Target):
         self.adopt(base, target.path)
@@ -61,6 +62,11 @@ class Incremented(Mergeable):
         of_b = [mask_bits(config, self.path, f"B.{i}", (width, config.r)).T for i, width in enumerate(self.widths)]
         return np.stack(of_a), np.concatenate(of_b, axis=1)
 
+    @property
+    def matrix(self) -> Tensor:
+        """The frozen weight as (out, in)."""
+        return self.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out).
 
@@ -69,10 +75,9 @@ class Incremented(Mergeable):
         """
         if self.disabled:
             return F.linear(x, self.matrix, self.bias)
-        merged_weight = self.merged_weight  # once: another thread may let go of it
-        if merged_weight is not None:
-            self.check_not_trained()
-            return F.linear(x, merged_weight, self.bias)
+        sums = self.current_sums()
+        if sums is not None:
+            return F.linear(x, sums.weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None
         return incremented_linear(x, self.matrix, self.bias, self.slices, *self.factors(), self.scaling, dropped)
 
@@ -91,17 +96,16 @@ class Incremented(Mergeable):
         with torch.autocast(self.weight.device.type, enabled=False):
             return [b @ a for a, b in self.factors_by_slice()]
 
-    def sums(self) -> tuple[Tensor, Tensor | None]:
-        return self.sum_of_weights(), self.bias
-
-    @torch.no_grad()
-    def sum_of_weights(self) -> Tensor:
+    def summed(self) -> tuple[Tensor, None]:
         """The weight with its increments, (out, in), in the weight's precision."""
         total = self.matrix.detach().clone()
         for (start, stop), increment in zip(self.slices, self.increments(), strict=True):
             rows = total[start:stop]
             rows.copy_(rows.to(increment.dtype) + increment)
-        return total
+        return total, None
+
+    def as_stored(self, weight: Tensor) -> Tensor:
+        return weight.T.contiguous() if self.fan_in_fan_out else weight
 
 
 class CapaLinear(Incremented, nn.Linear):
