@@ -14,8 +14,10 @@ from tests.compatibility.models import base, drawn, logits
 
 R, WIDTH, DEPTH = 4, 16, 2
 BOTTLENECK = (2 * R * WIDTH, R + WIDTH)
+# Outputs of the layers of a block that have a bias: q, k, v, o, f1, f2 and two norms.
+VIT_OUTPUTS, BERT_OUTPUTS = (4 + 4 + 1 + 2) * WIDTH, 4 * WIDTH + 24 + WIDTH + 2 * WIDTH
 # Entries of one block by method: those of matrices, which masks may thin out, and all others; then those that the
-# whole model has once.
+# whole model has once. Where the kinds of model differ, by kind.
 ADDED = {
     "lora": (2 * (R * WIDTH + WIDTH * R), 0),  # q and v
     "padapter": BOTTLENECK,
@@ -23,6 +25,8 @@ ADDED = {
     "prefix": (2 * R * WIDTH, 0),  # keys and values
     "linear": (0, 0),
     "full": (0, 0),
+    # Beside the blocks: the embedding, and the last norm or the pooler.
+    "bitfit": {"vit": (0, VIT_OUTPUTS, 2 * WIDTH), "bert": (0, BERT_OUTPUTS, 2 * WIDTH)},
 }
 # A constant that is added to all keys moves all scores of a query alike, which a softmax does not see.
 UNSEEN = "attention.self.key.bias"
@@ -32,6 +36,11 @@ KINDS = ("vit", "bert")
 CASES = [(preset, kind) for preset in PRESETS for kind in KINDS if kind in ONLY.get(PRESETS[preset].method, KINDS)]
 each_case = pytest.mark.parametrize(("preset", "kind"), CASES, ids=["-".join(case) for case in CASES])
 each_preset = pytest.mark.parametrize("preset", list(PRESETS))
+
+
+def added(method: str, kind: str) -> tuple[int, ...]:
+    row = ADDED[method]
+    return row[kind] if isinstance(row, dict) else row
 
 
 def settings(preset: str, **changes) -> Method:

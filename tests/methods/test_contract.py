@@ -36,6 +36,7 @@ from tests.methods.cases import (
     ONLY,
     UNSEEN,
     adapted,
+    added,
     each_case,
     each_preset,
     out,
@@ -84,7 +85,7 @@ def test_gradients_reach_what_trains_and_nothing_else(preset, kind):
 @each_case
 def test_the_count_is_the_sum_over_the_blocks(preset, kind):
     model = adapted(preset, kind)
-    counts, (matrices, others, *once) = parameter_counts(model), ADDED[model.capaboost.config.method]
+    counts, (matrices, others, *once) = parameter_counts(model), added(model.capaboost.config.method, kind)
     masks = [tied.bits.numpy() for layer in adapted_layers(model) for tied in layer.tied_weights().values()]
     assert sum(bits.size for bits in masks) == DEPTH * matrices
     head = [p for name, p in base(kind).named_parameters() if name.startswith(("head.", "classifier."))]
