@@ -28,6 +28,7 @@ BERT = Architecture(
     f2=("output.dense",),
     norm="output.LayerNorm",
     attention="attention.self",
+    attention_norm="attention.output.LayerNorm",
     o_dropout="attention.output.dropout",
     f2_dropout="output.dropout",
 )
@@ -60,9 +61,16 @@ FAMILIES = {
         f2=("ffn.lin2",),
         norm="output_layer_norm",
         attention="attention",
+        attention_norm="sa_layer_norm",
     ),
     "modernbert": Architecture(
-        blocks=r"layers\.\d+", qkv="attn.Wqkv", o="attn.Wo", f1=("mlp.Wi",), f2=("mlp.Wo",), attention="attn"
+        blocks=r"layers\.\d+",
+        qkv="attn.Wqkv",
+        o="attn.Wo",
+        f1=("mlp.Wi",),
+        f2=("mlp.Wo",),
+        attention="attn",
+        attention_norm="mlp_norm",
     ),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2"), LLAMA),
     "phi3": replace(LLAMA, q="", k="", v="", qkv="self_attn.qkv_proj", f1=("mlp.gate_up_proj",), widths=_grouped),

@@ -6,6 +6,8 @@ from capaboost_core.methods import (  # noqa: F401, I001  their order in lists
     hadapter,
     prefix,
     bitfit,
+    ssf,
+    hadamard,
     linear,
     full,
 )

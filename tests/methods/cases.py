@@ -25,11 +25,13 @@ ADDED = {
     "prefix": (2 * R * WIDTH, 0),  # keys and values
     "linear": (0, 0),
     "full": (0, 0),
-    # Beside the blocks: the embedding, and the last norm or the pooler.
+    # Beside the blocks: the embedding of patches and the last norm, or the embeddings' norm, and biases of the pooler.
+    "ssf": {"vit": (0, 2 * VIT_OUTPUTS, 4 * WIDTH), "bert": (0, 2 * BERT_OUTPUTS, 2 * WIDTH)},
+    "hadamard": (0, 4 * WIDTH),
     "bitfit": {"vit": (0, VIT_OUTPUTS, 2 * WIDTH), "bert": (0, BERT_OUTPUTS, 2 * WIDTH)},
 }
 # A constant that is added to all keys moves all scores of a query alike, which a softmax does not see.
-UNSEEN = "attention.self.key.bias"
+UNSEEN = ("attention.self.key.bias", "attention.self.key.scale_shift.shift")
 
 ONLY = {}  # the kind of model that a method is made for, where it is but one
 KINDS = ("vit", "bert")
