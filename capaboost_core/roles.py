@@ -18,9 +18,10 @@ from capaboost_core.plan import Target
 
 # The six matrices of a block: attention's four, and the two of the feed-forward part (f1 is a pair where it is gated).
 MATRICES = ("q", "k", "v", "o", "f1", "f2")
-# Beside them: the whole self-attention; the norm between it and the feed-forward part; the norm of the residual sum
-# after the feed-forward part, where an architecture norms after the sum; the dropouts that follow o and f2.
-BLOCK_ROLES = (*MATRICES, "attention", "attention_norm", "norm", "o_dropout", "f2_dropout")
+# Beside them: the whole self-attention; the norm between it and the feed-forward part; the module that is given
+# what the feed-forward part reads; the norm of the residual sum after that, where an architecture norms after the sum;
+# the dropouts that follow o and f2.
+BLOCK_ROLES = (*MATRICES, "attention", "attention_norm", "feed_forward", "norm", "o_dropout", "f2_dropout")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Architecture:
     norm: str = ""
     attention: str = ""
     attention_norm: str = ""
+    feed_forward: str = ""
     o_dropout: str = ""
     f2_dropout: str = ""
     embedding: str = ""

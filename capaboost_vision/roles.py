@@ -19,7 +19,7 @@ from torch import nn
 
 from capaboost_core.errors import UserError
 from capaboost_core.roles import Architecture, Roles
-from capaboost_vision import norms, prefix  # noqa: F401  register timm's classes that methods adapt
+from capaboost_vision import feed_forward, norms, prefix  # noqa: F401  register timm's classes that methods adapt
 
 # The feed-forward parts of timm.layers.mlp: plain and packed (fc1), SwiGLU (fc1_g, fc1_x), ViTamin's GeGLU (w0 to w2).
 VIT = Architecture(
@@ -33,6 +33,7 @@ VIT = Architecture(
     f2=("mlp.fc2", "mlp.w2"),
     attention="attn",
     attention_norm="norm2",
+    feed_forward="mlp",
     embedding="patch_embed",
     switches=("attn.qkv_bias_separate",),
 )

@@ -5,6 +5,7 @@ from capaboost_core.methods import (  # noqa: F401, I001  their order in lists
     padapter,
     hadapter,
     prefix,
+    adaptformer,
     bitfit,
     ssf,
     hadamard,

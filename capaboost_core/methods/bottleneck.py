@@ -54,10 +54,17 @@ class Bottleneck(FirstValues):
 
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""
-        down = self.down.copies().flatten(0, 1).to(h.dtype)
-        up, up_bias = self.scaling * self.up.copies().flatten(0, 1).T, self.scaling * self.up_bias
-        hidden = self.activation(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
-        return F.linear(hidden, up.to(h.dtype), up_bias.to(h.dtype))
+        return self.widen(self.activation(self.narrow(self.dropout(h))))
+
+    def narrow(self, h: Tensor) -> Tensor:
+        """(..., width) -> (..., d*r), the hidden values of all copies."""
+        down = self.down.copies().flatten(0, 1)
+        return F.linear(h, down.to(h.dtype), self.down_bias.repeat(self.num_tied).to(h.dtype))
+
+    def widen(self, hidden: Tensor) -> Tensor:
+        """(..., d*r) -> (..., width), scaled."""
+        up, bias = self.scaling * self.up.copies().flatten(0, 1).T, self.scaling * self.up_bias
+        return F.linear(hidden, up.to(hidden.dtype), bias.to(hidden.dtype))
 
 
 class AdapterLinear(Adapted, nn.Linear):

@@ -22,6 +22,7 @@ ADDED = {
     "lora": (2 * (R * WIDTH + WIDTH * R), 0),  # q and v
     "padapter": BOTTLENECK,
     "hadapter": (2 * BOTTLENECK[0], 2 * BOTTLENECK[1]),
+    "adaptformer": BOTTLENECK,
     "prefix": (2 * R * WIDTH, 0),  # keys and values
     "linear": (0, 0),
     "full": (0, 0),
