@@ -6,6 +6,7 @@ from capaboost_core.methods import (  # noqa: F401, I001  their order in lists
     hadapter,
     prefix,
     adaptformer,
+    vpt,
     bitfit,
     ssf,
     hadamard,

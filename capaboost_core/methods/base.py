@@ -50,7 +50,7 @@ class Method(NamedSettings):
 
     @property
     def least_entries(self) -> float:
-        """What the largest weight of an adapted layer holds at least, by the settings alone."""
+        """What the largest weight of the adapted layers holds at least, by the settings alone."""
         return 0
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:

@@ -23,6 +23,8 @@ ADDED = {
     "padapter": BOTTLENECK,
     "hadapter": (2 * BOTTLENECK[0], 2 * BOTTLENECK[1]),
     "adaptformer": BOTTLENECK,
+    "vpt-deep": (R * WIDTH, 0),
+    "vpt-shallow": (R * WIDTH // DEPTH, 0),
     "prefix": (2 * R * WIDTH, 0),  # keys and values
     "linear": (0, 0),
     "full": (0, 0),
@@ -34,7 +36,10 @@ ADDED = {
 # A constant that is added to all keys moves all scores of a query alike, which a softmax does not see.
 UNSEEN = ("attention.self.key.bias", "attention.self.key.scale_shift.shift")
 
-ONLY = {}  # the kind of model that a method is made for, where it is but one
+ONLY = {
+    "vpt-deep": ("vit",),
+    "vpt-shallow": ("vit",),
+}  # the kind of model that a method is made for, where it is but one
 KINDS = ("vit", "bert")
 CASES = [(preset, kind) for preset in PRESETS for kind in KINDS if kind in ONLY.get(PRESETS[preset].method, KINDS)]
 each_case = pytest.mark.parametrize(("preset", "kind"), CASES, ids=["-".join(case) for case in CASES])
@@ -44,6 +49,12 @@ each_preset = pytest.mark.parametrize("preset", list(PRESETS))
 def added(method: str, kind: str) -> tuple[int, ...]:
     row = ADDED[method]
     return row[kind] if isinstance(row, dict) else row
+
+
+def prompted(config: Method, tokens: int) -> int:
+    """Multiply-adds of frozen layers with the tokens that a method adds: 12 square matrices a block, attention."""
+    more = config.num_tied * config.r if config.method.startswith("vpt") else 0
+    return DEPTH * (12 * more * WIDTH**2 + 2 * WIDTH * ((tokens + more) ** 2 - tokens**2))
 
 
 def settings(preset: str, **changes) -> Method:

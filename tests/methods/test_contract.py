@@ -40,6 +40,7 @@ from tests.methods.cases import (
     each_case,
     each_preset,
     out,
+    prompted,
     put_in,
     settings,
     trained,
@@ -187,8 +188,9 @@ def test_the_flop_report_counts_it(preset, kind):
     rows = (32 // 16) ** 2 + 1 if kind == "vit" else 5
     products = [product for layer in adapted_layers(adapted(preset, kind)) for product in layer.products(True)]
     assert ours.trainable == parameter_counts(adapted(preset, kind)).trainable
-    assert ours.forward.executed - probe.forward.executed == rows * sum(product.executed for product in products)
-    assert ours.forward.effective - probe.forward.effective == rows * sum(product.kept for product in products)
+    frozen = prompted(settings(preset), rows)
+    assert ours.forward.executed - probe.forward.executed == rows * sum(p.executed for p in products) + frozen
+    assert ours.forward.effective - probe.forward.effective == rows * sum(p.kept for p in products) + frozen
     assert ours.step.executed >= probe.step.executed
     assert ours.unsupported == {}
 
