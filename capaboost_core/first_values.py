@@ -21,4 +21,4 @@ class FirstValues(nn.Module):
         return self
 
     def _is_meta(self) -> bool:
-        return any(parameter.is_meta for parameter in self._parameters.values())
+        return any(parameter.is_meta for parameter in self.parameters(recurse=False))
