@@ -7,6 +7,7 @@ from capaboost_core.methods import (  # noqa: F401, I001  their order in lists
     prefix,
     adaptformer,
     vpt,
+    repadapter,
     fact,
     bitfit,
     ssf,

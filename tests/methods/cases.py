@@ -32,6 +32,7 @@ ADDED = {
     # A core or matrices for 12 square matrices of a ViT's block; BERT's f1 and f2 count as two each.
     "fact-tt": {"vit": (0, 12 * R**2, 2 * R * WIDTH), "bert": (0, 8 * R**2, 2 * R * WIDTH)},
     "fact-tk": {"vit": (0, 12 * R, 2 * R * WIDTH + R**3), "bert": (0, 8 * R, 2 * R * WIDTH + R**3)},
+    "repadapter": (0, 2 * (R * WIDTH + R + R * WIDTH // 2 + WIDTH)),  # two groups
     "ssf": {"vit": (0, 2 * VIT_OUTPUTS, 4 * WIDTH), "bert": (0, 2 * BERT_OUTPUTS, 2 * WIDTH)},
     "hadamard": (0, 4 * WIDTH),
     "bitfit": {"vit": (0, VIT_OUTPUTS, 2 * WIDTH), "bert": (0, BERT_OUTPUTS, 2 * WIDTH)},

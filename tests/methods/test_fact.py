@@ -84,9 +84,7 @@ def test_they_leave_the_meta_device_with_their_first_values(method):
 def test_a_value_between_s_and_v_is_dropped():
     layer = adapted("fact-tt", "vit", dropout=0.5).blocks[0].mlp.fc1.double().train()
     with torch.no_grad():
-        layer.shared[0].v.zero_()[:R] = torch.eye(
-            R
-        )  # so that the output begins with the hidden values
+        layer.shared[0].v.zero_()[:R] = torch.eye(R)  # so that the output begins with the hidden values
         hidden = layer.increment(torch.ones(50, WIDTH).double()).unflatten(-1, (4, WIDTH))[..., :R]
         kept = layer.eval().increment(torch.ones(1, WIDTH).double()).unflatten(-1, (4, WIDTH))[..., :R]
     dropped = hidden == 0
