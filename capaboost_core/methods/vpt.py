@@ -79,12 +79,14 @@ class VPTShallow(VPT):
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """The first and the last block, which takes the prompts out."""
         targets = super().plan(model, roles).targets
-        if len({target.path.rpartition(".")[0] for target in targets}) > 1:
-            kind = type(model).__name__
-            raise UserError(f"method {self.name} passes its prompts on, but {kind} has stages; choose vpt-deep")
         return Plan(tuple(dict.fromkeys((targets[0], targets[-1]))), roles.head, roles.switches)
 
     def place(self, blocks: list[PromptedBlock], fan_in: int) -> None:
+        first, last = (block.path.rpartition(".")[0] for block in (blocks[0], blocks[-1]))
+        if first != last:
+            raise UserError(
+                f"method {self.name} passes its prompts on, but {first} is followed by {last}; choose vpt-deep"
+            )
         blocks[0].prompts = Prompts(self, blocks[0], fan_in)
         blocks[-1].removed = blocks[0].prompts.length
 

@@ -86,7 +86,10 @@ def test_a_mask_is_refused(way):
 REFUSED = {
     ("swin_tiny_patch4_window7_224", "vpt-deep"): r"vpt-deep has no form for layers\.0\.blocks\.0, a timm\.\S+Swin",
     ("eva02_tiny_patch14_224", "vpt-deep"): r"vpt-deep has no form for blocks\.0, a timm\.models\.eva\.EvaBlock",
-    ("pit_ti_224", "vpt-shallow"): "PoolingVisionTransformer has stages; choose vpt-deep",
+    (
+        "pit_ti_224",
+        "vpt-shallow",
+    ): r"transformers\.0\.blocks is followed by transformers\.2\.blocks; choose vpt",
 }
 
 
