@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from capaboost_core import trainable_parameters
+from capaboost_core import UserError, trainable_parameters
 from capaboost_core.inject import adapted_layers, own_parameters
 
 # All but VPT, which is made for one class of blocks, and what has tests of its own on every family.
@@ -23,3 +24,18 @@ def without_effect(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> list
     run(model).square().sum().backward()
     trained = trainable_parameters(model).items()
     return [name for name, p in trained if p.grad is None or not p.grad.any()]
+
+
+def check_each(
+    create: Callable[[], nn.Module],
+    inject: Callable[[nn.Module, str], nn.Module],
+    run: Callable[[nn.Module], Tensor],
+    refused: dict[str, str],
+) -> None:
+    """Each method on a fresh model: it has an effect, or says in a line why it is not there."""
+    for method in {*METHODS, *refused}:
+        if method in refused:
+            with pytest.raises(UserError, match=refused[method]):
+                inject(create(), method)
+        else:
+            assert without_effect(inject(create(), method), run) == [], method
