@@ -19,10 +19,16 @@ LOCK = threading.RLock()  # threads that evaluate one model share its layers' co
 @contextmanager
 def disable(model: nn.Module) -> Iterator[nn.Module]:
     """Within the context the model computes as its base (with the trained head), merged or not."""
-    layers = adapted_layers(model)
+    with disabled(adapted_layers(model)):
+        yield model
+
+
+@contextmanager
+def disabled(layers: list[Adapted]) -> Iterator[None]:
+    """Within the context these layers compute as their bases."""
     _count_disabled(layers, 1)
     try:
-        yield model
+        yield
     finally:
         _count_disabled(layers, -1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from capaboost_core.linear_layers import SHAPES
@@ -32,6 +33,10 @@ class CapaConv1D(Incremented, Transposed):
     """Conv1D with increments as `CapaLinear` has them."""
 
     fan_in_fan_out: ClassVar[bool] = True
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.weight.T
 
 
 class PeftConv1D(PeftLayer, Transposed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from capaboost_core.adapted import Product
-from capaboost_core.methods.mergeable import Mergeable
+from capaboost_core.mergeable import Mergeable
 
 if TYPE_CHECKING:
     from capaboost_core.methods.from_peft.method import FromPeft
@@ -37,6 +37,8 @@ class PeftLayer(Mergeable):
         target: Path of the layer.
         made: peft's layer for a stand-in of the base.
     """
+
+    fan_in_fan_out: ClassVar[bool] = False  # peft's word: whether the weight is held as (in, out)
 
     def __init__(self, base: nn.Module, config: FromPeft, target: Target, made: nn.Module):
         self.adopt(base, target.path)
@@ -65,11 +67,8 @@ class PeftLayer(Mergeable):
         """
         if self.disabled:
             return super().forward(x)
-        merged_weight = self.merged_weight  # once: another thread may let go of it
-        if merged_weight is not None:
-            self.check_not_trained()
-            return F.linear(x, merged_weight, self.merged_bias)
-        return self.peft(x)
+        sums = self.current_sums()
+        return self.peft(x) if sums is None else F.linear(x, sums.weight, sums.bias)
 
     def without_addition(self, x: Tensor) -> Tensor:
         """What peft's layer adds to."""
@@ -79,23 +78,23 @@ class PeftLayer(Mergeable):
         a, b = self.removed["A"], self.removed["B"]
         return out - F.linear(F.linear(x.to(a.dtype), a), b).to(out.dtype)
 
-    @torch.no_grad()
-    def sums(self) -> tuple[Tensor, Tensor | None]:
-        """As peft merges, into a copy of the weight in single precision or better."""
+    def summed(self) -> tuple[Tensor, Tensor | None]:
+        """As peft merges, into a copy in single precision or better; weight (out, in)."""
         plain = stand_in(self.plain())
-        plain.weight.data = plain.weight.clone()
-        if plain.bias is not None:
-            plain.bias.data = plain.bias.clone()
+        for parameter in plain.parameters():
+            parameter.data = parameter.clone()
+        if self.removed:
+            part = self.removed["B"] @ self.removed["A"]
+            plain.weight -= part.T if self.fan_in_fan_out else part
         twin = copy.copy(self.peft)
         vars(twin).update(base_layer=plain, merged_adapters=[], _caches={})
-        with torch.autocast(self.weight.device.type, enabled=False):
-            if self.removed:
-                part = self.removed["B"] @ self.removed["A"]
-                plain.weight -= part.T if self.fan_in_fan_out else part
-            twin.merge()
+        twin.merge()
         weight = plain.weight.T if self.fan_in_fan_out else plain.weight
         bias = None if plain.bias is None else plain.bias.detach().to(self.bias.dtype)
         return weight.detach().to(self.weight.dtype), bias
+
+    def as_stored(self, weight: Tensor) -> Tensor:
+        return weight.T.contiguous() if self.fan_in_fan_out else weight
 
     def drawn(self) -> dict[str, np.ndarray]:
         """peft's random projections and places, in the precision in which they are drawn."""
