@@ -16,8 +16,12 @@ NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs
 LARGEST = 1e300  # what a float holds, and no infinity or NaN
 
 
-def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
+def read_results(folders: list[Path], tuning: bool = False) -> dict[Path, dict[str, Any]]:
     """Every result.json under the folders, checked, but for those of the runs from which a grid's result was selected.
+
+    Args:
+        folders: Where they lie.
+        tuning: Only the tuning runs of sweeps, whose test rows stayed unseen; else only the other ones.
 
     Raises:
         UserError: If there is none, or one is malformed.
