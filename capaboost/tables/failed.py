@@ -6,9 +6,9 @@ import json
 import textwrap
 from pathlib import Path
 
+from capaboost.sweeps.folder import FAILED
 from capaboost_core import UserError
-
-FAILED = "failed.json"
+from capaboost_core.training.run_folder import RESULT
 
 
 def failed_runs(folders: list[Path]) -> list[str]:
@@ -18,7 +18,7 @@ def failed_runs(folders: list[Path]) -> list[str]:
         UserError: If a record is malformed.
     """
     paths = sorted({path for folder in folders for path in folder.rglob(FAILED)})
-    return [_line(path) for path in paths if not path.with_name("result.json").exists()]
+    return [_line(path) for path in paths if not path.with_name(RESULT).exists()]
 
 
 def _line(path: Path) -> str:
