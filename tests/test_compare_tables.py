@@ -252,6 +252,15 @@ def test_failed_runs_are_named_until_they_have_a_result(study, capsys):
         assert f"- Failed: {study}/digits/tied/seed43: out of memory (capaboost train-vtab)." in text
 
 
+def test_a_rate_at_which_tuning_diverged_is_no_failure(study):
+    record = {"error": "the loss is not finite", "kind": "diverged", "command": "capaboost --set train.test=false"}
+    for name, changes in {"tuning": {}, "tested": {"command": "capaboost"}, "broken": {"kind": "failed"}}.items():
+        (study / name).mkdir()
+        (study / name / "failed.json").write_text(json.dumps(record | changes))
+    text = made(study)["markdown"]
+    assert [name for name in ("tuning", "tested", "broken") if f"{study}/{name}: " in text] == ["tested", "broken"]
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"error": 3, "command": ""}', '{"error": "x"}'])
 def test_a_malformed_record_of_a_failure_is_named(content, study, capsys):
     path = study / "failed.json"

@@ -23,6 +23,9 @@ from typing import TYPE_CHECKING, Any
 from capaboost.command_line import at_least_one, exit_code, given_path, make_parser
 
 if TYPE_CHECKING:
+    from capaboost.sweeps.engines.local import LocalEngine
+
+if TYPE_CHECKING:
     pass
 
 ENGINES = ("local", "ray", "slurm")
@@ -72,9 +75,6 @@ def make_engine(options: argparse.Namespace) -> Any:
     Raises:
         UserError: If a flag belongs to another engine.
     """
-    import torch
-
-    from capaboost.sweeps.engines.local import LocalEngine
     from capaboost.sweeps.engines.ray import RayEngine
     from capaboost.sweeps.engines.slurm import SlurmEngine
     from capaboost_core.errors import UserError
@@ -84,16 +84,24 @@ def make_engine(options: argparse.Namespace) -> Any:
         if getattr(options, name) and name not in own[options.engine]:
             engines = " or ".join(engine for engine in ENGINES if name in own[engine])
             raise UserError(f"--{name.replace('_', '-')} belongs to --engine {engines}; leave it out")
-    found = tuple(map(str, range(torch.cuda.device_count())))
-    gpus = options.gpus or found
-    workers = options.workers or max(1, len(gpus))
-    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // workers)
-    per_run = options.gpus_per_run if options.gpus_per_run is not None else float(bool(found))
+    here = local_engine(options.workers, options.threads, options.gpus)
+    per_run = options.gpus_per_run if options.gpus_per_run is not None else float(bool(here.gpus))
     if options.engine == "local":
-        return LocalEngine(workers, threads, gpus)
+        return here
     if options.engine == "ray":
-        return RayEngine(options.ray_address, threads, per_run)
-    return SlurmEngine(slurm_parameters(options.slurm), threads, per_run, workers)
+        return RayEngine(options.ray_address, here.threads, per_run)
+    return SlurmEngine(slurm_parameters(options.slurm), here.threads, per_run, here.workers)
+
+
+def local_engine(workers: int | None, threads: int | None, gpus: tuple[str, ...] | None) -> LocalEngine:
+    """Workers here: one for each GPU or one in all, that share the GPUs and the cores."""
+    import torch
+
+    from capaboost.sweeps.engines.local import LocalEngine
+
+    gpus = gpus or tuple(map(str, range(torch.cuda.device_count())))
+    workers = workers or max(1, len(gpus))
+    return LocalEngine(workers, threads or max(1, len(os.sched_getaffinity(0)) // workers), gpus)
 
 
 def slurm_parameters(assignments: list[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from capaboost.budget import budgeted
 from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
 from capaboost.shipped import shipped
 
@@ -75,7 +76,7 @@ def load(options: argparse.Namespace) -> GlueRun:
 
     flags = flag_settings(options, FLAGS | {"task": "data.task"})
     path = options.config or config_file(shipped("configs") / "glue", options.task, options.model, options.method)
-    return load_run(GlueRun, path, flags, options.method, options.set)
+    return budgeted(load_run(GlueRun, path, flags, options.method, options.set), options)
 
 
 def train(options: argparse.Namespace) -> None:

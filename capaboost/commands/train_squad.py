@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from capaboost.budget import budgeted
 from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
 from capaboost.shipped import shipped
 
@@ -58,7 +59,7 @@ def load(options: argparse.Namespace) -> SquadRun:
 
     flags = flag_settings(options, FLAGS | {"dataset": "data.dataset"})
     path = options.config or config_file(shipped("configs") / "squad", options.dataset)
-    return load_run(SquadRun, path, flags, options.method, options.set)
+    return budgeted(load_run(SquadRun, path, flags, options.method, options.set), options)
 
 
 def train(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 Examples:
   accelerate launch -m capaboost train-vtab --dataset dtd
   capaboost train-vtab --dataset digits --model capaboost_vit_micro_patch8_64 --epochs 20
+  capaboost train-vtab --dataset dsprites_loc --source rendered --model capaboost_vit_micro_patch8_64
   capaboost train-vtab --dataset cifar --source folder --data-dir vtab-1k --method lora --seed 1
   capaboost train-vtab --dataset mytask --source folder --data-dir images --set data.num_classes=5
   capaboost train-vtab --dataset dtd --set adapter.r=16 --set adapter.num_tied=4 --set train.lr=3e-4
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from capaboost.budget import budgeted
 from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
 from capaboost.shipped import shipped
 
@@ -30,8 +32,13 @@ GRID = "1e-4,3e-4,1e-3,3e-3"
 def vtab_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog, add_help=False)
     add = parser.add_argument
-    add("--dataset", type=given, metavar="NAME", help="a VTAB-1k task such as dtd, or digits, or a folder's name")
-    add("--source", choices=("tfds", "folder", "digits"), help="where images come from (default: the config's)")
+    add("--dataset", type=given, metavar="NAME", help="a VTAB-1k task such as dtd, digits, a rendered task such "
+        "as shapes_joint, or a folder's name")  # fmt: skip
+    add(
+        "--source",
+        choices=("tfds", "folder", "digits", "rendered"),
+        help="where images come from (default: the config's)",
+    )
     add("--data-dir", type=given, metavar="DIR", help="folder of the tfds data, or of the task folders")
     add("--protocol", choices=("test", "select"), help="test: train on all 1,000 images, test after the last epoch; "
         "select: train on 800, test the epoch that is best on the other 200")  # fmt: skip
@@ -57,7 +64,7 @@ def load(options: argparse.Namespace) -> VtabRun:
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
     flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
     path = options.config or config_file(shipped("configs") / "vtab", options.dataset)
-    return load_run(VtabRun, path, flags, options.method, options.set)
+    return budgeted(load_run(VtabRun, path, flags, options.method, options.set), options)
 
 
 def train(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -70,7 +71,7 @@ def screen(name: str, progress: Progress, at_once: int) -> RenderableType:
     head = f"{name}: {progress.states[DONE]} of {progress.total} done, {len(progress.running)} running{failed}"
     parts: list[RenderableType] = [
         Text(f"{head}; {left(progress, at_once)}", style="bold"),
-        ProgressBar(total=max(progress.total, 1), completed=progress.over, width=60),
+        Padding(ProgressBar(total=max(progress.total, 1), completed=progress.over, width=60), (0, 0, 1, 0)),
     ]
     if progress.running:
         table = Table("running", "epoch", "left", box=None, header_style="dim")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Protocol
 
+from tqdm import tqdm
+
 from capaboost.sweeps.display import Display
 from capaboost.sweeps.dry_run import all_runs
 from capaboost.sweeps.estimate import Estimator, measured_speed
@@ -63,7 +65,7 @@ def check_all(folder: SweepFolder, runs: list[Run], estimator: Estimator) -> Non
         UserError: It names the run.
     """
     check_folder(folder.path, resume=True)
-    for run in runs:
+    for run in tqdm(runs, "checking", leave=False, disable=None):
         settings = to_dict(estimator.settings_of(run))
         check_folder(folder.place(run), resume=True)
         if not folder.is_done(run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from tqdm import tqdm
 
 from capaboost.sweeps.display import duration
 from capaboost.sweeps.estimate import Estimator, measured_speed
@@ -29,7 +30,7 @@ def list_runs(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int], ter
     speed = tera * 1e12 if tera else measured_speed()
     estimator = Estimator(folder, speed, runs)
     table = Table("run", "epochs", "10^12 multiply-adds", "time", "state")
-    for run in runs:
+    for run in tqdm(runs, "counting", leave=False, disable=None):
         settings, work = estimator.settings_of(run), estimator.work(run)
         table.add_row(run.name, str(settings.train.epochs), f"{work / 1e12:,.1f}", duration(estimator.seconds(run)),
                       folder.state(run))  # fmt: skip

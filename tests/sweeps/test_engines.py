@@ -34,9 +34,13 @@ def file(tmp_path_factory, is_hard) -> Path:
 def whole(tmp_path_factory, file) -> Path:
     """An undisturbed sweep by one worker."""
     folder = tmp_path_factory.mktemp("whole")
-    lines = finish(start(file, folder, "--threads", "1")).splitlines()
+    lines = ended(start(file, folder, "--threads", "1")).splitlines()
     assert lines[-1].startswith(f"results: {folder}")
     return folder
+
+
+def ended(process: subprocess.Popen) -> str:
+    return finish(process, 3000)  # of 24 runs
 
 
 def same(folder: Path, whole: Path, is_hard: bool) -> None:
@@ -71,7 +75,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_results(file, whole, tm
             time.sleep(0.05)
         time.sleep(moments.uniform(0, 3 if is_hard else 0.5))
         kill_all(tmp_path, process)
-    finish(start(file, tmp_path, "--threads", "1", "--workers", "2"))
+    ended(start(file, tmp_path, "--threads", "1", "--workers", "2"))
     same(tmp_path, whole, is_hard)
 
 
@@ -83,13 +87,13 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(file, whole, tmp_path, is_har
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "stopped; the same command goes on"
-    finish(start(file, tmp_path, "--threads", "1"))
+    ended(start(file, tmp_path, "--threads", "1"))
     same(tmp_path, whole, is_hard)
 
 
 def test_two_sweeps_on_one_folder_share_the_runs(file, whole, tmp_path, is_hard):
     for process in [start(file, tmp_path, "--threads", "1") for _ in range(2)]:
-        finish(process)
+        ended(process)
     same(tmp_path, whole, is_hard)
     for log in tmp_path.rglob("log.txt"):  # each run was begun once
         assert log.read_text().count("$ capaboost") == 1, log
@@ -110,7 +114,7 @@ def test_ray_goes_on_when_a_node_dies(file, whole, tmp_path, is_hard):
             assert time.monotonic() - begun < 300
             time.sleep(0.05)
         cluster.remove_node(doomed, allow_graceful=False)
-        finish(process)
+        ended(process)
     finally:
         cluster.shutdown()
     same(tmp_path, whole, is_hard)
@@ -119,7 +123,7 @@ def test_ray_goes_on_when_a_node_dies(file, whole, tmp_path, is_hard):
 def test_slurm_jobs_by_submitits_local_executor(file, whole, tmp_path, is_hard):
     pytest.importorskip("submitit", reason="submitit is not installed")
     engine = ["--engine", "slurm", "--slurm", "cluster=local", "--slurm", "timeout_min=10"]
-    finish(start(file, tmp_path, "--threads", "1", *engine))
+    ended(start(file, tmp_path, "--threads", "1", *engine))
     assert list((tmp_path / "slurm").glob("*_log.out"))
     same(tmp_path, whole, is_hard)
 
@@ -165,5 +169,5 @@ def test_another_setting_in_a_folder_with_results_is_refused(file, whole, tmp_pa
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_several_runs_share_a_gpu(file, tmp_path, is_hard):
-    finish(start(file, tmp_path, "--workers", "2", "--gpus", "0"))
+    ended(start(file, tmp_path, "--workers", "2", "--gpus", "0"))
     assert len(outcome(tmp_path)) == (24 if is_hard else 2)
