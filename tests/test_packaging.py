@@ -118,9 +118,17 @@ def test_the_wheel_holds_the_papers_tables(unpacked, tmp_path):
 IMPORTS = {
     "capaboost": {"torch", "timm", "transformers", "accelerate", "yaml", "rich"},
     "capaboost.cli": {"torch", "timm", "transformers", "accelerate", "yaml", "rich"},
-    "capaboost_core": {"timm", "transformers", "accelerate", "torchvision", "datasets", "matplotlib", "sympy"},
-    "capaboost_vision": {"transformers", "tensorflow_datasets", "matplotlib", "tensorboard", "datasets", "sklearn"},
-    "capaboost_text": {"timm", "tensorflow_datasets", "matplotlib", "tensorboard", "datasets", "sklearn"},
+    "capaboost_core": {"peft", "timm", "transformers", "accelerate", "torchvision", "datasets", "matplotlib", "sympy"},
+    "capaboost_vision": {
+        "peft",
+        "transformers",
+        "tensorflow_datasets",
+        "matplotlib",
+        "tensorboard",
+        "datasets",
+        "sklearn",
+    },
+    "capaboost_text": {"peft", "timm", "tensorflow_datasets", "matplotlib", "tensorboard", "datasets", "sklearn"},
 }
 
 

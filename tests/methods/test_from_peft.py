@@ -6,7 +6,16 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from capaboost_core import UserError, disable, merge, save_adapter, trainable_parameters, unload
+from capaboost_core import (
+    UserError,
+    disable,
+    load_adapter,
+    merge,
+    save_adapter,
+    save_peft,
+    trainable_parameters,
+    unload,
+)
 from capaboost_core.inject import adapted_layers, own_parameters, saved_parameters
 from capaboost_core.report.cost import adapter_file_bytes
 from capaboost_core.report.rank import model_ranks
@@ -152,10 +161,23 @@ def test_the_size_of_the_file_is_known_before_it_is_written(method, tmp_path):
     }.get(method, set())  # fmt: skip
 
 
+@each_method
+def test_an_adapter_of_a_single_precision_base_loads_into_a_half_precision_one(method, tmp_path):
+    """The frozen projections are drawn in single precision whatever the base has, and what trains stays in it."""
+    whole = trained(method, "vit")
+    save_adapter(whole, tmp_path)
+    half = load_adapter(base("vit").bfloat16(), tmp_path).eval()
+    own = own_parameters(adapted_layers(half))
+    assert {parameter.dtype for parameter in own.values()} == {torch.float32}
+    assert all(torch.equal(parameter, own_parameters(adapted_layers(whole))[name]) for name, parameter in own.items())
+    scale = out(whole).abs().max()
+    for model in (half, merge(half)):
+        assert out(model).dtype == torch.bfloat16
+        assert (out(model).float() - out(whole)).abs().max() < 0.1 * scale
+
+
 def test_a_projection_that_differs_is_refused(tmp_path):
     """As it may where another version of torch draws other numbers from the seed."""
-    from capaboost_core import load_adapter
-
     save_adapter(trained("vera", "vit"), tmp_path)
     model = adapted("vera", "vit")
     adapted_layers(model)[0].peft.vera_A["default"].mul_(2)
@@ -216,12 +238,17 @@ def test_without_peft_a_line_says_how_to_install_it(monkeypatch):
 
 @each_method
 def test_ranks_and_peft_files_are_of_loras_alone(method, tmp_path):
-    from capaboost_core import save_peft
-
     with pytest.raises(UserError, match=method):
         model_ranks(adapted(method, "vit"))
     with pytest.raises(UserError, match="no LoRA"):
         save_peft(adapted(method, "vit"), tmp_path / "out")
+
+
+@each_method
+def test_the_same_trains_on_any_device(method):
+    on_meta = put_in(base("vit").to("meta"), settings(method))
+    assert trainable_parameters(on_meta).keys() == trainable_parameters(adapted(method, "vit")).keys()
+    assert all(parameter.is_meta for parameter in on_meta.parameters())
 
 
 def test_the_table_of_cases_is_whole():

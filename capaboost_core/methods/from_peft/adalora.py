@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from capaboost_core.methods.from_peft.layer import ADAPTER, PeftLayer
 from capaboost_core.methods.from_peft.method import FromPeft
+from capaboost_core.plan import Target
 from capaboost_core.settings.base import refuse
 
 WEIGHTS = ("lora_A", "lora_B", "lora_E")
@@ -44,6 +45,12 @@ class AdaLoRA(FromPeft):
         if self.initial_share + self.final_share >= 1:
             refuse("final_share", self.final_share, f"with initial_share it must stay below 1; try {1 / 3:.2f}")
         return self
+
+    def peft_layers(self, stand_ins: Mapping[Target, nn.Module]) -> dict[Target, nn.Module]:
+        made = super().peft_layers(stand_ins)
+        for layer in made.values():
+            layer.ranknum.requires_grad_(False)  # a constant, which peft lets train where it moves it to a device
+        return made
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         """The mean over all factors of ||A A^T - I|| and ||B^T B - I||, as in Eq. 4 but without the squares."""
