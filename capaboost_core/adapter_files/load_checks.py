@@ -51,7 +51,7 @@ def check_base(model: nn.Module, adapter: Adapter) -> None:
 def check_record(adapter: Adapter, layers: dict[str, Adapted]) -> None:
     folder = adapter.folder
     if mask_checksum(list(layers.values())) != adapter.record.mask_checksum:
-        raise UserError(f"{folder}: what is drawn from its seed differs from what it was trained with; it is damaged")
+        raise UserError(f"{folder}: the masks or projections made from its seed differ from those it was trained with")
     if not adapter.record.intact:
         raise UserError(
             f"{folder / CONFIG} was changed after it was written; copy it again (if you changed it on purpose, delete "

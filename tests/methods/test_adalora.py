@@ -50,19 +50,9 @@ def train(model, first=1, last=STEPS):
 
 def stock(ours):
     model, paths = base("bert"), [layer.path for layer in adapted_layers(ours)]
-    config = peft.AdaLoraConfig(
-        init_r=START,
-        target_r=R,
-        lora_alpha=16,
-        total_step=STEPS,
-        tinit=4,
-        tfinal=6,
-        deltaT=3,
-        beta1=0.85,
-        beta2=0.85,
-        target_modules=paths,
-        modules_to_save=["classifier"],
-    )
+    schedule = dict(init_r=START, target_r=R, total_step=STEPS, tinit=4, tfinal=6, deltaT=3)
+    places = dict(target_modules=paths, modules_to_save=["classifier"])
+    config = peft.AdaLoraConfig(lora_alpha=16, beta1=0.85, beta2=0.85, **schedule, **places)
     tuned = peft.get_peft_model(model, config).double().eval()
     for layer in adapted_layers(ours):
         model.get_submodule(layer.path).load_state_dict(layer.peft.state_dict(), strict=False)

@@ -181,7 +181,7 @@ def test_a_projection_that_differs_is_refused(tmp_path):
     save_adapter(trained("vera", "vit"), tmp_path)
     model = adapted("vera", "vit")
     adapted_layers(model)[0].peft.vera_A["default"].mul_(2)
-    with pytest.raises(UserError, match="drawn from its seed"):
+    with pytest.raises(UserError, match="projections made from its seed"):
         load_adapter(model, tmp_path)
 
 
