@@ -51,7 +51,10 @@ def check_base(model: nn.Module, adapter: Adapter) -> None:
 def check_record(adapter: Adapter, layers: dict[str, Adapted]) -> None:
     folder = adapter.folder
     if mask_checksum(list(layers.values())) != adapter.record.mask_checksum:
-        raise UserError(f"{folder}: the masks or projections made from its seed differ from those it was trained with")
+        raise UserError(
+            f"{folder}: the masks or projections made from its seed differ from those it was trained with; it is "
+            "damaged, or needs the versions of torch and peft that it was made with"
+        )
     if not adapter.record.intact:
         raise UserError(
             f"{folder / CONFIG} was changed after it was written; copy it again (if you changed it on purpose, delete "
