@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+from torch import Tensor, nn
 
+from capaboost_core.methods.bottleneck import Bottleneck
 from capaboost_core.methods.scaled import WORDS, Scaled
 from capaboost_core.settings.base import refuse
 
@@ -29,3 +31,7 @@ class AdapterSettings(Scaled):
     def used(cls, values: Mapping[str, Any]) -> set[str]:
         """Without the named targets, which are LoRA's, though files of 0.1.0 hold them."""
         return super().used(values) - ({"targets"} if values.get("targets") in WORDS else set())
+
+    def make_adapter(self, path: str, width: int, weight: Tensor) -> nn.Module:
+        """The module that a layer adds; see `AdapterMaker`."""
+        return Bottleneck(self, path, width, weight)

@@ -1,25 +1,26 @@
-"""CapaBoost adapters: tied bottlenecks after a frozen linear layer or its dropout, or inside a residual norm."""
+"""CapaBoost adapters: tied bottlenecks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, dropout_of, empty_like_weight
-from capaboost_core.errors import UserError
-from capaboost_core.methods.adapter_settings import AdapterSettings
-from capaboost_core.plan import Target
+from capaboost_core.adapted import Product, dropout_of, empty_like_weight, products_of
+from capaboost_core.methods.parameters import Filled
 from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.tied import TiedWeight
+
+if TYPE_CHECKING:
+    from capaboost_core.methods.adapter_settings import AdapterSettings
 
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Filled):
     """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = `config.activation` (Eq. 5).
 
     The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
@@ -42,19 +43,15 @@ class Bottleneck(nn.Module):
             fill_down = fill_up = partial(nn.init.normal_, std=0.02)
         self.down = TiedWeight(config, mask_bits(config, path, "down", down.shape), fill_down(down), fill_down)
         self.up = TiedWeight(config, mask_bits(config, path, "up", up.shape).T, fill_up(up).T, fill_up)
-        self.down_bias = nn.Parameter(nn.init.zeros_(empty_like_weight(weight, config.r)))
-        self.up_bias = nn.Parameter(nn.init.zeros_(empty_like_weight(weight, width)))
+        self.down_bias = nn.Parameter(empty_like_weight(weight, config.r))
+        self.up_bias = nn.Parameter(empty_like_weight(weight, width))
+        self.reset_parameters()
         self.num_tied, self.scaling = config.num_tied, config.scaling
         self.dropout, self.activation = dropout_of(config.dropout), ACTIVATION[config.activation]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bottleneck:
-        """Biases that leave the meta device start at zero."""
-        was_meta = self.up_bias.is_meta
-        super()._apply(fn, recurse)
-        if was_meta and not self.up_bias.is_meta:
-            nn.init.zeros_(self.down_bias)
-            nn.init.zeros_(self.up_bias)
-        return self
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.down_bias)
+        nn.init.zeros_(self.up_bias)
 
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""
@@ -63,85 +60,6 @@ class Bottleneck(nn.Module):
         hidden = self.activation(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
         return F.linear(hidden, up.to(h.dtype), up_bias.to(h.dtype))
 
-
-class AdapterLinear(Adapted, nn.Linear):
-    """Linear layer h = x W^T + b, then h + bottleneck(h).
-
-    Where a block adds its residual after the norm (timm's ViTs), PAdapter follows the feed-forward part
-    and HAdapter the attention's output as well; Houlsby et al. (2019) place it so in any encoder.
-
-    Args:
-        base: The frozen layer to adopt.
-        config: The adapter's configuration.
-        target: Path of the layer.
-    """
-
-    def __init__(self, base: nn.Linear, config: AdapterSettings, target: Target):
-        self.adopt(base, target.path)
-        self.adapter = Bottleneck(config, target.path, base.out_features, base.weight)
-        self.train(base.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
-        h = F.linear(x, self.weight, self.bias)
-        return h + self.adapter(h) if self.enabled else h
-
-
-class AdapterNorm(Adapted, nn.LayerNorm):
-    """Layer norm of a residual sum s, then norm(s + bottleneck(norm(s))) with the same frozen norm twice.
-
-    That is Pfeiffer et al. (2021) in encoders that norm after the sum, s = h + x, as the authors' code
-    has it: y = adapter(norm(h + x)) + h, then norm(y + x).
-
-    Args:
-        base: The frozen norm to adopt.
-        config: The adapter's configuration.
-        target: Path of the norm.
-    """
-
-    def __init__(self, base: nn.LayerNorm, config: AdapterSettings, target: Target):
-        self.adopt(base, target.path)
-        self.adapter = Bottleneck(config, target.path, base.normalized_shape[-1], base.weight)
-        self.train(base.training)
-
-    def forward(self, s: Tensor) -> Tensor:
-        """s (..., width) -> (..., width)."""
-        normed = super().forward(s)
-        return super().forward(s + self.adapter(normed)) if self.enabled else normed
-
-
-class AdapterDropout(Adapted, nn.Dropout):
-    """Dropout z = dropout(h) of a layer's output, then z + bottleneck(z).
-
-    That is Houlsby et al. (2019) as adapter-transformers and AdaLoRA's code have it.
-
-    Args:
-        base: The dropout to adopt.
-        config: The adapter's configuration.
-        target: Path of the dropout.
-        linear: The layer that the dropout follows.
-
-    Raises:
-        UserError: If the target does not name that layer.
-    """
-
-    def __init__(self, base: nn.Dropout, config: AdapterSettings, target: Target, linear: nn.Linear | None = None):
-        if linear is None:
-            raise UserError(
-                f"target {target.path} is a dropout; name the linear layer that it follows: Target.follows"
-            )
-        self.adopt(base, target.path)
-        self.adapter = Bottleneck(config, target.path, linear.out_features, linear.weight)
-        self.train(base.training)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """h (..., width) -> (..., width)."""
-        z = super().forward(h)
-        return z + self.adapter(z) if self.enabled else z
-
-
-ADAPTERS: dict[type[nn.Module], type[Adapted]] = {
-    nn.Linear: AdapterLinear,
-    nn.LayerNorm: AdapterNorm,
-    nn.Dropout: AdapterDropout,
-}
+    def products(self, needs_gradient: bool) -> list[Product]:
+        """Of down, then of up; `Adapted.products` of the layer that it stands in."""
+        return products_of([[self.down], [self.up]], needs_gradient)

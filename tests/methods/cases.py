@@ -14,6 +14,8 @@ from tests.compatibility.models import base, drawn, logits
 
 R, WIDTH, DEPTH = 4, 16, 2
 BOTTLENECK = (2 * R * WIDTH, R + WIDTH)
+N = 4  # Compacter's Kronecker products of a sum
+COMPACTER = N * (WIDTH // N + R // N) + R + N * (R // N + WIDTH // N) + WIDTH
 # Entries of one block by method: those of matrices, which masks may thin out, and all others; then those that the
 # whole model has once.
 ADDED = {
@@ -21,6 +23,8 @@ ADDED = {
     "padapter": BOTTLENECK,
     "hadapter": (2 * BOTTLENECK[0], 2 * BOTTLENECK[1]),
     "prefix": (2 * R * WIDTH, 0),  # keys and values
+    "compacter": (0, 2 * COMPACTER, N**3),
+    "compacter++": (0, COMPACTER, N**3),
     "linear": (0, 0),
     "full": (0, 0),
 }
