@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from capaboost_core.sharing.tied import TiedWeight
 if TYPE_CHECKING:
     from capaboost_core.methods.adapter_settings import AdapterSettings
 
+Filler = Callable[[Tensor], Any]  # fills a tensor in place
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
 
@@ -36,30 +38,54 @@ class Bottleneck(Filled):
 
     def __init__(self, config: AdapterSettings, path: str, width: int, weight: Tensor):
         super().__init__()
-        down, up = empty_like_weight(weight, config.r, width), empty_like_weight(weight, width, config.r)
         bound = 1 / math.sqrt(width)
         fill_down, fill_up = partial(nn.init.uniform_, a=-bound, b=bound), nn.init.zeros_
         if config.init == "official":
             fill_down = fill_up = partial(nn.init.normal_, std=0.02)
-        self.down = TiedWeight(config, mask_bits(config, path, "down", down.shape), fill_down(down), fill_down)
-        self.up = TiedWeight(config, mask_bits(config, path, "up", up.shape).T, fill_up(up).T, fill_up)
-        self.down_bias = nn.Parameter(empty_like_weight(weight, config.r))
-        self.up_bias = nn.Parameter(empty_like_weight(weight, width))
+        self.downs = self.hidden_sizes(config)
+        for name, size in self.downs.items():
+            self.make_projection(config, path, name, empty_like_weight(weight, size, width), fill_down)
+        self.make_projection(config, path, "up", empty_like_weight(weight, width, config.r), fill_up)
         self.reset_parameters()
         self.num_tied, self.scaling = config.num_tied, config.scaling
         self.dropout, self.activation = dropout_of(config.dropout), ACTIVATION[config.activation]
 
+    def hidden_sizes(self, config: AdapterSettings) -> dict[str, int]:
+        """Outputs of each projection of the input."""
+        return {"down": config.r}
+
+    def make_projection(self, config: AdapterSettings, path: str, name: str, empty: Tensor, fill: Filler) -> None:
+        """Make the weight `name`, of the shape (out, in) of an empty tensor, and its bias."""
+        masks, initial = mask_bits(config, path, name, empty.shape), fill(empty)
+        if name == "up":
+            masks, initial = masks.T, initial.T  # the rank comes first
+        setattr(self, name, TiedWeight(config, masks, initial, fill))
+        setattr(self, f"{name}_bias", nn.Parameter(empty.new_empty(len(empty))))
+
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.down_bias)
-        nn.init.zeros_(self.up_bias)
+        for bias in self.parameters(recurse=False):
+            nn.init.zeros_(bias)
+
+    def projection(self, name: str) -> tuple[Tensor, Tensor]:
+        """The copies of a weight (d, out, in), of `up` (d, in, out), and its bias (out)."""
+        return getattr(self, name).copies(), getattr(self, f"{name}_bias")
 
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""
-        down = self.down.copies().flatten(0, 1).to(h.dtype)
-        up, up_bias = self.scaling * self.up.copies().flatten(0, 1).T, self.scaling * self.up_bias
-        hidden = self.activation(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
-        return F.linear(hidden, up.to(h.dtype), up_bias.to(h.dtype))
+        seen = self.dropout(h)
+        hidden = self.activation(self.combine([self._project(seen, *self.projection(name)) for name in self.downs]))
+        up, bias = self.projection("up")
+        up, bias = self.scaling * up.flatten(0, 1).T, self.scaling * bias
+        return F.linear(hidden, up.to(h.dtype), bias.to(h.dtype))
+
+    def _project(self, h: Tensor, copies: Tensor, bias: Tensor) -> Tensor:
+        """(..., width) -> (..., d * out)."""
+        return F.linear(h, copies.flatten(0, 1).to(h.dtype), bias.repeat(self.num_tied).to(h.dtype))
+
+    def combine(self, projections: list[Tensor]) -> Tensor:
+        """The hidden values (..., d * r) of the projections of the input."""
+        return projections[0]
 
     def products(self, needs_gradient: bool) -> list[Product]:
-        """Of down, then of up; `Adapted.products` of the layer that it stands in."""
-        return products_of([[self.down], [self.up]], needs_gradient)
+        """Of the input's projections, then of up; `Adapted.products` of the layer that it stands in."""
+        return products_of([[getattr(self, name) for name in self.downs], [self.up]], needs_gradient)

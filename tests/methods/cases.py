@@ -25,6 +25,11 @@ ADDED = {
     "prefix": (2 * R * WIDTH, 0),  # keys and values
     "compacter": (0, 2 * COMPACTER, N**3),
     "compacter++": (0, COMPACTER, N**3),
+    "adakron": (WIDTH * (4 + R // 4 + R), 4 + R // 4 + WIDTH),
+    "madakron": (WIDTH * (2 * (4 + R // 4) + R), 2 * (4 + R // 4) + WIDTH),
+    "madakron-partial": (WIDTH * (2 * 4 + R // 4 + R), 2 * 4 + R // 4 + WIDTH),
+    "adamix": ((4 + 1) * R * WIDTH, 4 * R + WIDTH),
+    "adamix-lora": (2 * (4 * R * WIDTH + WIDTH * R), 0),
     "linear": (0, 0),
     "full": (0, 0),
 }
