@@ -113,8 +113,8 @@ def products_of(stages: Iterable[Iterable[TiedWeight]], needs_gradient: bool) ->
     """
     products = []
     for stage in stages:
-        products += [Product(w.executed, w.kept, w.packed.requires_grad, needs_gradient) for w in stage]
-        needs_gradient = needs_gradient or any(weight.packed.requires_grad for weight in stage)
+        products += [Product(w.executed, w.kept, w.trains, needs_gradient) for w in stage]
+        needs_gradient = needs_gradient or any(weight.trains for weight in stage)
     return products
 
 

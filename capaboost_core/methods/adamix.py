@@ -16,7 +16,6 @@ from capaboost_core.methods.experts import ExpertBottleneck, ExpertWeight, Mixtu
 from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.registry import register_method
 from capaboost_core.sharing.settings import PLAIN, TIED
-from capaboost_core.sharing.tied import TiedWeight
 
 
 @register_method("adamix", capaboost_adamix=TIED, adamix=PLAIN)
@@ -42,7 +41,7 @@ class AdaMix(Mixture, AfterFeedForward):
 class ExpertLinear(CapaLinear):
     """`nn.Linear` with increments whose A each expert has of its own; merged, it holds the means'."""
 
-    def make_factor(self, config: AdaMixLoRA, name: str, empty: Tensor, fill: Filler) -> TiedWeight:
+    def make_factor(self, config: AdaMixLoRA, name: str, empty: Tensor, fill: Filler) -> nn.Module:
         if name not in config.mixed:
             return super().make_factor(config, name, empty, fill)
         experts = range(config.num_experts)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Product, dropout_of, empty_like_weight, products_of
-from capaboost_core.methods.parameters import Filled
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import TiedWeight
+from capaboost_core.sharing.parameters import Borrower, Filled
 
 if TYPE_CHECKING:
     from capaboost_core.methods.adapter_settings import AdapterSettings
@@ -22,7 +22,7 @@ Filler = Callable[[Tensor], Any]  # fills a tensor in place
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
 
-class Bottleneck(Filled):
+class Bottleneck(Filled, Borrower):
     """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = `config.activation` (Eq. 5).
 
     The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
@@ -56,10 +56,14 @@ class Bottleneck(Filled):
 
     def make_projection(self, config: AdapterSettings, path: str, name: str, empty: Tensor, fill: Filler) -> None:
         """Make the weight `name`, of the shape (out, in) of an empty tensor, and its bias."""
-        masks, initial = mask_bits(config, path, name, empty.shape), fill(empty)
-        if name == "up":
-            masks, initial = masks.T, initial.T  # the rank comes first
-        setattr(self, name, TiedWeight(config, masks, initial, fill))
+
+        def laid(values: Any) -> Any:
+            return values.T if name == "up" else values  # the rank comes first
+
+        def masks() -> np.ndarray:
+            return laid(mask_bits(config, path, name, empty.shape))
+
+        setattr(self, name, config.make_weight(name, masks, laid(fill(empty)), fill))
         setattr(self, f"{name}_bias", nn.Parameter(empty.new_empty(len(empty))))
 
     def reset_parameters(self) -> None:

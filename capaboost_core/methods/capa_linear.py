@@ -18,7 +18,6 @@ from capaboost_core.methods.fused import incremented_linear
 from capaboost_core.methods.scaled import Scaled
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import TiedWeight
 
 
 class Incremented(Adapted):
@@ -58,9 +57,10 @@ class Incremented(Adapted):
         self.register_load_state_dict_post_hook(_merge_anew)
         self.train(base.training)
 
-    def make_factor(self, config: Scaled, name: str, empty: Tensor, fill: Filler) -> TiedWeight:
+    def make_factor(self, config: Scaled, name: str, empty: Tensor, fill: Filler) -> nn.Module:
         """A of all slices (slices, r, in), or B^T of all slices side by side (r, widths); an empty one is given."""
-        return TiedWeight(config, self.masks(config, name), fill(empty), fill)
+        parts = self.widths if name == "B" else ()
+        return config.make_weight(name, lambda: self.masks(config, name), fill(empty), fill, parts)
 
     def masks(self, config: Scaled, name: str) -> np.ndarray:
         """Of the factor "A" or "B"; names that go on from there have masks of their own."""
@@ -89,7 +89,7 @@ class Incremented(Adapted):
             return F.linear(x, self.matrix, self.bias)
         merged_weight = self.merged_weight  # once: another thread may let go of it
         if merged_weight is not None:
-            if self.training and torch.is_grad_enabled() and self.lora_A.packed.requires_grad:
+            if self.training and torch.is_grad_enabled() and self.lora_A.trains:
                 raise UserError(f"{self.path} is merged and cannot be trained; call unmerge(model), or model.eval()")
             return F.linear(x, merged_weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None

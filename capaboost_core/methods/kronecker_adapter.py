@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from capaboost_core.adapted import Product, empty_like_weight
 from capaboost_core.methods.bottleneck import ACTIVATION
-from capaboost_core.methods.parameters import Borrower, Filled
+from capaboost_core.sharing.parameters import Borrower, Filled
 
 if TYPE_CHECKING:
     from capaboost_core.methods.compacter import Compacter

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from capaboost_core.adapted import empty_like_weight
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import TiedWeight
 
 if TYPE_CHECKING:
     from capaboost_core.methods.prefix import PrefixTuning
@@ -43,9 +42,10 @@ class Prefix(nn.Module):
     def __init__(self, config: PrefixTuning, path: str, width: int, weight: Tensor):
         super().__init__()
         fill = partial(nn.init.normal_, std=0.02)
-        keys, values = (fill(empty_like_weight(weight, config.r, width)) for _ in range(2))
-        self.keys = TiedWeight(config, mask_bits(config, path, "keys", keys.shape), keys, fill)
-        self.values = TiedWeight(config, mask_bits(config, path, "values", values.shape), values, fill)
+        shape = (config.r, width)
+        for name in ("keys", "values"):
+            masks, initial = partial(mask_bits, config, path, name, shape), fill(empty_like_weight(weight, *shape))
+            setattr(self, name, config.make_weight(name, masks, initial, fill))
         self.length = config.num_tied * config.r
 
     def prepend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class Prefix(nn.Module):
         return F.pad(mask, (self.length, 0), value=0.0 if mask.is_floating_point() else 1)
 
 
-def _before(weight: TiedWeight, tokens: Tensor) -> Tensor:
+def _before(weight: nn.Module, tokens: Tensor) -> Tensor:
     batch, heads, _, size = tokens.shape
     by_head = weight.copies().reshape(-1, heads, size).transpose(0, 1)
     return torch.cat([by_head.to(tokens.dtype).expand(batch, -1, -1, -1), tokens], dim=2)

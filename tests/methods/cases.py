@@ -30,6 +30,10 @@ ADDED = {
     "madakron-partial": (WIDTH * (2 * 4 + R // 4 + R), 2 * 4 + R // 4 + WIDTH),
     "adamix": ((4 + 1) * R * WIDTH, 4 * R + WIDTH),
     "adamix-lora": (2 * (4 * R * WIDTH + WIDTH * R), 0),
+    # ProPETL: scores in each layer, then the prototypes and the biases that go with them.
+    "propetl-lora": (0, 2 * 2 * R * WIDTH, 2 * 2 * R * WIDTH),
+    "propetl-padapter": (0, 2 * R * WIDTH, sum(BOTTLENECK)),
+    "propetl-prefix": (0, 2 * R * WIDTH, 2 * R * WIDTH),
     "linear": (0, 0),
     "full": (0, 0),
 }
@@ -43,9 +47,13 @@ each_case = pytest.mark.parametrize(("preset", "kind"), CASES, ids=["-".join(cas
 each_preset = pytest.mark.parametrize("preset", list(PRESETS))
 
 
+# Of four ReLUs with half of their weights none might be alive at the two rows of the ViT that a class depends on.
+ALIVE = {"propetl-padapter": {"activation": "gelu"}}
+
+
 def settings(preset: str, **changes) -> Method:
-    config = resolve_config(preset)
-    known = {name: value for name, value in ({"r": R} | changes).items() if name in type(config).model_fields}
+    config, changes = resolve_config(preset), {"r": R} | ALIVE.get(preset, {}) | changes
+    known = {name: value for name, value in changes.items() if name in type(config).model_fields}
     return config.replace(**known)
 
 
