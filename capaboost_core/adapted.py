@@ -89,7 +89,10 @@ class Adapted(nn.Module):
         return {name: p for name, p in self.named_parameters() if name not in self.adopted}
 
     def tied_weights(self) -> dict[str, TiedWeight]:
-        return {name: module for name, module in self.named_modules() if isinstance(module, TiedWeight)}
+        """Those of the addition by name, without those of adapted layers within this one."""
+        within = tuple(f"{name}." for name, module in self.named_modules() if name and isinstance(module, Adapted))
+        weights = {name: module for name, module in self.named_modules() if isinstance(module, TiedWeight)}
+        return {name: weight for name, weight in weights.items() if not name.startswith(within)}
 
     def products(self, needs_gradient: bool) -> list[Product]:
         """The products of its addition; a layer whose trained matrices are not tied weights overrides it.

@@ -1,6 +1,19 @@
-"""The methods, a file each; importing this registers them."""
+"""The methods, a file each; importing this registers them, in the order of lists."""
+# ruff: noqa: F401, I001
 
-from capaboost_core.methods import lora, padapter, hadapter, prefix, compacter, adakron, adamix, propetl, linear, full  # noqa: F401, I001  their order in lists
+from capaboost_core.methods import (
+    lora,
+    padapter,
+    hadapter,
+    prefix,
+    adakron,
+    adamix,
+    compacter,
+    propetl,
+    unipelt,
+    linear,
+    full,
+)
 from capaboost_core.methods.base import Method, resolve_config
 from capaboost_core.methods.registry import METHODS, PRESETS, register_method
 

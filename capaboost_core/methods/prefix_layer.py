@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import empty_like_weight
+from capaboost_core.adapted import Product, empty_like_weight, products_of
 from capaboost_core.sharing.masks import mask_bits
 
 if TYPE_CHECKING:
@@ -48,9 +48,16 @@ class Prefix(nn.Module):
             setattr(self, name, config.make_weight(name, masks, initial, fill))
         self.length = config.num_tied * config.r
 
-    def prepend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def gate_of(self, x: Tensor) -> Tensor | None:
+        """What the prefix is multiplied by, (batch, 1, 1, 1), of the attention's input; None is 1."""
+
+    def prepend(self, key: Tensor, value: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values (batch, heads, tokens, size) -> (batch, heads, d*r + tokens, size)."""
-        return _before(self.keys, key), _before(self.values, value)
+        return _before(self.keys, key, gate), _before(self.values, value, gate)
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        """Of keys, then of values; `Adapted.products` of the attention."""
+        return products_of([[self.keys], [self.values]], needs_gradient)
 
     def extend(self, mask: Tensor | None) -> Tensor | None:
         """Let a mask (..., tokens) show the prefix: 0 where it is added to scores, else True or 1."""
@@ -59,7 +66,8 @@ class Prefix(nn.Module):
         return F.pad(mask, (self.length, 0), value=0.0 if mask.is_floating_point() else 1)
 
 
-def _before(weight: nn.Module, tokens: Tensor) -> Tensor:
+def _before(weight: nn.Module, tokens: Tensor, gate: Tensor | None) -> Tensor:
     batch, heads, _, size = tokens.shape
-    by_head = weight.copies().reshape(-1, heads, size).transpose(0, 1)
-    return torch.cat([by_head.to(tokens.dtype).expand(batch, -1, -1, -1), tokens], dim=2)
+    by_head = weight.copies().reshape(-1, heads, size).transpose(0, 1).to(tokens.dtype)
+    by_head = by_head.expand(batch, -1, -1, -1) if gate is None else gate.to(tokens.dtype) * by_head
+    return torch.cat([by_head, tokens], dim=2)

@@ -15,6 +15,7 @@ from tests.compatibility.models import base, drawn, logits
 R, WIDTH, DEPTH = 4, 16, 2
 BOTTLENECK = (2 * R * WIDTH, R + WIDTH)
 N = 4  # Compacter's Kronecker products of a sum
+UNIPELT = 2 * (10 + 48) * WIDTH  # prefix and bottleneck
 COMPACTER = N * (WIDTH // N + R // N) + R + N * (R // N + WIDTH // N) + WIDTH
 # Entries of one block by method: those of matrices, which masks may thin out, and all others; then those that the
 # whole model has once.
@@ -34,6 +35,8 @@ ADDED = {
     "propetl-lora": (0, 2 * 2 * R * WIDTH, 2 * 2 * R * WIDTH),
     "propetl-padapter": (0, 2 * R * WIDTH, sum(BOTTLENECK)),
     "propetl-prefix": (0, 2 * R * WIDTH, 2 * R * WIDTH),
+    "unipelt-ap": (UNIPELT, 2 * (WIDTH + 1) + 48 + WIDTH),
+    "unipelt": (UNIPELT + 2 * 2 * R * WIDTH, 4 * (WIDTH + 1) + 48 + WIDTH),
     "linear": (0, 0),
     "full": (0, 0),
 }
