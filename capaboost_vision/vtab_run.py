@@ -70,7 +70,7 @@ class DataSection(Settings):
     """
 
     dataset: Text = Field(description="Name of the task, without folders.")
-    source: Literal["tfds", "folder", "digits"] = Field("tfds", description="Where the images come from.")
+    source: Literal["tfds", "folder", "digits", "rendered"] = Field("tfds", description="Where the images come from.")
     dir: Text | None = Field(None, description="Folder of the tfds data, or of the task folders.")
     num_classes: int | None = Field(
         None,

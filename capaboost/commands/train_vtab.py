@@ -3,6 +3,7 @@
 Examples:
   accelerate launch -m capaboost train-vtab --dataset dtd
   capaboost train-vtab --dataset digits --model capaboost_vit_micro_patch8_64 --epochs 20
+  capaboost train-vtab --dataset dsprites_loc --source rendered --model capaboost_vit_micro_patch8_64
   capaboost train-vtab --dataset cifar --source folder --data-dir vtab-1k --method lora --seed 1
   capaboost train-vtab --dataset mytask --source folder --data-dir images --set data.num_classes=5
   capaboost train-vtab --dataset dtd --set adapter.r=16 --set adapter.num_tied=4 --set train.lr=3e-4
@@ -16,9 +17,14 @@ in its output folder; a run that was stopped continues bit-identically with the 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from capaboost.budget import budgeted
 from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
 from capaboost.shipped import shipped
+
+if TYPE_CHECKING:
+    from capaboost_vision.vtab_run import VtabRun
 
 GRID = "1e-4,3e-4,1e-3,3e-3"
 
@@ -26,8 +32,13 @@ GRID = "1e-4,3e-4,1e-3,3e-3"
 def vtab_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog, add_help=False)
     add = parser.add_argument
-    add("--dataset", type=given, metavar="NAME", help="a VTAB-1k task such as dtd, or digits, or a folder's name")
-    add("--source", choices=("tfds", "folder", "digits"), help="where images come from (default: the config's)")
+    add("--dataset", type=given, metavar="NAME", help="a VTAB-1k task such as dtd, digits, a rendered task such "
+        "as shapes_joint, or a folder's name")  # fmt: skip
+    add(
+        "--source",
+        choices=("tfds", "folder", "digits", "rendered"),
+        help="where images come from (default: the config's)",
+    )
     add("--data-dir", type=given, metavar="DIR", help="folder of the tfds data, or of the task folders")
     add("--protocol", choices=("test", "select"), help="test: train on all 1,000 images, test after the last epoch; "
         "select: train on 800, test the epoch that is best on the other 200")  # fmt: skip
@@ -41,15 +52,24 @@ def vtab_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def train(options: argparse.Namespace) -> None:
-    """Load the configuration, run it, show the result."""
+def load(options: argparse.Namespace) -> VtabRun:
+    """The settings of the file, the flags and `--set`.
+
+    Raises:
+        UserError: If one is wrong.
+    """
     from capaboost_core.training.run_config import load_run
     from capaboost_vision.vtab_run import VtabRun, config_file
 
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
     flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
     path = options.config or config_file(shipped("configs") / "vtab", options.dataset)
-    run = load_run(VtabRun, path, flags, options.method, options.set)
+    return budgeted(load_run(VtabRun, path, flags, options.method, options.set), options)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run it, and show the result."""
+    run = load(options)
     from capaboost_vision.experiment import prepare
 
     run_and_show(run, options, prepare)

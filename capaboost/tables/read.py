@@ -17,7 +17,7 @@ LARGEST = 1e300  # what a float holds, and no infinity or NaN
 
 
 def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
-    """Every result.json under the folders, checked.
+    """Every result.json under the folders, checked, but for those of the runs from which a grid's result was selected.
 
     Raises:
         UserError: If there is none, or one is malformed.
@@ -28,7 +28,19 @@ def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")})
     if not paths:
         raise UserError(f"no result.json under {', '.join(map(str, folders))}; run `capaboost train-vtab` first")
-    return {path: _read(path) for path in paths}
+    return _without_tuning({path: _read(path) for path in paths})
+
+
+def _without_tuning(results: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+    """Drop what lies below the folder of a grid, whose own result repeats the selected run and names the others; and
+    the runs of a sweep's tuning, unless there is nothing else.
+    """
+    grids = {path.parent for path, result in results.items() if result.get("lr_grid")}
+    kept = {path: result for path, result in results.items() if grids.isdisjoint(path.parent.parents)}
+    tested = {
+        path: result for path, result in kept.items() if result.get("config", {}).get("train", {}).get("test", True)
+    }
+    return tested or kept
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -41,6 +53,9 @@ def _read(path: Path) -> dict[str, Any]:
     wrong = [name for name in TEXTS if not isinstance(result.get(name), str)]
     wrong += [name for name in NUMBERS if not _is_number(result.get(name))]
     wrong += [] if isinstance(result.get("split_note") or "", str) else ["split_note"]
+    wrong += [] if isinstance(result.get("lr_grid") or {}, dict) else ["lr_grid"]
+    tuning = result.get("tuning") or {"grid": {}}
+    wrong += [] if isinstance(tuning, dict) and isinstance(tuning.get("grid"), dict) else ["tuning"]
     wrong += _wrong_settings(result.get("config", {}))
     if wrong:
         raise UserError(f"{path} lacks a usable {', '.join(wrong)}; delete the file or run its task again")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from capaboost_core.draws import draw
 from capaboost_core.errors import UserError
 from capaboost_core.sharing.settings import Tying
 
@@ -14,9 +15,8 @@ from capaboost_core.sharing.settings import Tying
 def mask_bits(config: Tying, path: str, weight: str, shape: tuple[int, ...]) -> np.ndarray:
     """All d masks of one weight in a uint8 array of `shape`: bit i of an entry says that copy i keeps it.
 
-    Each (seed, path, weight, copy) keys its own Philox stream (Salmon et al., 2011), whose raw 64-bit
-    output NumPy holds fixed across versions. `random` keeps the round(density * numel) entries with the
-    smallest draws, `nm` the n smallest of each m neighbours along the last, the reduction, dimension.
+    Each (seed, path, weight, copy) has its own stream of draws. `random` keeps the round(density * numel) entries
+    with the smallest draws, `nm` the n smallest of each m neighbours along the last, the reduction, dimension.
 
     Args:
         config: Gives mask kind, density, num_tied and seed.
@@ -36,7 +36,7 @@ def mask_bits(config: Tying, path: str, weight: str, shape: tuple[int, ...]) -> 
         )
     bits = np.zeros(shape, dtype=np.uint8)
     for copy in range(config.num_tied):
-        drawn = _draw(f"{config.seed}/{path}/{weight}/{0 if config.mask == 'same' else copy}", shape)
+        drawn = draw(f"{config.seed}/{path}/{weight}/{0 if config.mask == 'same' else copy}", shape)
         kept = _keep_groups(drawn, config.n, config.m) if config.mask == "nm" else _keep(drawn, config.density)
         bits |= kept.astype(np.uint8) << np.uint8(copy)
     if not bits.any():
@@ -51,11 +51,6 @@ def checksum(named_bits: Iterable[tuple[str, np.ndarray]]) -> str:
         digest.update(f"{name}{bits.shape}".encode())
         digest.update(np.ascontiguousarray(bits).tobytes())
     return digest.hexdigest()
-
-
-def _draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    words = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
-    return np.random.Philox(key=words).random_raw(int(np.prod(shape))).reshape(shape)
 
 
 def _keep(drawn: np.ndarray, density: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where a task's images come from: TensorFlow Datasets, a folder, or the embedded digits."""
+"""Where a task's images come from: TensorFlow Datasets, a folder, the embedded digits, or drawn on the spot."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from capaboost_core.errors import UserError
-from capaboost_vision.sources import digits, folder, tfds
+from capaboost_vision.sources import digits, folder, rendered, tfds
 from capaboost_vision.sources.pixels import to_rgb
 from capaboost_vision.vtab import TASKS
 
-SOURCES = ("tfds", "folder", "digits")
+SOURCES = ("tfds", "folder", "digits", "rendered")
 SPLITS = ("train800", "val200", "train800val200", "test")
 
 
@@ -65,8 +65,8 @@ def open_split(
     """One split of a task: items (uint8 3 x H x W, label).
 
     Args:
-        dataset: A VTAB-1k task, `digits`, or with the folder source the name of any folder.
-        source: `tfds`, `folder` or `digits`.
+        dataset: A VTAB-1k task, `digits`, a rendered task, or with the folder source the name of any folder.
+        source: `tfds`, `folder`, `digits` or `rendered`.
         data_dir: Where the source looks; None is tfds's own default.
         split: `train800`, `val200`, `train800val200` or `test`.
         image_size: (height, width), or one number for both.
@@ -79,6 +79,8 @@ def open_split(
         raise UserError(f"there is no split {split!r}; type one of {', '.join(SPLITS)}")
     if source == "digits":
         return ResizedImages(digits.Digits(split), image_size, digits.NUM_CLASSES)
+    if source == "rendered":
+        return ResizedImages(rendered.Rendered(dataset, split), image_size, rendered.TASKS[dataset].num_classes)
     if source == "folder":
         return ResizedImages(folder.Folder(Path(data_dir), dataset, split), image_size, None)
     task = TASKS[dataset]
@@ -94,6 +96,8 @@ def num_classes(dataset: str, source: str, data_dir: str | Path | None) -> int:
     check(dataset, source, data_dir)
     if source == "digits":
         return digits.NUM_CLASSES
+    if source == "rendered":
+        return rendered.TASKS[dataset].num_classes
     if dataset in TASKS:
         return TASKS[dataset].num_classes
     training = folder.Folder(Path(data_dir), dataset, "train800val200")
@@ -125,6 +129,10 @@ def check(dataset: str, source: str, data_dir: str | Path | None) -> None:
         raise UserError(f"there is no source {source!r}; type one of {', '.join(SOURCES)}")
     if source == "digits" and dataset != "digits":
         raise UserError(f"source digits has the dataset digits only, not {dataset!r}; pass --dataset digits")
+    if source == "rendered" and dataset not in rendered.TASKS:
+        raise UserError(f"source rendered has no task {dataset!r}; type one of {', '.join(rendered.TASKS)}")
+    if source == "rendered" and data_dir is not None:
+        raise UserError("source rendered draws its images and reads no folder; drop --data-dir")
     if source == "folder" and data_dir is None:
         raise UserError("source folder needs --data-dir: the folder that holds one folder for each task")
     if source == "tfds" and dataset not in TASKS:

@@ -139,6 +139,12 @@ WRONG = {
     "source": (("dtd", "tdfs", None, "test"), "there is no source 'tdfs'; type one of tfds, folder, digits"),
     "split": (("digits", "digits", None, "val"), "there is no split 'val'; type one of train800, val200"),
     "digits": (("dtd", "digits", None, "test"), "pass --dataset digits"),
+    "rendered": (
+        ("dtd", "rendered", None, "test"),
+        "source rendered has no task 'dtd'; type one of dsprites_loc, dsprites_ori, shapes_count, shapes_dist, "
+        "shapes_joint, random_labels",
+    ),
+    "rendered dir": (("shapes_dist", "rendered", "x", "test"), "reads no folder; drop --data-dir"),
     "no dir": (("mine", "folder", None, "test"), "source folder needs --data-dir"),
 }
 

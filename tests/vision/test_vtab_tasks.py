@@ -7,6 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 import yaml
 
+from capaboost_vision.sources import rendered
 from capaboost_vision.vtab import GROUPS, TASKS
 from tests.vision.feature_examples import pixels, random_example
 
@@ -156,4 +157,5 @@ def test_config_carries_its_command_and_the_result_to_expect(name):
 
 
 def test_every_config_belongs_to_a_task():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*TABLE, "_base", "digits"}
+    own = {*TABLE, "digits", *rendered.TASKS}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*own, "_base", "_rendered"}
