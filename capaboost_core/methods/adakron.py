@@ -43,6 +43,10 @@ class AdaKron(AfterFeedForward):
     left: int = Field(4, ge=1, le=65536, description="Entries of the left vector of the Kronecker product; divides r.")
 
     @property
+    def budget_step(self) -> int:
+        return self.left
+
+    @property
     def least_entries(self) -> float:
         """A share of the r columns of U, for layers of width 1."""
         return self.r * self.density

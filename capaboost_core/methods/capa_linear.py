@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, dropout_of, empty_like_weight
+from capaboost_core.adapted import Adapted, Product, dropout_of, empty_like_weight, products_of
 from capaboost_core.errors import UserError
 from capaboost_core.methods.bottleneck import Filler
 from capaboost_core.methods.fused import incremented_linear
@@ -108,6 +108,9 @@ class Incremented(Adapted):
         """A (d*r, in) and alpha/r * B (width, d*r) of each slice, as evaluation sees them."""
         a, b = self.factors(training=False)
         return list(zip(a.chunk(len(self.slices)), (self.scaling * b.T).split(self.widths), strict=True))
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        return products_of([[self.lora_A], [self.lora_B]], needs_gradient)
 
     @torch.no_grad()
     def increments(self) -> list[Tensor]:

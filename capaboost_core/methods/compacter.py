@@ -42,6 +42,10 @@ class Compacter(Method):
     activation: Literal["relu", "swish", "gelu"] = Field("gelu", description="Of the bottleneck.")
 
     @property
+    def budget_step(self) -> int:
+        return self.phm_dim
+
+    @property
     def least_entries(self) -> float:
         """The biases of the bottleneck."""
         return self.r
