@@ -13,6 +13,7 @@ from capaboost.tables.labels import label_groups, natural_order
 from capaboost.tables.latex import escape
 from capaboost.tables.read import read_results
 from tests.run_results import LORA, TIED, write_run
+from tests.toy_result import RESULT
 
 
 def made(folder: Path, *flags: str) -> dict[str, str]:
@@ -228,3 +229,20 @@ def test_a_malformed_record_of_a_failure_is_named(content, study, capsys):
     path = study / "failed.json"
     path.write_text(content)
     assert str(path) in refusal(capsys, str(study))
+
+
+def test_tuning_runs_are_shown_only_when_asked_for(tmp_path, capsys):
+    for name, test, value in (("tune", False, 70.0), ("final", True, 80.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        result = RESULT | {"value": value, "config": {"train": {"lr": 0.01, "test": test}}}
+        (folder / "result.json").write_text(json.dumps(result))
+    for flags, shown, hidden in (([], "80", "70"), (["--tuning"], "70", "80")):
+        assert tables.main([str(tmp_path), *flags]) == 0
+        out = capsys.readouterr().out
+        assert f"accuracy {shown}" in out
+        assert f"accuracy {hidden}" not in out
+    assert tables.main([str(tmp_path / "final"), "--tuning"]) == 2
+    assert "holds no tuning runs of a sweep; leave --tuning out" in capsys.readouterr().err
+    assert tables.main([str(tmp_path / "tune")]) == 2
+    assert "holds only tuning runs of a sweep; --tuning shows them" in capsys.readouterr().err

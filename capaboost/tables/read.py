@@ -16,8 +16,12 @@ NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs
 LARGEST = 1e300  # what a float holds, and no infinity or NaN
 
 
-def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
+def read_results(folders: list[Path], tuning: bool = False) -> dict[Path, dict[str, Any]]:
     """Every result.json under the folders, checked, but for those of the runs from which a grid's result was selected.
+
+    Args:
+        folders: Where they lie.
+        tuning: Only the tuning runs of sweeps, whose test rows stayed unseen; else only the other ones.
 
     Raises:
         UserError: If there is none, or one is malformed.
@@ -28,19 +32,22 @@ def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")})
     if not paths:
         raise UserError(f"no result.json under {', '.join(map(str, folders))}; run `capaboost train-vtab` first")
-    return _without_tuning({path: _read(path) for path in paths})
+    results = _without_grids({path: _read(path) for path in paths})
+    kept = {path: result for path, result in results.items() if _is_tested(result) != tuning}
+    if not kept:
+        advice = "leave --tuning out" if tuning else "--tuning shows them"
+        raise UserError(f"{folders[0]} holds {'no' if tuning else 'only'} tuning runs of a sweep; {advice}")
+    return kept
 
 
-def _without_tuning(results: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
-    """Drop what lies below the folder of a grid, whose own result repeats the selected run and names the others; and
-    the runs of a sweep's tuning, unless there is nothing else.
-    """
+def _without_grids(results: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+    """Drop what lies below the folder of a grid: its own result repeats the selected run and names the others."""
     grids = {path.parent for path, result in results.items() if result.get("lr_grid")}
-    kept = {path: result for path, result in results.items() if grids.isdisjoint(path.parent.parents)}
-    tested = {
-        path: result for path, result in kept.items() if result.get("config", {}).get("train", {}).get("test", True)
-    }
-    return tested or kept
+    return {path: result for path, result in results.items() if grids.isdisjoint(path.parent.parents)}
+
+
+def _is_tested(result: dict[str, Any]) -> bool:
+    return result.get("config", {}).get("train", {}).get("test", True)
 
 
 def _read(path: Path) -> dict[str, Any]:

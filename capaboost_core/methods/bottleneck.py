@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Product, dropout_of, empty_like_weight, products_of
+from capaboost_core.first_values import FirstValues
+from capaboost_core.sharing.borrowing import Borrower
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.parameters import Borrower, Filled
 
 if TYPE_CHECKING:
     from capaboost_core.methods.adapter_settings import AdapterSettings
@@ -22,7 +23,7 @@ Filler = Callable[[Tensor], Any]  # fills a tensor in place
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
 
-class Bottleneck(Filled, Borrower):
+class Bottleneck(FirstValues, Borrower):
     """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = `config.activation` (Eq. 5).
 
     The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
@@ -76,11 +77,17 @@ class Bottleneck(Filled, Borrower):
 
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""
-        seen = self.dropout(h)
-        hidden = self.activation(self.combine([self._project(seen, *self.projection(name)) for name in self.downs]))
+        return self.widen(self.activation(self.narrow(self.dropout(h))))
+
+    def narrow(self, h: Tensor) -> Tensor:
+        """(..., width) -> (..., d*r), the hidden values of all copies."""
+        return self.combine([self._project(h, *self.projection(name)) for name in self.downs])
+
+    def widen(self, hidden: Tensor) -> Tensor:
+        """(..., d*r) -> (..., width), scaled."""
         up, bias = self.projection("up")
         up, bias = self.scaling * up.flatten(0, 1).T, self.scaling * bias
-        return F.linear(hidden, up.to(h.dtype), bias.to(h.dtype))
+        return F.linear(hidden, up.to(hidden.dtype), bias.to(hidden.dtype))
 
     def _project(self, h: Tensor, copies: Tensor, bias: Tensor) -> Tensor:
         """(..., width) -> (..., d * out)."""

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Product, empty_like_weight
+from capaboost_core.first_values import FirstValues
 from capaboost_core.methods.bottleneck import Bottleneck
 from capaboost_core.methods.capa_linear import CapaLinear
 from capaboost_core.methods.fused import increments
 from capaboost_core.methods.prefix_layer import Prefix
 from capaboost_core.methods.scaled import Scaled
 from capaboost_core.plan import Target
-from capaboost_core.sharing.parameters import Filled
 
 
-class Gate(Filled):
+class Gate(FirstValues):
     """mean over tokens of sigmoid(x G^T + g): for each example a number in (0, 1) for each of `size` additions.
 
     G starts as N(0, 0.02), as BERT's layers do, so that a gate starts at about one half (Mao et al., 2022, arXiv
@@ -54,6 +54,8 @@ class GatedLinear(CapaLinear):
     """x W^T + b, plus gate * sum_i x (A * ma_i)^T (B * mb_i)^T on each slice, with a gate in place of alpha / r."""
 
     mergeable: ClassVar[bool] = False
+    low_rank: ClassVar[bool] = False
+    obstacle: ClassVar[str] = "a gate that depends on the input"
 
     def __init__(self, base: nn.Linear, config: Scaled, target: Target):
         super().__init__(base, config, target)

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Product, empty_like_weight
+from capaboost_core.first_values import FirstValues
 from capaboost_core.methods.bottleneck import ACTIVATION
-from capaboost_core.sharing.parameters import Borrower, Filled
+from capaboost_core.sharing.borrowing import Borrower
 
 if TYPE_CHECKING:
     from capaboost_core.methods.compacter import Compacter
 
 
-class KroneckerAdapter(Filled, Borrower):
+class KroneckerAdapter(FirstValues, Borrower):
     """U(f(D(h))) with D(h) = h sum_i A_i kron (s_i t_i) + c, and U alike with other s, t and bias.
 
     The slow weights A of shape (n, n, n), index i first, are shared by both projections of all layers; s_i and t_i of

@@ -14,8 +14,8 @@ from capaboost_core.methods.padapter import PAdapter
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.methods.registry import register_method
 from capaboost_core.plan import Plan
+from capaboost_core.sharing.borrowing import Borrower
 from capaboost_core.sharing.learned import LearnedMaskWeight
-from capaboost_core.sharing.parameters import Borrower
 from capaboost_core.sharing.settings import Tying
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.sharing.parameters import Borrower, Filled
+from capaboost_core.first_values import FirstValues
+from capaboost_core.sharing.borrowing import Borrower
 
 
-class LearnedMaskWeight(Filled, Borrower):
+class LearnedMaskWeight(FirstValues, Borrower):
     """d views w * m_i of a prototype w (..., r, width), where m_i keeps the entries with the largest scores |s_i|.
 
     Each mask has round(density * numel) ones. The gradient of a mask entry goes straight through to its |s_i| (Zeng et

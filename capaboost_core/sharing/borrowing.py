@@ -1,31 +1,10 @@
-"""Parameters of additions beside tied weights: filled anew after the meta device, and used by several modules."""
+"""One parameter that several modules use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-
-class Filled(nn.Module):
-    """A module that fills its own parameters, and does so anew when they leave the meta device."""
-
-    def reset_parameters(self) -> None:
-        """Fill the own parameters, not those of children."""
-        raise NotImplementedError
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        was_meta = self._on_meta()
-        super()._apply(fn, recurse)
-        if was_meta and not self._on_meta():
-            with torch.no_grad():
-                self.reset_parameters()
-        return self
-
-    def _on_meta(self) -> bool:
-        return any(parameter.is_meta for parameter in self.parameters(recurse=False))
+from torch import nn
 
 
 class Borrower(nn.Module):
