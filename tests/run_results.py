@@ -21,10 +21,11 @@ def write_run(folder: Path, seed: int, value: float, adapter: Mapping[str, Any] 
         seed: The run's.
         value: What it measured.
         adapter: Its adapter's settings; the method's name in tables follows from them.
-        **fields: Fields of the result in place of a toy's; `lr` is the setting.
+        **fields: Fields of the result in place of a toy's; `lr` and `test` are settings of training.
     """
     tied = adapter.get("num_tied", 1) > 1 or adapter.get("density", 1.0) < 1
-    train = {"lr": fields.pop("lr", 0.005), "epochs": 20, "seed": seed, "output_dir": str(folder)}
+    train = {"lr": fields.pop("lr", 0.005), "test": fields.pop("test", True)}
+    train |= {"epochs": 20, "seed": seed, "output_dir": str(folder)}
     result = RESULT | {
         "method": f"{'capaboost-' if tied else ''}{adapter['method']}",
         "seed": seed,

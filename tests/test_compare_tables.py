@@ -1,6 +1,7 @@
 """Comparisons: methods beside each other, paired by seed; what lacks is named, and only like is compared."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from capaboost.tables.labels import label_groups, natural_order
 from capaboost.tables.latex import escape
 from capaboost.tables.read import read_results
 from tests.run_results import LORA, TIED, write_run
-from tests.toy_result import RESULT
 
 
 def made(folder: Path, *flags: str) -> dict[str, str]:
@@ -195,8 +195,36 @@ def test_a_rate_selected_from_a_grid_is_one_row_that_shows_the_grid(tmp_path):
     write_grid(tmp_path, 2, {0.001: 94.0, 0.01: 85.0})
     (line,) = csv.DictReader(made(tmp_path)["csv"].splitlines())
     assert (line["mean"], line["seeds"]) == ("92.0", "2")
-    assert line["settings"] == "lr 0.001 or 0.01 of {0.001, 0.01}, r 8, alpha 16"
+    assert line["settings"] == "lr 0.01 or 0.001 of {0.001, 0.01}, r 8, alpha 16"
     assert labels(tmp_path) == {"lora"}
+
+
+def test_tuning_of_a_sweep_is_shown_and_its_runs_are_no_rows(tmp_path):
+    """As in a sweep's folder: <task>/<method>/tune/<settings>/seed<N> beside seed<N>."""
+    place, tested = tmp_path / "digits" / "lora", {"lr": 0.01, "adapter": LORA | {"alpha": 32.0}}
+    for lr, alpha in itertools.product((0.001, 0.01), (16.0, 32.0)):
+        tune = place / "tune" / f"lr={lr:g},alpha={alpha:g}"
+        write_run(tune, 1, 99.0, LORA | {"alpha": alpha}, lr=lr, test=False, metric="selection_accuracy")
+    grid = {f"lr={lr:g},alpha={alpha:g}": 99.0 for lr, alpha in itertools.product((0.001, 0.01), (16.0, 32.0))}
+    for seed in (1, 2):
+        tuning = {"chosen": {"train.lr": 0.01, "adapter.alpha": 32.0}, "grid": grid, "at_edge": []}
+        write_run(place, seed, 90.0, **tested, tuning=tuning)
+    (line,) = csv.DictReader(made(tmp_path)["csv"].splitlines())
+    assert (line["mean"], line["seeds"]) == ("90.0", "2")
+    assert line["settings"] == "lr 0.01 of {0.001, 0.01}, r 8, alpha 32 of {16, 32}"
+    lines = list(csv.DictReader(made(place / "tune")["csv"].splitlines()))  # by itself
+    assert {line["metric"] for line in lines} == {"selection_accuracy"}
+    assert len(lines) == 4
+
+
+def test_another_setting_that_was_tuned_is_shown_too(tmp_path):
+    tuning = {"chosen": {"data.normalize": "model"}, "grid": {"normalize=model": 3.0, "normalize=imagenet": None}}
+    path = write_run(tmp_path, 1, 90.0, tuning=tuning)
+    result = json.loads(path.read_text())
+    result["config"]["data"] = {"normalize": "model"}
+    path.write_text(json.dumps(result))
+    (line,) = csv.DictReader(made(tmp_path)["csv"].splitlines())
+    assert line["settings"] == "lr 0.005, r 8, alpha 16, normalize model of {model, imagenet}"
 
 
 def test_a_run_found_twice_is_named(tmp_path, capsys):
@@ -224,25 +252,17 @@ def test_failed_runs_are_named_until_they_have_a_result(study, capsys):
         assert f"- Failed: {study}/digits/tied/seed43: out of memory (capaboost train-vtab)." in text
 
 
+def test_a_rate_at_which_tuning_diverged_is_no_failure(study):
+    record = {"error": "the loss is not finite", "kind": "diverged", "command": "capaboost --set train.test=false"}
+    for name, changes in {"tuning": {}, "tested": {"command": "capaboost"}, "broken": {"kind": "failed"}}.items():
+        (study / name).mkdir()
+        (study / name / "failed.json").write_text(json.dumps(record | changes))
+    text = made(study)["markdown"]
+    assert [name for name in ("tuning", "tested", "broken") if f"{study}/{name}: " in text] == ["tested", "broken"]
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"error": 3, "command": ""}', '{"error": "x"}'])
 def test_a_malformed_record_of_a_failure_is_named(content, study, capsys):
     path = study / "failed.json"
     path.write_text(content)
     assert str(path) in refusal(capsys, str(study))
-
-
-def test_tuning_runs_are_shown_only_when_asked_for(tmp_path, capsys):
-    for name, test, value in (("tune", False, 70.0), ("final", True, 80.0)):
-        folder = tmp_path / name
-        folder.mkdir()
-        result = RESULT | {"value": value, "config": {"train": {"lr": 0.01, "test": test}}}
-        (folder / "result.json").write_text(json.dumps(result))
-    for flags, shown, hidden in (([], "80", "70"), (["--tuning"], "70", "80")):
-        assert tables.main([str(tmp_path), *flags]) == 0
-        out = capsys.readouterr().out
-        assert f"accuracy {shown}" in out
-        assert f"accuracy {hidden}" not in out
-    assert tables.main([str(tmp_path / "final"), "--tuning"]) == 2
-    assert "holds no tuning runs of a sweep; leave --tuning out" in capsys.readouterr().err
-    assert tables.main([str(tmp_path / "tune")]) == 2
-    assert "holds only tuning runs of a sweep; --tuning shows them" in capsys.readouterr().err

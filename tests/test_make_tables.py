@@ -131,18 +131,22 @@ def test_readme_without_markers_is_refused_and_kept(tmp_path, capsys):
     assert readme.read_text() == "no place\n"
 
 
+def shown(config: dict) -> str:
+    return settings_of([RESULT | {"config": config}])
+
+
 def test_settings_tell_rows_of_one_method_apart():
     adapter = {"method": "lora", "r": 8, "alpha": None}
-    assert settings_of({"train": {"lr": 0.005}, "adapter": adapter}) == "lr 0.005, r 8, alpha 8"
-    assert settings_of({"model": {"pretrained": False}, "adapter": adapter | {"alpha": 32}}) == (
+    assert shown({"train": {"lr": 0.005}, "adapter": adapter}) == "lr 0.005, r 8, alpha 8"
+    assert shown({"model": {"pretrained": False}, "adapter": adapter | {"alpha": 32}}) == (
         "random weights, r 8, alpha 32"
     )
-    assert settings_of({"adapter": adapter | {"targets": "attention-qv"}}) == "r 8, alpha 8"
-    assert settings_of({"adapter": adapter | {"targets": "all-linear"}}) == "r 8, alpha 8, all-linear"
-    assert settings_of({"train": {"lr": 0.001}, "adapter": {"method": "linear", "r": 8}}) == "lr 0.001"
-    assert settings_of({"adapter": adapter | {"targets": "fused-qkv"}}) == "r 8, alpha 8, fused-qkv"
-    assert settings_of({"adapter": adapter | {"targets": ["a.q", "a.v"]}}) == "r 8, alpha 8, a.q a.v"
-    assert settings_of({"adapter": adapter | {"method": "padapter", "targets": "all-linear"}}) == "r 8, alpha 8"
+    assert shown({"adapter": adapter | {"targets": "attention-qv"}}) == "r 8, alpha 8"
+    assert shown({"adapter": adapter | {"targets": "all-linear"}}) == "r 8, alpha 8, all-linear"
+    assert shown({"train": {"lr": 0.001}, "adapter": {"method": "linear", "r": 8}}) == "lr 0.001"
+    assert shown({"adapter": adapter | {"targets": "fused-qkv"}}) == "r 8, alpha 8, fused-qkv"
+    assert shown({"adapter": adapter | {"targets": ["a.q", "a.v"]}}) == "r 8, alpha 8, a.q a.v"
+    assert shown({"adapter": adapter | {"method": "padapter", "targets": "all-linear"}}) == "r 8, alpha 8"
 
 
 def rows_of(folder: Path, **configs: dict) -> dict[str, str]:

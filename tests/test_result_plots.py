@@ -158,6 +158,15 @@ def test_the_map_has_a_number_in_each_cell_and_marks_the_best(tmp_path):
     assert panel.images[0].norm.vmin == 8.1
 
 
+def test_what_was_selected_from_a_grid_is_no_cell(tmp_path):
+    write_map(tmp_path)
+    write_run(tmp_path / "grid", 1, 99.0, lr_grid={"0.001": 1.0, "0.01": 2.0})
+    tuning = {"chosen": {"adapter.alpha": 16.0}, "grid": {"alpha=16": 1.0, "alpha=32": 0.0}}
+    write_run(tmp_path / "tuned", 1, 99.0, tuning=tuning)
+    (panel,) = plot("scale", tmp_path).axes
+    assert len(panel.texts) == 3
+
+
 def test_too_many_series_are_refused_in_a_line(tmp_path, capsys):
     for init, r in itertools.product(range(20), (1, 2)):
         write_run(tmp_path / f"{init}-{r}", 1, 90.0, LORA | {"r": r, "init": str(init)})

@@ -29,7 +29,6 @@ def tables_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folders", nargs="*", type=Path, default=[Path("results")], metavar="DIR", help="default: results")
     add("--compare", type=given, metavar="METHOD", help="tasks x methods, with differences to this one")
-    add("--tuning", action="store_true", help="of sweeps the tuning runs, by their values on the rows for selection")
     add("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     add("--csv", type=Path, metavar="FILE", help="write the table as CSV, with raw numbers")
     add("--latex", type=Path, metavar="FILE", help="write the table as LaTeX, for the package booktabs")
@@ -51,7 +50,7 @@ def make(options: argparse.Namespace) -> None:
     draw = plotter(options.plots) if options.plots else None
     for flag in FILES:
         check_outputs(f"--{flag}", getattr(options, flag))
-    results = read_results(options.folders, options.tuning)
+    results = read_results(options.folders)
     table = compare(results, options.compare) if options.compare or draw else None
     notes = [f"Failed: {line}." for line in failed_runs(options.folders)]
     layout, records = comparison(table, notes) if options.compare else rows(results, notes)

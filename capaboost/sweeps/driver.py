@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -16,7 +15,6 @@ from capaboost.sweeps.progress import Progress, progress_of
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.sweep_file import SweepFile
 from capaboost_core.errors import UserError
-from capaboost_core.files import partial_of
 from capaboost_core.training.checkpoint import differences
 from capaboost_core.training.result import write_result
 from capaboost_core.training.run_config import to_dict
@@ -48,14 +46,13 @@ def drive(
 
     def read() -> tuple[Plan, Progress]:
         plan = plan_of(sweep, folder, shard)
+        note_tuning(folder, plan)
         estimator.__dict__.pop("speeds", None)  # more runs may have finished
         return plan, progress_of(folder, plan, estimator)
 
     with Display(name, folder, read, getattr(engine, "workers", 1)) as display:
         engine.run(folder, shard, display.watch)
-    plan = plan_of(sweep, folder, shard)
-    note_tuning(folder, plan)
-    report_end(folder, plan)
+    report_end(folder, read()[0])
 
 
 def check_all(folder: SweepFolder, runs: list[Run], estimator: Estimator) -> None:
@@ -85,8 +82,6 @@ def note_tuning(folder: SweepFolder, plan: Plan) -> None:
             continue
         result = folder.result(run)
         if result.get("tuning") != tuned.to_dict():
-            with contextlib.suppress(FileNotFoundError):
-                partial_of(folder.place(run)).unlink()
             write_result(folder.place(run), result | {"tuning": tuned.to_dict()})
 
 

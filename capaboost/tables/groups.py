@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capaboost.tables.row_settings import differences, rate_of, run_settings, same_value, settings_of
+from capaboost.tables.row_settings import differences, run_settings, same_value, settings_of
+from capaboost.tables.tried import tried
 from capaboost_core import UserError
 
 Result = dict[str, Any]
@@ -39,8 +40,8 @@ class Group:
     def shown_settings(self, groups: list[Group]) -> str:
         """The settings that every row shows, and those in which it differs from others of its task."""
         peers = [(g.method, g.settings) for g in groups if g.task[:3] == self.task[:3]]
-        shown = settings_of(self.runs[0].get("config", {}), rate_of(self.runs))
-        return ", ".join(filter(None, (shown, *differences(self.settings, self.method, peers))))
+        own = {name: value for name, value in self.settings.items() if name not in tried(self.runs[0])}
+        return ", ".join(filter(None, (settings_of(self.runs), *differences(own, self.method, peers))))
 
 
 def group_runs(results: dict[Path, Result], apart: tuple[str, ...] = ()) -> list[Group]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from capaboost.tables.tried import tried
 from capaboost_core.methods import METHODS
 from capaboost_core.methods.lora import LoRA
 
@@ -23,54 +24,51 @@ def has_rank(adapter: dict[str, Any]) -> bool:
 def run_settings(result: dict[str, Any]) -> dict[str, Any]:
     """Every setting by section and name, such as `train.epochs`; seeds and places are left out.
 
-    Of a method without r there is none of the adapter. A rate that was selected from a grid is the grid.
+    Of a method without r there is none of the adapter. Of a setting that was selected from a grid, it is the grid.
     """
+    return _settings(result) | {name: _grid(values) for name, values in tried(result).items()}
+
+
+def _settings(result: dict[str, Any]) -> dict[str, Any]:
     config = result.get("config", {})
     without = () if has_rank(config.get("adapter", {})) else ("adapter",)
-    settings = {
+    return {
         f"{section}.{key}": value
         for section, values in config.items()
         if section not in without and isinstance(values, dict)
         for key, value in values.items()
         if key not in PLACES
     }
-    return settings | ({"train.lr": _grid(result)} if result.get("lr_grid") else {})
 
 
-def settings_of(config: dict[str, Any], rate: str | None = None) -> str:
+def settings_of(results: list[dict[str, Any]]) -> str:
     """The settings that every row shows: the start, the learning rate, the adapter's size, scale and places.
 
-    Args:
-        config: Every setting of a run.
-        rate: The rate as `rate_of` has it, if not as the config has it.
+    What was selected from a grid is shown with it: `lr 0.001 of {0.001, 0.01}`.
     """
+    config, grids = results[0].get("config", {}), tried(results[0])
     model, train, adapter = (config.get(section, {}) for section in ("model", "train", "adapter"))
     parts = [] if model.get("pretrained", True) else ["random weights"]
-    parts += [f"lr {rate or format(train['lr'], 'g')}"] if "lr" in train else []
+    parts += [f"lr {_values(results, 'train.lr')}"] if "lr" in train else []
     if has_rank(adapter):
-        alpha = adapter.get("alpha") or adapter["r"]
-        parts += [f"r {adapter['r']}", f"alpha {alpha:g}"]
+        alpha = _values(results, "adapter.alpha") if adapter.get("alpha") else f"{adapter['r']:g}"
+        parts += [f"r {_values(results, 'adapter.r')}", f"alpha {alpha}"]
         targets = adapter.get("targets") if "targets" in METHODS[adapter["method"]].used(adapter) else None
         chosen = targets not in (None, LoRA.model_fields["targets"].default)
         parts += [" ".join([targets] if isinstance(targets, str) else targets)] if chosen else []
-    return ", ".join(parts)
+    return ", ".join(parts + [shown_setting(name, _values(results, name)) for name in grids if name not in NAMED])
 
 
-def rate_of(results: list[dict[str, Any]]) -> str:
-    """The learning rate of runs of one row: one, or the ones selected for each seed, and the grid of the selection."""
-    rates = sorted({result["config"]["train"]["lr"] for result in results if "lr" in _train(result)})
-    text = " or ".join(f"{rate:g}" for rate in rates)
-    return f"{text} of {_grid(results[0])}" if results[0].get("lr_grid") or results[0].get("tuning") else text
+def _values(results: list[dict[str, Any]], name: str) -> str:
+    """A setting's value, or those selected for each seed, and the grid that they are from."""
+    values = [_settings(result).get(name) for result in results]
+    text = " or ".join(dict.fromkeys(f"{value:g}" if isinstance(value, float) else str(value) for value in values))
+    grid = tried(results[0]).get(name)
+    return f"{text} of {_grid(grid)}" if grid else text
 
 
-def _train(result: dict[str, Any]) -> dict[str, Any]:
-    return result.get("config", {}).get("train", {})
-
-
-def _grid(result: dict[str, Any]) -> str:
-    """The rates that were tried; of a sweep that tuned more than one setting, the combinations."""
-    tried = result.get("lr_grid") or result["tuning"]["grid"]
-    return f"{{{', '.join(name.removeprefix('lr=') for name in tried)}}}"
+def _grid(values: list[str]) -> str:
+    return f"{{{', '.join(values)}}}"
 
 
 def differences(settings: dict[str, Any], method: str, others: list[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -48,7 +48,7 @@ def _range(maps: dict[str, Map]) -> tuple[float, float]:
 
 def _maps(groups: list[Group]) -> dict[Task, dict[str, Map]]:
     maps: dict[Task, dict[str, Map]] = defaultdict(lambda: defaultdict(dict))
-    having = [group for group in groups if "adapter.alpha" in group.settings and _is_rate(group)]
+    having = [group for group in groups if _is_cell(group)]
     labels = label_groups(having, AXES)
     for group in sorted(labels, key=lambda group: (group.task, natural_order(labels[group]))):
         alpha, rate = (group.settings[name] for name in AXES)
@@ -58,8 +58,10 @@ def _maps(groups: list[Group]) -> dict[Task, dict[str, Map]]:
     return maps
 
 
-def _is_rate(group: Group) -> bool:
-    return isinstance(group.settings.get("train.lr"), (int, float))
+def _is_cell(group: Group) -> bool:
+    """Whether alpha and rate were given: one that was selected from a grid is the text of the grid."""
+    alpha, rate = (group.settings.get(name, "") for name in AXES)
+    return isinstance(alpha, (int, float, type(None))) and isinstance(rate, (int, float))
 
 
 def _draw(panel: Axes, cells: Map, low: float, high: float) -> None:
