@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.methods.adapter_layers import ADAPTERS
 from capaboost_core.methods.base import Method
 from capaboost_core.methods.gates import GatedBottleneck, GatedLinear, GatedPrefix
 from capaboost_core.methods.lora import LoRA
@@ -45,7 +44,8 @@ class UniPELTAP(Tying, Method):
     UniPELT(AP) give a bottleneck of 48); their prefix comes from an MLP in training.
     """
 
-    layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = ADAPTERS
+    layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = PrefixTuning.layers
+    integrated: ClassVar[bool] = True
     recipe: ClassVar[str] = "padapter"
     budget: ClassVar[str | None] = "bottleneck"
     starts_as_base: ClassVar[bool] = False
