@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -97,7 +98,10 @@ class Adapted(nn.Module):
         return {name: p for name, p in self.named_parameters() if name not in self.adopted}
 
     def tied_weights(self) -> dict[str, TiedWeight]:
-        return {name: module for name, module in self.named_modules() if isinstance(module, TiedWeight)}
+        """Those of the addition by name, without those of adapted layers within this one."""
+        within = tuple(f"{name}." for name, module in self.named_modules() if name and isinstance(module, Adapted))
+        weights = {name: module for name, module in self.named_modules() if isinstance(module, TiedWeight)}
+        return {name: weight for name, weight in weights.items() if not name.startswith(within)}
 
     def drawn(self) -> dict[str, np.ndarray]:
         """What is drawn from a seed by name, which no file holds: its masks."""
@@ -113,13 +117,21 @@ class Adapted(nn.Module):
             needs_gradient: Whether the layer's input needs one.
         """
         weights = list(self.tied_weights().values())
-        first, second = weights[: len(weights) // 2], weights[len(weights) // 2 :]
-        inner = needs_gradient or any(weight.packed.requires_grad for weight in first)
-        return [
-            Product(weight.executed, weight.kept, weight.packed.requires_grad, needed)
-            for part, needed in ((first, needs_gradient), (second, inner))
-            for weight in part
-        ]
+        return products_of([weights[: len(weights) // 2], weights[len(weights) // 2 :]], needs_gradient)
+
+
+def products_of(stages: Iterable[Iterable[TiedWeight]], needs_gradient: bool) -> list[Product]:
+    """The products of tied weights, each stage of which meets what the one before made, the first the input.
+
+    Args:
+        stages: The weights.
+        needs_gradient: Whether the input needs a gradient.
+    """
+    products = []
+    for stage in stages:
+        products += [Product(w.executed, w.kept, w.trains, needs_gradient) for w in stage]
+        needs_gradient = needs_gradient or any(weight.trains for weight in stage)
+    return products
 
 
 def dropout_of(probability: float) -> nn.Module:

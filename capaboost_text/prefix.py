@@ -15,17 +15,16 @@ from transformers.models.modernbert import modeling_modernbert as modernbert
 from transformers.models.roberta import modeling_roberta as roberta
 from transformers.models.xlm_roberta import modeling_xlm_roberta as xlm_roberta
 
-from capaboost_core.adapted import Adapted
+from capaboost_core.adapted import Adapted, Product
 from capaboost_core.errors import UserError
 from capaboost_core.methods.prefix import PrefixTuning
-from capaboost_core.methods.prefix_layer import Prefix
 from capaboost_core.plan import Target
 
 NAME = "capaboost_prefix"
 
 
 class PrefixAttention(Adapted):
-    """A self-attention whose tokens also attend to a `Prefix`, padding and local windows notwithstanding.
+    """A self-attention whose tokens also attend to a prefix, padding and local windows notwithstanding.
 
     An attention asks its configuration which implementation to call. Here it holds a copy that names
     `prefixed_attention`, which goes on to the implementation that the model's own configuration names:
@@ -49,9 +48,18 @@ class PrefixAttention(Adapted):
         self.config._attn_implementation = NAME
         heads = self.config.num_attention_heads
         width = self.config.hidden_size // heads * heads
-        self.prefix = Prefix(config, target.path, width, next(base.parameters()))
+        self.prefix = config.make_prefix(target.path, width, next(base.parameters()))
         self.check_implementation()
         self.prefix.train(base.training)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """As the model's own; a gate goes to `prefixed_attention` with the other keywords."""
+        gate = self.prefix.gate_of(hidden_states) if self.enabled else None
+        gates = {} if gate is None else {"prefix_gate": gate}
+        return super().forward(hidden_states, *args, **kwargs, **gates)
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        return self.prefix.products(needs_gradient)
 
     def check_implementation(self) -> None:
         """Refuse block masks, and a local window that the implementation draws itself, over the prefix too."""
@@ -96,14 +104,20 @@ class _AsBase:
 
 
 def prefixed_attention(
-    module: PrefixAttention, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: PrefixAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    prefix_gate: Tensor | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Put the prefix before keys and values (batch, heads, tokens, size), then attend as the model does."""
     implementation = module.model_config._attn_implementation
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, module.eager)
     if module.enabled:
         module.check_implementation()
-        key, value = module.prefix.prepend(key, value)
+        key, value = module.prefix.prepend(key, value, prefix_gate)
         attention_mask = module.prefix.extend(attention_mask)
     return attend(_AsBase(module), query, key, value, attention_mask, **kwargs)
 

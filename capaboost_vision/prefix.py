@@ -6,14 +6,13 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention, maybe_add_mask, resolve_self_attn_mask
 from torch import Tensor
 
-from capaboost_core.adapted import Adapted
+from capaboost_core.adapted import Adapted, Product
 from capaboost_core.methods.prefix import PrefixTuning
-from capaboost_core.methods.prefix_layer import Prefix
 from capaboost_core.plan import Target
 
 
 class PrefixAttention(Adapted, Attention):
-    """timm's `Attention` whose tokens also attend to a `Prefix`; `k_norm` is for the keys of tokens only.
+    """timm's `Attention` whose tokens also attend to a prefix; `k_norm` is for the keys of tokens only.
 
     Args:
         base: The frozen attention to adopt.
@@ -23,7 +22,7 @@ class PrefixAttention(Adapted, Attention):
 
     def __init__(self, base: Attention, config: PrefixTuning, target: Target):
         self.adopt(base, target.path)
-        self.prefix = Prefix(config, target.path, base.attn_dim, base.qkv.weight)
+        self.prefix = config.make_prefix(target.path, base.attn_dim, base.qkv.weight)
         self.prefix.train(base.training)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -34,11 +33,14 @@ class PrefixAttention(Adapted, Attention):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         mask = resolve_self_attn_mask(x.shape[1], q, attn_mask, is_causal)
-        out = self._attend(q, *self.prefix.prepend(k, v), self.prefix.extend(mask))
+        out = self._attend(q, *self.prefix.prepend(k, v, self.prefix.gate_of(x)), self.prefix.extend(mask))
         out = self.norm(out.transpose(1, 2).flatten(2))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
         return self.proj_drop(self.proj(out))
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        return self.prefix.products(needs_gradient)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if self.fused_attn:

@@ -1,6 +1,7 @@
-"""The methods, a file each; importing this registers them."""
+"""The methods, a file each; importing this registers them, in the order of lists."""
+# ruff: noqa: F401, I001
 
-from capaboost_core.methods import (  # noqa: F401, I001  their order in lists
+from capaboost_core.methods import (
     lora,
     padapter,
     hadapter,
@@ -12,6 +13,11 @@ from capaboost_core.methods import (  # noqa: F401, I001  their order in lists
     bitfit,
     ssf,
     hadamard,
+    adakron,
+    adamix,
+    compacter,
+    propetl,
+    unipelt,
     linear,
     full,
     from_peft,

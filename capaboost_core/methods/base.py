@@ -49,6 +49,11 @@ class Method(NamedSettings):
         return self.name
 
     @property
+    def budget_step(self) -> int:
+        """What the setting that a budget changes is a multiple of."""
+        return 1
+
+    @property
     def least_entries(self) -> float:
         """What the largest weight of the adapted layers holds at least, by the settings alone."""
         return 0

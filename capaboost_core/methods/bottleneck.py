@@ -1,25 +1,29 @@
-"""CapaBoost adapters: tied bottlenecks after a frozen linear layer or its dropout, or inside a residual norm."""
+"""CapaBoost adapters: tied bottlenecks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, dropout_of, empty_like_weight
-from capaboost_core.errors import UserError
+from capaboost_core.adapted import Product, dropout_of, empty_like_weight, products_of
 from capaboost_core.first_values import FirstValues
-from capaboost_core.methods.adapter_settings import AdapterSettings
-from capaboost_core.plan import Target
+from capaboost_core.sharing.borrowing import Borrower
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import TiedWeight
 
+if TYPE_CHECKING:
+    from capaboost_core.methods.adapter_settings import AdapterSettings
+
+Filler = Callable[[Tensor], Any]  # fills a tensor in place
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
 
-class Bottleneck(FirstValues):
+class Bottleneck(FirstValues, Borrower):
     """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = `config.activation` (Eq. 5).
 
     The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
@@ -35,22 +39,41 @@ class Bottleneck(FirstValues):
 
     def __init__(self, config: AdapterSettings, path: str, width: int, weight: Tensor):
         super().__init__()
-        down, up = empty_like_weight(weight, config.r, width), empty_like_weight(weight, width, config.r)
         bound = 1 / math.sqrt(width)
         fill_down, fill_up = partial(nn.init.uniform_, a=-bound, b=bound), nn.init.zeros_
         if config.init == "official":
             fill_down = fill_up = partial(nn.init.normal_, std=0.02)
-        self.down = TiedWeight(config, mask_bits(config, path, "down", down.shape), fill_down(down), fill_down)
-        self.up = TiedWeight(config, mask_bits(config, path, "up", up.shape).T, fill_up(up).T, fill_up)
-        self.down_bias = nn.Parameter(empty_like_weight(weight, config.r))
-        self.up_bias = nn.Parameter(empty_like_weight(weight, width))
+        self.downs = self.hidden_sizes(config)
+        for name, size in self.downs.items():
+            self.make_projection(config, path, name, empty_like_weight(weight, size, width), fill_down)
+        self.make_projection(config, path, "up", empty_like_weight(weight, width, config.r), fill_up)
         self.reset_parameters()
         self.num_tied, self.scaling = config.num_tied, config.scaling
         self.dropout, self.activation = dropout_of(config.dropout), ACTIVATION[config.activation]
 
+    def hidden_sizes(self, config: AdapterSettings) -> dict[str, int]:
+        """Outputs of each projection of the input."""
+        return {"down": config.r}
+
+    def make_projection(self, config: AdapterSettings, path: str, name: str, empty: Tensor, fill: Filler) -> None:
+        """Make the weight `name`, of the shape (out, in) of an empty tensor, and its bias."""
+
+        def laid(values: Any) -> Any:
+            return values.T if name == "up" else values  # the rank comes first
+
+        def masks() -> np.ndarray:
+            return laid(mask_bits(config, path, name, empty.shape))
+
+        setattr(self, name, config.make_weight(name, masks, laid(fill(empty)), fill))
+        setattr(self, f"{name}_bias", nn.Parameter(empty.new_empty(len(empty))))
+
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.down_bias)
-        nn.init.zeros_(self.up_bias)
+        for bias in self.parameters(recurse=False):
+            nn.init.zeros_(bias)
+
+    def projection(self, name: str) -> tuple[Tensor, Tensor]:
+        """The copies of a weight (d, out, in), of `up` (d, in, out), and its bias (out)."""
+        return getattr(self, name).copies(), getattr(self, f"{name}_bias")
 
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""
@@ -58,93 +81,22 @@ class Bottleneck(FirstValues):
 
     def narrow(self, h: Tensor) -> Tensor:
         """(..., width) -> (..., d*r), the hidden values of all copies."""
-        down = self.down.copies().flatten(0, 1)
-        return F.linear(h, down.to(h.dtype), self.down_bias.repeat(self.num_tied).to(h.dtype))
+        return self.combine([self._project(h, *self.projection(name)) for name in self.downs])
 
     def widen(self, hidden: Tensor) -> Tensor:
         """(..., d*r) -> (..., width), scaled."""
-        up, bias = self.scaling * self.up.copies().flatten(0, 1).T, self.scaling * self.up_bias
+        up, bias = self.projection("up")
+        up, bias = self.scaling * up.flatten(0, 1).T, self.scaling * bias
         return F.linear(hidden, up.to(hidden.dtype), bias.to(hidden.dtype))
 
+    def _project(self, h: Tensor, copies: Tensor, bias: Tensor) -> Tensor:
+        """(..., width) -> (..., d * out)."""
+        return F.linear(h, copies.flatten(0, 1).to(h.dtype), bias.repeat(self.num_tied).to(h.dtype))
 
-class AdapterLinear(Adapted, nn.Linear):
-    """Linear layer h = x W^T + b, then h + bottleneck(h).
+    def combine(self, projections: list[Tensor]) -> Tensor:
+        """The hidden values (..., d * r) of the projections of the input."""
+        return projections[0]
 
-    Where a block adds its residual after the norm (timm's ViTs), PAdapter follows the feed-forward part
-    and HAdapter the attention's output as well; Houlsby et al. (2019) place it so in any encoder.
-
-    Args:
-        base: The frozen layer to adopt.
-        config: The adapter's configuration.
-        target: Path of the layer.
-    """
-
-    def __init__(self, base: nn.Linear, config: AdapterSettings, target: Target):
-        self.adopt(base, target.path)
-        self.adapter = Bottleneck(config, target.path, base.out_features, base.weight)
-        self.train(base.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
-        h = F.linear(x, self.weight, self.bias)
-        return h + self.adapter(h) if self.enabled else h
-
-
-class AdapterNorm(Adapted, nn.LayerNorm):
-    """Layer norm of a residual sum s, then norm(s + bottleneck(norm(s))) with the same frozen norm twice.
-
-    That is Pfeiffer et al. (2021) in encoders that norm after the sum, s = h + x, as the authors' code
-    has it: y = adapter(norm(h + x)) + h, then norm(y + x).
-
-    Args:
-        base: The frozen norm to adopt.
-        config: The adapter's configuration.
-        target: Path of the norm.
-    """
-
-    def __init__(self, base: nn.LayerNorm, config: AdapterSettings, target: Target):
-        self.adopt(base, target.path)
-        self.adapter = Bottleneck(config, target.path, base.normalized_shape[-1], base.weight)
-        self.train(base.training)
-
-    def forward(self, s: Tensor) -> Tensor:
-        """s (..., width) -> (..., width)."""
-        normed = super().forward(s)
-        return super().forward(s + self.adapter(normed)) if self.enabled else normed
-
-
-class AdapterDropout(Adapted, nn.Dropout):
-    """Dropout z = dropout(h) of a layer's output, then z + bottleneck(z).
-
-    That is Houlsby et al. (2019) as adapter-transformers and AdaLoRA's code have it.
-
-    Args:
-        base: The dropout to adopt.
-        config: The adapter's configuration.
-        target: Path of the dropout.
-        linear: The layer that the dropout follows.
-
-    Raises:
-        UserError: If the target does not name that layer.
-    """
-
-    def __init__(self, base: nn.Dropout, config: AdapterSettings, target: Target, linear: nn.Linear | None = None):
-        if linear is None:
-            raise UserError(
-                f"target {target.path} is a dropout; name the linear layer that it follows: Target.follows"
-            )
-        self.adopt(base, target.path)
-        self.adapter = Bottleneck(config, target.path, linear.out_features, linear.weight)
-        self.train(base.training)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """h (..., width) -> (..., width)."""
-        z = super().forward(h)
-        return z + self.adapter(z) if self.enabled else z
-
-
-ADAPTERS: dict[type[nn.Module], type[Adapted]] = {
-    nn.Linear: AdapterLinear,
-    nn.LayerNorm: AdapterNorm,
-    nn.Dropout: AdapterDropout,
-}
+    def products(self, needs_gradient: bool) -> list[Product]:
+        """Of the input's projections, then of up; `Adapted.products` of the layer that it stands in."""
+        return products_of([[getattr(self, name) for name in self.downs], [self.up]], needs_gradient)

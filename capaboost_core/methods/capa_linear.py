@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import dropout_of, empty_like_weight
+from capaboost_core.adapted import Product, dropout_of, empty_like_weight, products_of
 from capaboost_core.mergeable import Mergeable
+from capaboost_core.methods.bottleneck import Filler
 from capaboost_core.methods.fused import incremented_linear
 from capaboost_core.methods.scaled import Scaled
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import TiedWeight
 
 
 class Incremented(Mergeable):
@@ -46,21 +46,26 @@ class Incremented(Mergeable):
         self.scaling, self.dropout, self.drops = config.scaling, dropout_of(config.dropout), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
         self.widths = [stop - start for start, stop in self.slices]
-        a = empty_like_weight(base.weight, len(self.slices), config.r, self.in_features)
         bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
+        a = empty_like_weight(base.weight, len(self.slices), config.r, self.in_features)
+        self.lora_A = self.make_factor(config, "A", a, partial(nn.init.uniform_, a=-bound, b=bound))
         b = empty_like_weight(base.weight, config.r, sum(self.widths))
-        masks_a, masks_b = self._masks(config)
-        uniform = partial(nn.init.uniform_, a=-bound, b=bound)
-        self.lora_A = TiedWeight(config, masks_a, uniform(a), uniform)
-        self.lora_B = TiedWeight(config, masks_b, nn.init.zeros_(b))
+        self.lora_B = self.make_factor(config, "B", b, nn.init.zeros_)
         self.allow_merging()
         self.train(base.training)
 
-    def _masks(self, config: Scaled) -> tuple[np.ndarray, np.ndarray]:
-        """Of A for all slices (slices, r, in), and of B^T for all slices side by side (r, widths)."""
-        of_a = [mask_bits(config, self.path, f"A.{i}", (config.r, self.in_features)) for i in range(len(self.slices))]
-        of_b = [mask_bits(config, self.path, f"B.{i}", (width, config.r)).T for i, width in enumerate(self.widths)]
-        return np.stack(of_a), np.concatenate(of_b, axis=1)
+    def make_factor(self, config: Scaled, name: str, empty: Tensor, fill: Filler) -> nn.Module:
+        """A of all slices (slices, r, in), or B^T of all slices side by side (r, widths); an empty one is given."""
+        parts = self.widths if name == "B" else ()
+        return config.make_weight(name, lambda: self.masks(config, name), fill(empty), fill, parts)
+
+    def masks(self, config: Scaled, name: str) -> np.ndarray:
+        """Of the factor "A" or "B"; names that go on from there have masks of their own."""
+        if name.startswith("A"):
+            shape = (config.r, self.in_features)
+            return np.stack([mask_bits(config, self.path, f"{name}.{i}", shape) for i in range(len(self.slices))])
+        shapes = [(width, config.r) for width in self.widths]
+        return np.concatenate([mask_bits(config, self.path, f"{name}.{i}", s).T for i, s in enumerate(shapes)], axis=1)
 
     @property
     def matrix(self) -> Tensor:
@@ -83,12 +88,20 @@ class Incremented(Mergeable):
 
     def factors(self, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths)."""
-        return self.lora_A.copies(training).flatten(0, 2), self.lora_B.copies(training).flatten(0, 1)
+        training = self.training if training is None else training
+        return self.factor("A", training).flatten(0, 2), self.factor("B", training).flatten(0, 1)
+
+    def factor(self, name: str, training: bool) -> Tensor:
+        """The copies of A (slices, d, r, in), or of B^T (d, r, widths)."""
+        return getattr(self, f"lora_{name}").copies(training)
 
     def factors_by_slice(self) -> list[tuple[Tensor, Tensor]]:
         """A (d*r, in) and alpha/r * B (width, d*r) of each slice, as evaluation sees them."""
         a, b = self.factors(training=False)
         return list(zip(a.chunk(len(self.slices)), (self.scaling * b.T).split(self.widths), strict=True))
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        return products_of([[self.lora_A], [self.lora_B]], needs_gradient)
 
     @torch.no_grad()
     def increments(self) -> list[Tensor]:

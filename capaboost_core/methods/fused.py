@@ -58,7 +58,7 @@ class _IncrementedLinear(torch.autograd.Function):
         hidden = seen @ a.T  # before the large product, while what was just computed is in the cache
         out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            out = out + scaling * _increments(hidden, b, slices, out.shape[-1]).view(out.shape)
+            out = out + scaling * increments(hidden, b, slices, out.shape[-1]).view(out.shape)
         else:
             out_rows = out.view(-1, out.shape[-1])
             for columns, at_hidden, at_b in _places(slices, len(b)):
@@ -93,11 +93,11 @@ class _IncrementedLinear(torch.autograd.Function):
         return grad_x, grad_dropped, grad_weight, grad_bias, None, grad_a, grad_b, None
 
 
-def _increments(hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]], columns: int) -> Tensor:
+def increments(hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]], columns: int) -> Tensor:
     """The products (rows, columns) of all slices, zero in the columns between.
 
-    This is for compilers and exporters: the former fuse the sum with what reads it, and would copy an output for each
-    slice that is written to in place; torch.onnx's tracer loses what is written to a view.
+    For what cannot write to a slice in place: compilers fuse the sum with what reads it, and would copy an output for
+    each slice; torch.onnx's tracer loses what is written to a view.
     """
     parts, end = [], 0
     for at_out, at_hidden, at_b in sorted(_places(slices, len(b)), key=lambda places: places[0].start):

@@ -9,8 +9,8 @@ from torch import nn
 
 from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
+from capaboost_core.methods.adapter_layers import ADAPTERS
 from capaboost_core.methods.adapter_settings import AdapterSettings
-from capaboost_core.methods.bottleneck import ADAPTERS
 from capaboost_core.methods.registry import register_method
 from capaboost_core.plan import Target
 from capaboost_core.roles import Roles

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.methods.base import Method
+from capaboost_core.methods.prefix_layer import Prefix
 from capaboost_core.methods.registry import register_method
 from capaboost_core.plan import Plan
 from capaboost_core.roles import Roles
@@ -42,3 +43,7 @@ class PrefixTuning(Tying, Method):
         if not targets:
             raise UserError(f"method prefix knows no attention of {type(model).__name__}; choose lora or an adapter")
         return Plan(targets, roles.head, roles.switches)
+
+    def make_prefix(self, path: str, width: int, weight: Tensor) -> Prefix:
+        """What an attention puts before its keys and values; see `Prefix`."""
+        return Prefix(self, path, width, weight)

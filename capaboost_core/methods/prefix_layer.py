@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import empty_like_weight
+from capaboost_core.adapted import Product, empty_like_weight, products_of
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import TiedWeight
 
 if TYPE_CHECKING:
     from capaboost_core.methods.prefix import PrefixTuning
@@ -43,14 +42,22 @@ class Prefix(nn.Module):
     def __init__(self, config: PrefixTuning, path: str, width: int, weight: Tensor):
         super().__init__()
         fill = partial(nn.init.normal_, std=0.02)
-        keys, values = (fill(empty_like_weight(weight, config.r, width)) for _ in range(2))
-        self.keys = TiedWeight(config, mask_bits(config, path, "keys", keys.shape), keys, fill)
-        self.values = TiedWeight(config, mask_bits(config, path, "values", values.shape), values, fill)
+        shape = (config.r, width)
+        for name in ("keys", "values"):
+            masks, initial = partial(mask_bits, config, path, name, shape), fill(empty_like_weight(weight, *shape))
+            setattr(self, name, config.make_weight(name, masks, initial, fill))
         self.length = config.num_tied * config.r
 
-    def prepend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def gate_of(self, x: Tensor) -> Tensor | None:
+        """What the prefix is multiplied by, (batch, 1, 1, 1), of the attention's input; None is 1."""
+
+    def prepend(self, key: Tensor, value: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values (batch, heads, tokens, size) -> (batch, heads, d*r + tokens, size)."""
-        return _before(self.keys, key), _before(self.values, value)
+        return _before(self.keys, key, gate), _before(self.values, value, gate)
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        """Of keys, then of values; `Adapted.products` of the attention."""
+        return products_of([[self.keys], [self.values]], needs_gradient)
 
     def extend(self, mask: Tensor | None) -> Tensor | None:
         """Let a mask (..., tokens) show the prefix: 0 where it is added to scores, else True or 1."""
@@ -59,7 +66,8 @@ class Prefix(nn.Module):
         return F.pad(mask, (self.length, 0), value=0.0 if mask.is_floating_point() else 1)
 
 
-def _before(weight: TiedWeight, tokens: Tensor) -> Tensor:
+def _before(weight: nn.Module, tokens: Tensor, gate: Tensor | None) -> Tensor:
     batch, heads, _, size = tokens.shape
-    by_head = weight.copies().reshape(-1, heads, size).transpose(0, 1)
-    return torch.cat([by_head.to(tokens.dtype).expand(batch, -1, -1, -1), tokens], dim=2)
+    by_head = weight.copies().reshape(-1, heads, size).transpose(0, 1).to(tokens.dtype)
+    by_head = by_head.expand(batch, -1, -1, -1) if gate is None else gate.to(tokens.dtype) * by_head
+    return torch.cat([by_head, tokens], dim=2)

@@ -59,16 +59,18 @@ def within_budget(subject: Subject, method: Method, entries: int) -> Budgeted:
     if knob is None:
         raise UserError(f"method {method.label} has no setting that a budget changes; leave --budget out for it")
 
-    def count(value: int) -> int:
-        changed = method.replace(**{knob: value})
-        return parameter_counts(subject.inject(subject.build(), changed)).trainable
+    def at(steps: int) -> Method:
+        return method.replace(**{knob: steps * method.budget_step})
+
+    def count(steps: int) -> int:
+        return parameter_counts(subject.inject(subject.build(), at(steps))).trainable
 
     low, high = 1, 2
-    while count(high) < entries and high < LARGEST:
+    while count(high) < entries and 2 * high * method.budget_step <= LARGEST:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) < entries else (low, middle)
-    counts = {value: count(value) for value in (low, high)}
-    best = min(counts, key=lambda value: abs(counts[value] - entries))
-    return Budgeted(method.replace(**{knob: best}), counts[best])
+    counts = {steps: count(steps) for steps in (low, high)}
+    best = min(counts, key=lambda steps: abs(counts[steps] - entries))
+    return Budgeted(at(best), counts[best])

@@ -69,9 +69,10 @@ NEGLIGIBLE = {
     "_softmax_backward_data", "_log_softmax_backward_data", "bernoulli", "dropout", "native_dropout_backward",
     "avg_pool2d", "avg_pool2d_backward", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "max_pool2d",
     "_adaptive_avg_pool2d_backward", "upsample_bicubic2d", "upsample_bilinear2d", "arange", "cat", "constant_pad_nd",
-    "cumsum", "embedding", "embedding_dense_backward", "empty_like", "eye", "gather", "index", "index_copy",
-    "index_put", "index_select", "kron", "linalg_norm", "masked_fill", "meshgrid", "new_zeros", "pad", "roll",
-    "scalar_tensor", "scatter_add", "select_backward", "slice_backward", "stack", "_to_copy", "_unsafe_view",
+    "cumsum", "embedding", "embedding_dense_backward", "empty_like", "eye", "gather", "index", "index_add",
+    "index_copy", "index_put", "index_select", "kron", "linalg_norm", "masked_fill", "meshgrid", "new_zeros", "pad",
+    "randint", "roll", "scalar_tensor", "scatter", "scatter_add", "select_backward", "slice_backward", "stack",
+    "_to_copy", "topk", "_unsafe_view",
 }  # fmt: skip
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from capaboost_core.settings.base import Settings, refuse
+from capaboost_core.sharing.tied import TiedWeight
 
 TIED, PLAIN = dict(num_tied=2, density=0.5), dict(num_tied=1, density=1.0)
 
@@ -52,6 +55,25 @@ class Tying(Settings):
     def label(self) -> str:
         """The name in results and folders: `capaboost-` before a method whose weights are tied or masked."""
         return super().label if self.is_plain else f"capaboost-{super().label}"
+
+    def make_weight(
+        self,
+        name: str,
+        masks: Callable[[], np.ndarray],
+        initial: Tensor,
+        initialise: Callable[[Tensor], Any],
+        parts: Sequence[int] = (),
+    ) -> nn.Module:
+        """A weight that d modules share: `TiedWeight`, or what has its `copies`, `executed`, `kept` and `trains`.
+
+        Args:
+            name: Of the weight in its layer.
+            masks: Gives the drawn masks, as `TiedWeight` takes them.
+            initial: Dense initial values.
+            initialise: Fills values anew.
+            parts: Widths of the parts along the last dimension that belong to slices of an output.
+        """
+        return TiedWeight(self, masks(), initial, initialise)
 
     @classmethod
     def used(cls, values: Mapping[str, Any]) -> set[str]:

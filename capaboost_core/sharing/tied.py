@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capaboost_core.sharing.settings import Tying
+if TYPE_CHECKING:
+    from capaboost_core.sharing.settings import Tying
 
 
 class TiedWeight(nn.Module):
@@ -52,6 +53,10 @@ class TiedWeight(nn.Module):
         for name in ("bits", "flags"):
             self.register_buffer(name, None, persistent=False)
         self._place({"bits": torch.from_numpy(np.ascontiguousarray(masks)), "flags": torch.from_numpy(flags)})
+
+    @property
+    def trains(self) -> bool:
+        return self.packed.requires_grad
 
     @property
     def executed(self) -> int:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Target
-from capaboost_core.methods.bottleneck import AdapterLinear, AdapterNorm
+from capaboost_core.methods.adapter_layers import AdapterLinear, AdapterNorm
 from capaboost_core.methods.capa_linear import CapaLinear
 
 KINDS = [("random", {}), ("nm", {"n": 2, "m": 4}), ("same", {})]

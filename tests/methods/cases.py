@@ -14,6 +14,9 @@ from tests.compatibility.models import base, drawn, logits
 
 R, WIDTH, DEPTH = 4, 16, 2
 BOTTLENECK = (2 * R * WIDTH, R + WIDTH)
+N = 4  # Compacter's Kronecker products of a sum
+UNIPELT = 2 * (10 + 48) * WIDTH  # prefix and bottleneck
+COMPACTER = N * (WIDTH // N + R // N) + R + N * (R // N + WIDTH // N) + WIDTH
 # (in, out) of the layers of a block that peft adapts, by kind: a fused qkv as a whole; q and v apart. Then those that
 # (IA)^3 scales: their outputs, and the inputs of the last.
 SHAPES = {"vit": [(WIDTH, 3 * WIDTH)], "bert": [(WIDTH, WIDTH)] * 2}
@@ -50,6 +53,19 @@ ADDED = {
     "vpt-deep": (R * WIDTH, 0),
     "vpt-shallow": (R * WIDTH // DEPTH, 0),
     "prefix": (2 * R * WIDTH, 0),  # keys and values
+    "compacter": (0, 2 * COMPACTER, N**3),
+    "compacter++": (0, COMPACTER, N**3),
+    "adakron": (WIDTH * (4 + R // 4 + R), 4 + R // 4 + WIDTH),
+    "madakron": (WIDTH * (2 * (4 + R // 4) + R), 2 * (4 + R // 4) + WIDTH),
+    "madakron-partial": (WIDTH * (2 * 4 + R // 4 + R), 2 * 4 + R // 4 + WIDTH),
+    "adamix": ((4 + 1) * R * WIDTH, 4 * R + WIDTH),
+    "adamix-lora": (2 * (4 * R * WIDTH + WIDTH * R), 0),
+    # ProPETL: scores in each layer, then the prototypes and the biases that go with them.
+    "propetl-lora": (0, 2 * 2 * R * WIDTH, 2 * 2 * R * WIDTH),
+    "propetl-padapter": (0, 2 * R * WIDTH, sum(BOTTLENECK)),
+    "propetl-prefix": (0, 2 * R * WIDTH, 2 * R * WIDTH),
+    "unipelt-ap": (UNIPELT, 2 * (WIDTH + 1) + 48 + WIDTH),
+    "unipelt": (UNIPELT + 2 * 2 * R * WIDTH, 4 * (WIDTH + 1) + 48 + WIDTH),
     "linear": (0, 0),
     "full": (0, 0),
     **{method: {kind: (0, entries(kind)) for kind in SHAPES} for method, entries in PEFT.items()},
@@ -86,9 +102,13 @@ def prompted(config: Method, tokens: int) -> int:
     return DEPTH * (12 * more * WIDTH**2 + 2 * WIDTH * ((tokens + more) ** 2 - tokens**2))
 
 
+# Of four ReLUs with half of their weights none might be alive at the two rows of the ViT that a class depends on.
+ALIVE = {"propetl-padapter": {"activation": "gelu"}}
+
+
 def settings(preset: str, **changes) -> Method:
-    config = resolve_config(preset)
-    known = {name: value for name, value in ({"r": R} | changes).items() if name in type(config).model_fields}
+    config, changes = resolve_config(preset), {"r": R} | ALIVE.get(preset, {}) | changes
+    known = {name: value for name, value in changes.items() if name in type(config).model_fields}
     return config.replace(**known)
 
 

@@ -12,7 +12,10 @@ from capaboost_core import UserError, trainable_parameters
 from capaboost_core.inject import adapted_layers, own_parameters
 
 # All but VPT, which is made for one class of blocks, and what has tests of its own on every family.
-METHODS = ("adaptformer", "repadapter", "fact-tt", "fact-tk", "ssf", "hadamard", "bitfit")
+METHODS = (
+    *("adaptformer", "repadapter", "fact-tt", "fact-tk", "ssf", "hadamard", "bitfit"),
+    *("adakron", "adamix", "compacter", "propetl-lora"),
+)
 
 
 def without_effect(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> list[str]:

@@ -13,6 +13,7 @@ from capaboost_core.methods import resolve_config
 W, L = 768, 12  # width and blocks of all three
 BIASES = 3 * W + W + 4 * W + W + 2 * W  # of a block: qkv, o, f1, f2, two norms
 REPADAPTER = W * 8 + 8 + W * 8 // 2 + W
+AP = 2 * W * (10 + 48) + 48 + 3 * W + 2  # UniPELT(AP)'s block
 COUNTS = {
     ("vit", "adaptformer", 64): L * (2 * 64 * W + 64 + W),  # 1.26 M with the head of CIFAR-100
     ("vit", "bitfit", None): L * BIASES + 2 * W,  # 0.10 M
@@ -24,10 +25,25 @@ COUNTS = {
     ("vit", "vpt-shallow", 50): 50 * W,
     ("bert", "bitfit", None): L * BIASES + 2 * W,  # 0.09 %
     ("bert", "hadamard", None): L * 4 * W,  # 0.033 %
+    ("bert", "adakron", 48): L * (W * (4 + 12 + 48) + 4 + 12 + W),  # 0.6 M
+    ("bert", "adamix", 48): L * ((4 + 1) * 48 * W + 4 * 48 + W),  # 0.9 M with one expert, as in evaluation
+    ("bert", "unipelt", 8): L * (AP + 4 * 8 * W + 2 * (W + 1)),  # 1.4 M
+    ("bert", "unipelt-ap", None): L * AP,  # 1.1 M
+    ("roberta", "compacter", 24): 2 * L * (2 * (W + 24) + 24 + W) + 4**3,
+    ("roberta", "compacter++", 24): L * (2 * (W + 24) + 24 + W) + 4**3,
+    ("roberta", "propetl-lora", 32): (L + 1) * 2 * 2 * 32 * W,
+    ("roberta", "propetl-padapter", 64): (L + 1) * 2 * 64 * W + 64 + W,
+    ("roberta", "propetl-prefix", 64): (L + 1) * 2 * 64 * W,
     ("roberta", "fact-tt", 16): 2 * 16 * W + 12 * L * 16**2,
     ("roberta", "repadapter", 8): 2 * L * REPADAPTER,
 }
-PRINTED = {("bert", "bitfit"): 0.09, ("bert", "hadamard"): 0.033}  # percent of the whole model
+PRINTED = {  # percent of the whole model
+    ("bert", "bitfit"): 0.09,
+    ("bert", "hadamard"): 0.033,
+    ("roberta", "propetl-lora"): 1.04,
+    ("roberta", "propetl-padapter"): 1.04,
+    ("roberta", "propetl-prefix"): 1.03,
+}
 
 
 def make(kind):
