@@ -137,6 +137,8 @@ def test_settings_tell_rows_of_one_method_apart():
     assert settings_of({"model": {"pretrained": False}, "adapter": adapter | {"alpha": 32}}) == (
         "random weights, r 8, alpha 32"
     )
+    assert settings_of({"adapter": adapter | {"alpha": 32, "scaling": "stable"}}) == "r 8, alpha 32 stable"
+    assert settings_of({"adapter": adapter | {"alpha": 32, "scaling": "alpha-r"}}) == "r 8, alpha 32"
     assert settings_of({"adapter": adapter | {"targets": "attention-qv"}}) == "r 8, alpha 8"
     assert settings_of({"adapter": adapter | {"targets": "all-linear"}}) == "r 8, alpha 8, all-linear"
     assert settings_of({"train": {"lr": 0.001}, "adapter": {"method": "linear", "r": 8}}) == "lr 0.001"

@@ -10,7 +10,7 @@ from capaboost_core.methods.lora import LoRA
 PLACES = ("seed", "output_dir", "resume", "data_dir")  # settings in which two runs of one row may differ
 # Shown in every row, in a column, in its method's name or by `settings_of`; all else is shown where rows differ in it.
 COLUMNS = ("model.name", "data.task", "data.dataset", "data.protocol", "train.epochs", "adapter.method")
-NAMED = ("model.pretrained", "train.lr", "adapter.r", "adapter.alpha", "adapter.targets")
+NAMED = ("model.pretrained", "train.lr", "adapter.r", "adapter.alpha", "adapter.scaling", "adapter.targets")
 BY_METHOD = ("adapter.num_tied", "adapter.density")  # a plain method has others than its tied form by its name
 
 
@@ -26,7 +26,8 @@ def settings_of(config: dict[str, Any]) -> str:
     parts += [f"lr {train['lr']:g}"] if "lr" in train else []
     if has_rank(adapter):
         alpha = adapter.get("alpha") or adapter["r"]
-        parts += [f"r {adapter['r']}", f"alpha {alpha:g}"]
+        scaling = " stable" if adapter.get("scaling") == "stable" else ""
+        parts += [f"r {adapter['r']}", f"alpha {alpha:g}{scaling}"]
         targets = adapter.get("targets") if "targets" in METHODS[adapter["method"]].used(adapter) else None
         chosen = targets not in (None, LoRA.model_fields["targets"].default)
         parts += [" ".join([targets] if isinstance(targets, str) else targets)] if chosen else []

@@ -20,7 +20,7 @@ ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
 
 class Bottleneck(nn.Module):
-    """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = `config.activation` (Eq. 5).
+    """s * sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + alpha/r * e, s = `config.scale`, f = `config.activation` (Eq. 5).
 
     The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
     biases are not masked. The d copies are two products of concatenated factors, as in LoRA.
@@ -44,7 +44,7 @@ class Bottleneck(nn.Module):
         self.up = TiedWeight(config, mask_bits(config, path, "up", up.shape).T, fill_up(up).T, fill_up)
         self.down_bias = nn.Parameter(nn.init.zeros_(empty_like_weight(weight, config.r)))
         self.up_bias = nn.Parameter(nn.init.zeros_(empty_like_weight(weight, width)))
-        self.num_tied, self.scaling = config.num_tied, config.scaling
+        self.num_tied, self.scaling, self.bias_scale = config.num_tied, config.scale, config.bias_scale
         self.dropout, self.activation = dropout_of(config.dropout), ACTIVATION[config.activation]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bottleneck:
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""
         down = self.down.copies().flatten(0, 1).to(h.dtype)
-        up, up_bias = self.scaling * self.up.copies().flatten(0, 1).T, self.scaling * self.up_bias
+        up, up_bias = self.scaling * self.up.copies().flatten(0, 1).T, self.bias_scale * self.up_bias
         hidden = self.activation(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
         return F.linear(hidden, up.to(h.dtype), up_bias.to(h.dtype))
 
