@@ -25,8 +25,13 @@ def gradient(rank: int) -> Tensor:
     return left @ right.T
 
 
-def effect(settings: dict, steps: int, rank: int, inputs: Tensor | None = None) -> float:
-    """What the loss loses in some steps of Adam on an increment with alpha = 8, with a G of the given rank."""
+def effect(*arguments) -> float:
+    """What the loss loses."""
+    return train(*arguments)[1]
+
+
+def train(settings: dict, steps: int, rank: int, inputs: Tensor | None = None) -> tuple[nn.Module, float]:
+    """Some steps of Adam on an increment with alpha = 8, with a G of the given rank: the model, what the loss lost."""
     torch.manual_seed(0)
     model = inject(nn.Sequential(nn.Linear(WIDTH, WIDTH)), Method(alpha=8.0, targets=["0"], **settings))
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -41,7 +46,7 @@ def effect(settings: dict, steps: int, rank: int, inputs: Tensor | None = None) 
         loss().backward()
         optimizer.step()
     model.eval()
-    return start - loss().item()
+    return model, start - loss().item()
 
 
 def tied(d: int, density: float, r: int, scaling: str = "stable", **settings) -> dict:
@@ -65,6 +70,14 @@ def test_the_first_step_moves_b_alone(d, density, r):
     relative = effect(tied(d, density, r), 1, WIDTH) / plain_first_step()
     assert relative == pytest.approx(first_step(d, density) / (d * density**2), rel=0.12)
     assert 0.88 < relative < 1.12 / math.sqrt(density)
+
+
+@pytest.mark.parametrize(("d", "density"), product((1, 2, 4), (0.25, 0.5, 1.0)))
+def test_the_first_step_adds_products_of_random_signs_to_an_entry(d, density):
+    """m modules keep a product, E m^2 = d p^2 (1 + (d - 1) p^2); r products of variance (lr sigma)^2 make an entry."""
+    norm = train(tied(d, density, 8, "alpha-r"), 1, WIDTH)[0][0].increments()[0].norm().item()
+    squares = d * density**2 * (1 + (d - 1) * density**2)
+    assert norm == pytest.approx(LR / math.sqrt(3 * WIDTH) * WIDTH * math.sqrt(8 * squares), rel=0.1)
 
 
 @pytest.fixture(scope="module")
