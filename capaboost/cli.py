@@ -13,6 +13,8 @@ COMMANDS = {  # module of capaboost.commands, and what it does
     "train-squad": ("train_squad", "fine-tune a transformers encoder on SQuAD v1.1 or v2.0"),
     "flops": ("flops", "report parameters, multiply-adds, bytes and peak memory of each method"),
     "rank": ("rank", "report the rank of trained increments"),
+    "sweep": ("sweep", "run every task, method and seed of a file, on this machine or a cluster"),
+    "compare": ("compare", "train several methods on one task under one budget, and print one table"),
     "tables": ("tables", "make tables from the result.json files of finished runs"),
     "plots": ("plots", "draw the plots of the JSON reports in a folder"),
 }

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from capaboost.budget import add_budget_flags
+
 FLAGS = {
     "data_dir": "data.dir",
     "protocol": "data.protocol",
@@ -104,6 +106,7 @@ def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: st
     add("--lr", type=float, metavar="RATE", help="peak learning rate of AdamW")
     add("--lr-grid", nargs="?", const=grid, type=given, metavar="RATES", help="a run for each rate, of which the "
         f"selection split keeps the best; without a value: {grid}")  # fmt: skip
+    add_budget_flags(parser)
     add("--seed", type=int, metavar="N", help="of head, order and dropout; adapter.seed is that of the masks")
     add(
         "--mixed-precision",

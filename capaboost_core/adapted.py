@@ -44,12 +44,18 @@ class Adapted(nn.Module):
 
     Attributes:
         path: Its module path in the base model.
-        mergeable: Whether its addition is an increment of its weight; it then has `merge`, `unmerge`, `count_merging`,
-            `factors_by_slice` and `plain_merged`, as `CapaLinear`.
+        mergeable: Whether its weight and bias can hold its addition; it then is a `Mergeable`.
+        obstacle: What keeps it from that.
+        low_rank: Whether its addition is low-rank increments of its weight; it then has `slices` and
+            `factors_by_slice`, as `CapaLinear`.
+        traced: Whether its cost is in a trace of the model, as more tokens for frozen layers, and not in `products`.
         disabled: How many `disable` contexts it is in; within one it computes as its base.
     """
 
     mergeable: ClassVar[bool] = False
+    obstacle: ClassVar[str] = "a nonlinearity"
+    low_rank: ClassVar[bool] = False
+    traced: ClassVar[bool] = False
 
     def adopt(self, base: nn.Module, path: str) -> None:
         """Adopt everything that the base holds; called in place of its class's constructor."""

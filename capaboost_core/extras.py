@@ -7,7 +7,14 @@ from importlib.util import find_spec
 from capaboost_core.errors import UserError
 
 # By extra of setup.cfg; by names of the package index, so that the line works wherever this was installed from.
-PACKAGES = {"plots": "matplotlib", "tensorboard": "tensorboard", "peft": "'peft>=0.21,<0.22'", "prepare": "tensorflow"}
+PACKAGES = {
+    "plots": "matplotlib",
+    "tensorboard": "tensorboard",
+    "peft": "'peft>=0.21,<0.22'",
+    "prepare": "tensorflow",
+    "ray": "ray",
+    "slurm": "submitit",
+}
 
 
 def is_installed(module: str) -> bool:

@@ -19,10 +19,16 @@ LOCK = threading.RLock()  # threads that evaluate one model share its layers' co
 @contextmanager
 def disable(model: nn.Module) -> Iterator[nn.Module]:
     """Within the context the model computes as its base (with the trained head), merged or not."""
-    layers = adapted_layers(model)
+    with disabled(adapted_layers(model)):
+        yield model
+
+
+@contextmanager
+def disabled(layers: list[Adapted]) -> Iterator[None]:
+    """Within the context these layers compute as their bases."""
     _count_disabled(layers, 1)
     try:
-        yield model
+        yield
     finally:
         _count_disabled(layers, -1)
 
@@ -36,8 +42,8 @@ def merge(model: nn.Module) -> nn.Module:
     sums see `unload`.
 
     Raises:
-        UserError: If the method is an adapter or a prefix, whose nonlinearity no weight can hold, or the weights
-            are sharded over processes. No layer is merged then.
+        UserError: If the method adds what no weight can hold, such as an adapter's nonlinearity, or the weights are
+            sharded over processes. No layer is merged then.
     """
     layers = _mergeable_layers(model)
     with LOCK:
@@ -108,8 +114,9 @@ def _count_disabled(layers: list[Adapted], change: int) -> None:
 def _mergeable_layers(model: nn.Module) -> list[Adapted]:
     method = injection_of(model).config.method
     layers = adapted_layers(model)
-    if not all(layer.mergeable for layer in layers):
-        raise UserError(f"{method} has a nonlinearity and cannot be merged into a weight; run it as it is")
+    obstacle = next((layer.obstacle for layer in layers if not layer.mergeable), None)
+    if obstacle:
+        raise UserError(f"{method} has {obstacle} and cannot be merged into a weight; run it as it is")
     if any(map(_sharded, layers)):
         raise UserError(
             "the weights are sharded over processes and cannot be merged; "

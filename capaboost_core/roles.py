@@ -18,9 +18,10 @@ from capaboost_core.plan import Target
 
 # The six matrices of a block: attention's four, and the two of the feed-forward part (f1 is a pair where it is gated).
 MATRICES = ("q", "k", "v", "o", "f1", "f2")
-# Beside them: the whole self-attention; the norm of the residual sum after the feed-forward part, where an
-# architecture norms after the sum; the dropouts that follow o and f2.
-BLOCK_ROLES = (*MATRICES, "attention", "norm", "o_dropout", "f2_dropout")
+# Beside them: the whole self-attention; the norm between it and the feed-forward part; the module that is given what
+# the feed-forward part reads; the norm of the residual sum after that, where an architecture norms after the sum; the
+# dropouts that follow o and f2. The block itself plays `block`.
+BLOCK_ROLES = (*MATRICES, "attention", "attention_norm", "feed_forward", "norm", "o_dropout", "f2_dropout")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Roles:
         """The layers with the given roles, block by block; parts of one fused layer are slices of one target.
 
         Args:
-            roles: Words of BLOCK_ROLES.
+            roles: Words of BLOCK_ROLES, or `block`.
             whole: Take a fused layer as one, whichever of its parts is asked for.
 
         Raises:
@@ -109,6 +110,8 @@ class Architecture:
     f2: tuple[str, ...] = ()
     norm: str = ""
     attention: str = ""
+    attention_norm: str = ""
+    feed_forward: str = ""
     o_dropout: str = ""
     f2_dropout: str = ""
     embedding: str = ""
@@ -140,7 +143,7 @@ class Architecture:
         fused = f"{path}.{self.qkv}"
         if self.qkv and fused in modules:
             places |= self._fused(model, fused, modules[fused])
-        return Block(places)
+        return Block(places | {"block": (Place(path),)})
 
     def _fused(self, model: nn.Module, path: str, layer: nn.Module) -> dict[str, tuple[Place, ...]]:
         q, k, v = self.widths(model, layer)

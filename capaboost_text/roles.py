@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from torch import nn
 
-import capaboost_text.conv1d
-import capaboost_text.prefix  # noqa: F401  registers the attentions that take a prefix
 from capaboost_core.roles import Architecture, Roles
+from capaboost_text import conv1d, feed_forward, prefix  # noqa: F401  register the classes that methods adapt
 
 
 def _grouped(model: nn.Module, qkv: nn.Module) -> tuple[int, int, int]:
@@ -26,8 +25,10 @@ BERT = Architecture(
     o="attention.output.dense",
     f1=("intermediate.dense",),
     f2=("output.dense",),
+    feed_forward="output",
     norm="output.LayerNorm",
     attention="attention.self",
+    attention_norm="attention.output.LayerNorm",
     o_dropout="attention.output.dropout",
     f2_dropout="output.dropout",
 )
@@ -58,11 +59,20 @@ FAMILIES = {
         o="attention.out_lin",
         f1=("ffn.lin1",),
         f2=("ffn.lin2",),
+        feed_forward="ffn",
         norm="output_layer_norm",
         attention="attention",
+        attention_norm="sa_layer_norm",
     ),
     "modernbert": Architecture(
-        blocks=r"layers\.\d+", qkv="attn.Wqkv", o="attn.Wo", f1=("mlp.Wi",), f2=("mlp.Wo",), attention="attn"
+        blocks=r"layers\.\d+",
+        qkv="attn.Wqkv",
+        o="attn.Wo",
+        f1=("mlp.Wi",),
+        f2=("mlp.Wo",),
+        attention="attn",
+        attention_norm="mlp_norm",
+        feed_forward="mlp",
     ),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2"), LLAMA),
     "phi3": replace(LLAMA, q="", k="", v="", qkv="self_attn.qkv_proj", f1=("mlp.gate_up_proj",), widths=_grouped),

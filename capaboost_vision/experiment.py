@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 from timm.data import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
 from capaboost_core.training.experiment import TaskSetup
+from capaboost_core.training.shared import once
 from capaboost_vision.image_task import ACCURACY, VAL_ACCURACY, ImageTask, Normalize
 from capaboost_vision.pretrained import check_model, create_model
 from capaboost_vision.sources import ResizedImages, decode, num_classes, open_split
@@ -68,10 +69,16 @@ def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> Image
     training, *selection, test = (
         (split, _open(run.data, split, size)) for split in PROTOCOL_SPLITS[run.data.protocol]
     )
-    train = decode(training[1], training[0])
-    val = decode(selection[0][1], selection[0][0]) if selection else None
+    train, *val = (_decoded(run.data, split, images, size) for split, images in (training, *selection))
     normalize = Normalize(run.data.normalize, model, accelerator.device)
-    return ImageTask(accelerator, normalize, train, val, test[1], run.train.batch_size, run.train.seed)
+    return ImageTask(
+        accelerator, normalize, train, val[0] if val else None, test[1], run.train.batch_size, run.train.seed
+    )
+
+
+def _decoded(data: DataSection, split: str, images: ResizedImages, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    key = ("decoded", data.dataset, data.source, data.dir, split, size)
+    return once(key, lambda: decode(images, split))
 
 
 def _open(data: DataSection, split: str, size: tuple[int, int]) -> ResizedImages:

@@ -17,9 +17,9 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.xcit import Xcit
 from torch import nn
 
-import capaboost_vision.prefix  # noqa: F401  registers the attention that takes a prefix
 from capaboost_core.errors import UserError
 from capaboost_core.roles import Architecture, Roles
+from capaboost_vision import feed_forward, norms, prefix, prompts  # noqa: F401  register timm's classes that methods adapt
 
 # The feed-forward parts of timm.layers.mlp: plain and packed (fc1), SwiGLU (fc1_g, fc1_x), ViTamin's GeGLU (w0 to w2).
 VIT = Architecture(
@@ -32,6 +32,8 @@ VIT = Architecture(
     f1=("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x", "mlp.w0", "mlp.w1"),
     f2=("mlp.fc2", "mlp.w2"),
     attention="attn",
+    attention_norm="norm2",
+    feed_forward="mlp",
     embedding="patch_embed",
     switches=("attn.qkv_bias_separate",),
 )
@@ -42,7 +44,7 @@ FAMILIES: dict[type[nn.Module], Architecture] = {
     Beit: VIT,
     Eva: VIT,
     SwinTransformer: VIT,
-    SwinTransformerV2: VIT,
+    SwinTransformerV2: replace(VIT, attention_norm="norm1"),
     NaFlexVit: replace(VIT, embedding="embeds"),
     PoolingVisionTransformer: VIT,
     MultiScaleVit: VIT,

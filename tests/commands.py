@@ -33,8 +33,8 @@ def processes(count: int, *command: str, **environment: str | None) -> subproces
     return subprocess.Popen([*launcher, *command], cwd=ROOT, env=here, **pipes)
 
 
-def finish(process: subprocess.Popen) -> str:
+def finish(process: subprocess.Popen, timeout: float = 400) -> str:
     """What it printed, once it has ended without a fault."""
-    out, err = process.communicate(timeout=400)
+    out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, err
     return out

@@ -5,6 +5,7 @@ Examples:
   capaboost flops --model roberta-base --methods lora,capaboost-lora --set adapter.r=32
   capaboost flops --model microsoft/deberta-v3-base --set adapter.targets=all-linear
   capaboost flops --model vit_small_patch16_224 --batch-size 8 --memory --output runs/small
+  capaboost flops --model vit_base_patch16_224 --budget 0.22M
   capaboost flops --paper
 
 No weights, data or network are needed. All is relative to plain LoRA with the same settings. Of a model that the
@@ -23,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capaboost.budget import add_budget_flags, solve, told
 from capaboost.command_line import at_least_one, exit_code, make_parser
 from capaboost.shipped import shipped
 
@@ -52,6 +54,7 @@ def flops_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--memory", action="store_true", help="measure the peak memory of a training step, which takes some seconds "
         "a method")  # fmt: skip
     add("--device", choices=("cpu", "cuda"), help="where memory is measured (default: cuda where there is one)")
+    add_budget_flags(parser)
     add("--output", type=Path, metavar="STEM", help="write STEM.json, STEM.csv and STEM.md")
     return parser
 
@@ -75,12 +78,21 @@ def report_methods(options: argparse.Namespace) -> None:
     methods, changes = choose_methods(options.methods), adapter_settings(options.set)
     sizes = Sizes(options.batch_size, options.sequence_length, options.image_size, options.classes)
     subject = make_subject(options.model, sizes)
+    found: list[str] = []
+
+    def within(config: Method) -> Method:
+        if options.budget is None and options.budget_percent is None:
+            return config
+        found.append(told(solved := solve(subject, config, options)))
+        return solved.method
+
     peak, how = memory_probe(options, sizes) if options.memory else (None, "not measured; pass --memory")
-    report = make_report(subject, methods, changes, options.methods != "all", peak)
+    report = make_report(subject, methods, changes, options.methods != "all", peak, within)
     record = {"model": options.model, "inputs": describe(subject), "settings": changes, **asdict(report)}
     comparisons, about_paper = compare_paper(options.model)
     settings = " ".join(options.set) or f"those of the presets, such as adapter.r={Method().r}"
     facts = {"model": f"{options.model}, {describe(subject)}", "settings": settings, "peak memory": how}
+    facts |= {"budget": "; ".join(text.removeprefix("budget: ") for text in found)} if found else {}
     record["paper"] = [asdict(comparison) for comparison in comparisons]
     finish(options, record, facts | report.facts() | about_paper, [*report.sheets(), *sheets(comparisons)])
 

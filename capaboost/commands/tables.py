@@ -1,47 +1,99 @@
-"""Make tables from the result.json files of finished runs.
+"""Make tables and plots from the result.json files of finished runs.
 
     capaboost tables results --markdown results/tables.md --csv results/tables.csv --readme README.md
+    capaboost tables runs/sweep --compare lora --latex table.tex --plots runs/sweep/plots
 
 Runs that differ in nothing but their seeds become one row: mean and sample standard deviation. With
+`--compare` the rows are tasks and the columns methods, each with its paired difference to the one named. With
 `--readme` the table goes between the lines `<!-- results:begin -->` and `<!-- results:end -->`.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from capaboost.command_line import exit_code, make_parser
+from capaboost.command_line import exit_code, given, given_path, make_parser
+
+if TYPE_CHECKING:
+    from capaboost.tables.compare import Comparison
+    from capaboost.tables.layout import Layout
+
+FILES = ("markdown", "csv", "latex", "readme")
 
 
 def tables_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog)
     add = parser.add_argument
     add("folders", nargs="*", type=Path, default=[Path("results")], metavar="DIR", help="default: results")
+    add("--compare", type=given, metavar="METHOD", help="tasks x methods, with differences to this one")
+    add("--tuning", action="store_true", help="of sweeps the tuning runs, by their values on the rows for selection")
     add("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     add("--csv", type=Path, metavar="FILE", help="write the table as CSV, with raw numbers")
+    add("--latex", type=Path, metavar="FILE", help="write the table as LaTeX, for the package booktabs")
+    add("--plots", type=given_path, metavar="DIR", help="draw what the results hold enough for, as PNG and SVG")
     add("--readme", type=Path, metavar="FILE", help="replace the table between the markers")
     return parser
 
 
 def make(options: argparse.Namespace) -> None:
-    """Read all results, show the table, and write it if a path is given."""
+    """Read all results, show the table, and write it and the plots where a path is given."""
     from capaboost.outputs import check_outputs
+    from capaboost.tables.compare import compare
+    from capaboost.tables.failed import failed_runs
+    from capaboost.tables.latex import to_latex
     from capaboost.tables.read import read_results
-    from capaboost.tables.rows import make_rows
     from capaboost.tables.write import fill, show, to_csv, to_markdown
     from capaboost_core.files import write_atomically
 
-    for flag in ("markdown", "csv", "readme"):
+    draw = plotter(options.plots) if options.plots else None
+    for flag in FILES:
         check_outputs(f"--{flag}", getattr(options, flag))
-    rows = make_rows(read_results(options.folders))
-    outputs = {options.markdown: to_markdown(rows), options.csv: to_csv(rows)}
+    results = read_results(options.folders, options.tuning)
+    table = compare(results, options.compare) if options.compare or draw else None
+    notes = [f"Failed: {line}." for line in failed_runs(options.folders)]
+    layout, records = comparison(table, notes) if options.compare else rows(results, notes)
+    outputs = {options.markdown: to_markdown(layout), options.csv: to_csv(records), options.latex: to_latex(layout)}
     if options.readme:
-        outputs[options.readme] = fill(options.readme, to_markdown(rows))
-    show(rows)
+        outputs[options.readme] = fill(options.readme, to_markdown(layout))
+    show(layout)
     for path, text in outputs.items():
         if path:
             write_atomically(path, lambda file, text=text: file.write(text.encode()))
+    for line in draw(table) if draw else ():
+        print(line)
+
+
+def rows(results: dict[Path, dict[str, Any]], notes: list[str]) -> tuple[Layout, list[dict[str, Any]]]:
+    """The table with a line for each method and its settings, and the records of its CSV file."""
+    from dataclasses import asdict
+
+    from capaboost.tables.layout import of_rows
+    from capaboost.tables.rows import make_rows
+
+    made = make_rows(results)
+    return of_rows(made, notes), [asdict(row) for row in made]
+
+
+def comparison(table: Comparison, notes: list[str]) -> tuple[Layout, list[dict[str, Any]]]:
+    """The table of tasks and methods, and the records of its CSV file."""
+    from capaboost.tables.layout import of_comparison
+    from capaboost.tables.records import records_of
+
+    return of_comparison(table, notes), records_of(table)
+
+
+def plotter(folder: Path) -> Callable[[Comparison], Iterator[str]]:
+    """What draws into a folder, checked first."""
+    from capaboost_core.extras import need
+
+    need("matplotlib", "plots", "plots")
+    from capaboost.plots.results.draw import check_folder, draw_results
+
+    check_folder(folder)
+    return lambda table: draw_results(table, folder)
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:

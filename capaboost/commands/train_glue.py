@@ -18,9 +18,14 @@ stopped continues bit-identically with the same command and --resume.
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from capaboost.budget import budgeted
 from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
 from capaboost.shipped import shipped
+
+if TYPE_CHECKING:
+    from capaboost_text.glue.run import GlueRun
 
 PAPER = "paper"  # a bare --lr-grid
 GRIDS = {  # the paper's, sections D.1.2 and D.2.2: 6e-4 for RoBERTa, 8e-4 for DeBERTaV3
@@ -60,18 +65,28 @@ def glue_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def train(options: argparse.Namespace) -> None:
-    """Load the configuration, run it, show the result."""
+def load(options: argparse.Namespace) -> GlueRun:
+    """The settings of the file, the flags and `--set`.
+
+    Raises:
+        UserError: If one is wrong.
+    """
     from capaboost_core.training.run_config import load_run
-    from capaboost_text.glue.run import GlueRun, config_file, family_of
+    from capaboost_text.glue.run import GlueRun, config_file
 
     flags = flag_settings(options, FLAGS | {"task": "data.task"})
     path = options.config or config_file(shipped("configs") / "glue", options.task, options.model, options.method)
-    run = load_run(GlueRun, path, flags, options.method, options.set)
+    return budgeted(load_run(GlueRun, path, flags, options.method, options.set), options)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run it, and show the result."""
+    run = load(options)
+    from capaboost_text.glue.experiment import prepare
+    from capaboost_text.glue.run import family_of
+
     if options.lr_grid == PAPER:
         options.lr_grid = GRIDS[family_of(run.model.name)]
-    from capaboost_text.glue.experiment import prepare
-
     run_and_show(run, options, prepare)
 
 

@@ -16,9 +16,14 @@ that was stopped continues bit-identically with the same command and --resume.
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from capaboost.budget import budgeted
 from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
 from capaboost.shipped import shipped
+
+if TYPE_CHECKING:
+    from capaboost_text.squad.run import SquadRun
 
 GRID = "1e-4,3e-4,5e-4,8e-4,1e-3"  # the paper's, section E.2
 
@@ -43,14 +48,23 @@ def squad_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def train(options: argparse.Namespace) -> None:
-    """Load the configuration, run it, show the result."""
+def load(options: argparse.Namespace) -> SquadRun:
+    """The settings of the file, the flags and `--set`.
+
+    Raises:
+        UserError: If one is wrong.
+    """
     from capaboost_core.training.run_config import load_run
     from capaboost_text.squad.run import SquadRun, config_file
 
     flags = flag_settings(options, FLAGS | {"dataset": "data.dataset"})
     path = options.config or config_file(shipped("configs") / "squad", options.dataset)
-    run = load_run(SquadRun, path, flags, options.method, options.set)
+    return budgeted(load_run(SquadRun, path, flags, options.method, options.set), options)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run it, and show the result."""
+    run = load(options)
     from capaboost_text.squad.experiment import prepare
 
     run_and_show(run, options, prepare)

@@ -17,9 +17,14 @@ in its output folder; a run that was stopped continues bit-identically with the 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from capaboost.budget import budgeted
 from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
 from capaboost.shipped import shipped
+
+if TYPE_CHECKING:
+    from capaboost_vision.vtab_run import VtabRun
 
 GRID = "1e-4,3e-4,1e-3,3e-3"
 
@@ -47,15 +52,24 @@ def vtab_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def train(options: argparse.Namespace) -> None:
-    """Load the configuration, run it, show the result."""
+def load(options: argparse.Namespace) -> VtabRun:
+    """The settings of the file, the flags and `--set`.
+
+    Raises:
+        UserError: If one is wrong.
+    """
     from capaboost_core.training.run_config import load_run
     from capaboost_vision.vtab_run import VtabRun, config_file
 
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
     flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
     path = options.config or config_file(shipped("configs") / "vtab", options.dataset)
-    run = load_run(VtabRun, path, flags, options.method, options.set)
+    return budgeted(load_run(VtabRun, path, flags, options.method, options.set), options)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run it, and show the result."""
+    run = load(options)
     from capaboost_vision.experiment import prepare
 
     run_and_show(run, options, prepare)

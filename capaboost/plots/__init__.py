@@ -1,1 +1,1 @@
-"""Plots of the JSON reports."""
+"""Plots of the JSON reports, and in `results` of result files."""

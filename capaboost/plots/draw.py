@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from matplotlib.figure import Figure
 
 from capaboost.outputs import check_outputs
 from capaboost.plots.benchmarks import parts, peers
+from capaboost.plots.files import image_files, write_figure
 from capaboost.plots.rank import rank_parameters, spectra, theorem
 from capaboost.plots.style import STYLE
 from capaboost_core import UserError
 from capaboost_core.errors import reason_of, shown
-from capaboost_core.files import write_atomically
 
 Report = dict[str, Any]
-METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 PLOTS: dict[str, Callable[[Report], Figure]] = {
     "spectra": spectra,
     "rank-parameters": rank_parameters,
@@ -47,7 +45,10 @@ def find_reports(folders: list[Path]) -> Iterator[tuple[Path, Report]]:
             yield path, report
     if not found:
         where = ", ".join(map(str, folders))
-        raise UserError(f"no report with plots under {where}; run `capaboost rank --output FILE.json` or a benchmark")
+        raise UserError(
+            f"no report with plots under {where}; run `capaboost rank --output FILE.json` or a "
+            "benchmark; `capaboost tables DIR --plots DIR` draws results of runs"
+        )
 
 
 def draw(path: Path, report: Report) -> Iterator[Path]:
@@ -60,7 +61,7 @@ def draw(path: Path, report: Report) -> Iterator[Path]:
     for kind in kinds:
         if not isinstance(kind, str) or kind not in PLOTS:
             raise UserError(f"{path} asks for the plot {shown(kind)}; known plots: {', '.join(PLOTS)}")
-        check_outputs("the plot", *(path.with_name(f"{path.stem}-{kind}.{suffix}") for suffix in METADATA))
+        check_outputs("the plot", *image_files(path.with_name(f"{path.stem}-{kind}")))
         stem = path.stem if len(kinds) == 1 else f"{path.stem}-{kind}"
         with matplotlib.rc_context(STYLE):
             try:
@@ -69,10 +70,7 @@ def draw(path: Path, report: Report) -> Iterator[Path]:
                 raise UserError(
                     f"{path} lacks what the plot {kind} needs ({reason_of(error)}); write it again"
                 ) from error
-            for suffix, metadata in METADATA.items():
-                save = partial(figure.savefig, format=suffix, metadata=metadata)
-                write_atomically(path.with_name(f"{stem}.{suffix}"), save)
-                yield path.with_name(f"{stem}.{suffix}")
+            yield from write_figure(figure, path.with_name(stem))
 
 
 def draw_all(folders: list[Path]) -> None:

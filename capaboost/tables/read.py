@@ -16,8 +16,12 @@ NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs
 LARGEST = 1e300  # what a float holds, and no infinity or NaN
 
 
-def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
-    """Every result.json under the folders, checked.
+def read_results(folders: list[Path], tuning: bool = False) -> dict[Path, dict[str, Any]]:
+    """Every result.json under the folders, checked, but for those of the runs from which a grid's result was selected.
+
+    Args:
+        folders: Where they lie.
+        tuning: Only the tuning runs of sweeps, whose test rows stayed unseen; else only the other ones.
 
     Raises:
         UserError: If there is none, or one is malformed.
@@ -28,7 +32,22 @@ def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")})
     if not paths:
         raise UserError(f"no result.json under {', '.join(map(str, folders))}; run `capaboost train-vtab` first")
-    return {path: _read(path) for path in paths}
+    results = _without_grids({path: _read(path) for path in paths})
+    kept = {path: result for path, result in results.items() if _is_tested(result) != tuning}
+    if not kept:
+        advice = "leave --tuning out" if tuning else "--tuning shows them"
+        raise UserError(f"{folders[0]} holds {'no' if tuning else 'only'} tuning runs of a sweep; {advice}")
+    return kept
+
+
+def _without_grids(results: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+    """Drop what lies below the folder of a grid: its own result repeats the selected run and names the others."""
+    grids = {path.parent for path, result in results.items() if result.get("lr_grid")}
+    return {path: result for path, result in results.items() if grids.isdisjoint(path.parent.parents)}
+
+
+def _is_tested(result: dict[str, Any]) -> bool:
+    return result.get("config", {}).get("train", {}).get("test", True)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -41,6 +60,9 @@ def _read(path: Path) -> dict[str, Any]:
     wrong = [name for name in TEXTS if not isinstance(result.get(name), str)]
     wrong += [name for name in NUMBERS if not _is_number(result.get(name))]
     wrong += [] if isinstance(result.get("split_note") or "", str) else ["split_note"]
+    wrong += [] if isinstance(result.get("lr_grid") or {}, dict) else ["lr_grid"]
+    tuning = result.get("tuning") or {"grid": {}}
+    wrong += [] if isinstance(tuning, dict) and isinstance(tuning.get("grid"), dict) else ["tuning"]
     wrong += _wrong_settings(result.get("config", {}))
     if wrong:
         raise UserError(f"{path} lacks a usable {', '.join(wrong)}; delete the file or run its task again")

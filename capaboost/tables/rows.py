@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import statistics
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capaboost.tables.read import TEXTS
-from capaboost.tables.row_settings import PLACES, differences, settings_of
-from capaboost_core import UserError
+from capaboost.tables.groups import Group, group_runs
+from capaboost.tables.statistics import spread_of
 
 TITLES = ("task", "model", "method", "settings", "protocol", "value")
 TITLES += ("trainable", "% trainable", "epochs", "device", "split")
+APART = ("trainable_parameters", "epochs", "device")
 
 
 @dataclass(frozen=True)
@@ -51,34 +49,19 @@ def make_rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
     Raises:
         UserError: If two files are the same run, which would count one seed twice.
     """
-    groups: dict[str, dict[str, Path]] = {}
-    for path, result in results.items():
-        runs = groups.setdefault(_fingerprint(result, PLACES), {})
-        run = _fingerprint(result, PLACES[1:])
-        if run in runs:
-            raise UserError(f"{path} and {runs[run]} are the same run with the same seed; delete one")
-        runs[run] = path
-    grouped = [[results[path] for path in runs.values()] for runs in groups.values()]
-    rows = [_row(runs, differences(runs[0], [others[0] for others in grouped])) for runs in grouped]
+    groups = group_runs(results, APART)
+    rows = [_row(group, groups) for group in groups]
     return sorted(rows, key=lambda row: (row.task, row.model, row.protocol, row.method, row.percent_trainable))
 
 
-def _fingerprint(result: dict[str, Any], dropped: tuple[str, ...]) -> str:
-    """What makes two runs comparable, as text."""
-    shown = (*TEXTS, "trainable_parameters", "epochs", "split_note", "seed", "config")
-    return json.dumps(_without({name: result.get(name) for name in shown}, dropped), sort_keys=True)
-
-
-def _without(value: Any, dropped: tuple[str, ...]) -> Any:
-    if isinstance(value, dict):
-        return {key: _without(inner, dropped) for key, inner in value.items() if key not in dropped}
-    return value
-
-
-def _row(runs: list[dict[str, Any]], differing: list[str]) -> Row:
-    values = [float(run["value"]) for run in runs]
-    first = {name: runs[0].get(name) for name in (field.name for field in fields(Row))}
-    std = statistics.stdev(values) if len(values) > 1 else None
-    first["settings"] = ", ".join(filter(None, (settings_of(runs[0].get("config", {})), *differing)))
-    note = first["split_note"] or ""
-    return Row(**first | {"mean": statistics.fmean(values), "std": std, "seeds": len(runs), "split_note": note})
+def _row(group: Group, groups: list[Group]) -> Row:
+    spread, first = spread_of(group.values), group.runs[0]
+    return Row(
+        **group.task._asdict(),
+        method=group.method,
+        settings=group.shown_settings(groups),
+        mean=spread.mean,
+        std=spread.std,
+        seeds=spread.count,
+        **{name: first[name] for name in (*APART, "percent_trainable")},
+    )

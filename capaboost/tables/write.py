@@ -1,15 +1,15 @@
-"""The result table as Markdown, CSV and on the terminal."""
+"""Tables as Markdown, CSV and on the terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
-from capaboost.tables.rows import TITLES, Row
+from capaboost.tables.layout import Layout, Text
 from capaboost_core import UserError
 from capaboost_core.console import show_table
 from capaboost_core.errors import reason_of
@@ -18,15 +18,24 @@ from capaboost_core.markdown import markdown_table
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-def to_markdown(rows: list[Row]) -> str:
-    return markdown_table(TITLES, [row.cells() for row in rows])
+def to_markdown(layout: Layout) -> str:
+    """The table, the best cell of a row in bold, and the notes as a list."""
+    table = markdown_table(layout.titles, [[_markdown_cell(text) for text in row] for row in layout.rows])
+    notes = "".join(f"- {note}\n" for note in layout.notes)
+    return f"{table}\n{notes}" if notes else table
 
 
-def to_csv(rows: list[Row]) -> str:
+def _markdown_cell(text: Text) -> str:
+    first, *others = text.lines
+    return "<br>".join([f"**{first}**" if text.is_best else first, *others])
+
+
+def to_csv(records: list[dict[str, Any]]) -> str:
+    """Raw numbers, a line for each record; None is empty."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(records)
     return out.getvalue()
 
 
@@ -46,10 +55,13 @@ def fill(path: Path, table: str) -> str:
     return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
 
 
-def show(rows: list[Row]) -> None:
-    table = Table()
-    for title in TITLES:
+def show(layout: Layout) -> None:
+    """Print the table, the best cell of a row with a star, and the notes below it."""
+    table = Table(show_lines=any(len(text.lines) > 1 for row in layout.rows for text in row))
+    for title in layout.titles:
         table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*row.cells())
+    for row in layout.rows:
+        table.add_row(*("\n".join([text.lines[0] + " *" * text.is_best, *text.lines[1:]]) for text in row))
     show_table(table)
+    for note in layout.notes:
+        print(note)

@@ -72,11 +72,11 @@ def _build(model: nn.Module, injection: Injection, adapter: Adapter) -> dict[str
 
 
 def _check_size(injection: Injection, adapter: Adapter) -> None:
-    """A wrong r must not fill the memory: each layer has a weight with r rows, of which a share is in the file."""
-    for target in injection.plan.targets:
-        sizes = [t.numel() for name, t in adapter.tensors.items() if name.startswith(f"{target.path}.")]
-        if injection.config.least_entries > max(sizes, default=0) + 1:
-            raise UserError(f"{adapter.folder} is damaged: {WEIGHTS} holds less of {target.path} than its config says")
+    """A wrong r must not fill the memory: the layers have a weight with r rows, of which a share is in the file."""
+    paths = tuple(f"{target.path}." for target in injection.plan.targets)
+    sizes = [tensor.numel() for name, tensor in adapter.tensors.items() if name.startswith(paths)]
+    if paths and injection.config.least_entries > max(sizes, default=0) + 1:
+        raise UserError(f"{adapter.folder} is damaged: {WEIGHTS} holds less of {paths[0][:-1]} than its config says")
 
 
 def _extra(adapter: Adapter, other: dict[str, nn.Parameter]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     """
     injection = injection_of(model)
     layers = adapted_layers(model)
-    if not layers or not all(layer.mergeable for layer in layers):
+    if not layers or not all(layer.low_rank for layer in layers):
         raise UserError(f"method {injection.config.method} is no LoRA, which peft could load; use save_adapter")
     if injection.plan.switches:
         path = injection.plan.switches[0][0]

@@ -1,6 +1,20 @@
 """The methods, a file each; importing this registers them."""
 
-from capaboost_core.methods import lora, padapter, hadapter, prefix, linear, full  # noqa: F401, I001  their order in lists
+from capaboost_core.methods import (  # noqa: F401, I001  their order in lists
+    lora,
+    padapter,
+    hadapter,
+    prefix,
+    adaptformer,
+    vpt,
+    repadapter,
+    fact,
+    bitfit,
+    ssf,
+    hadamard,
+    linear,
+    full,
+)
 from capaboost_core.methods.base import Method, resolve_config
 from capaboost_core.methods.registry import METHODS, PRESETS, register_method
 

@@ -27,6 +27,7 @@ class Method(NamedSettings):
         name: Given by `register_method`.
         layers: The adapted layer for each class of frozen layer, made as cls(base, method, target).
         wanted: These classes in words.
+        integrated: Whether integrations put their libraries' classes into `layers`.
         recipe: The method whose settings files it takes where it has none of its own.
         budget: The setting that a budget of parameters changes.
         starts_as_base: Whether an adapted model computes as its base at first, with the default settings.
@@ -37,6 +38,7 @@ class Method(NamedSettings):
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {}
     wanted: ClassVar[str] = "layer that this method adapts"
+    integrated: ClassVar[bool] = False
     recipe: ClassVar[str] = "lora"
     budget: ClassVar[str | None] = None
     starts_as_base: ClassVar[bool] = True
@@ -48,7 +50,7 @@ class Method(NamedSettings):
 
     @property
     def least_entries(self) -> float:
-        """What the largest weight of an adapted layer holds at least, by the settings alone."""
+        """What the largest weight of the adapted layers holds at least, by the settings alone."""
         return 0
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
@@ -66,7 +68,8 @@ class Method(NamedSettings):
             UserError: If so.
         """
         if self.layers and not plan.targets:
-            raise UserError(f"method {self.name} found nothing to adapt in {type(model).__name__}; give targets")
+            advice = "give targets" if "targets" in type(self).model_fields else "choose lora, padapter or hadapter"
+            raise UserError(f"method {self.name} found nothing to adapt in {type(model).__name__}; {advice}")
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """The adapted layers by path; a parameter that is given to several of them is shared, and saved once.
@@ -74,17 +77,23 @@ class Method(NamedSettings):
         Raises:
             UserError: If a target is no layer of the method's kind.
         """
-        targets = plan.targets if self.layers else ()
+        targets = plan.targets if self.layers or self.integrated else ()
         for target in targets:
-            found = type(modules.get(target.path))
-            if found not in self.layers:
-                raise UserError(
-                    f"target {target.path} is a {found.__name__}, not an {self.wanted}; choose other targets"
-                )
+            if type(modules.get(target.path)) not in self.layers:
+                raise UserError(self._refusal(target.path, type(modules.get(target.path))))
         followed = {t.path: {"linear": modules[t.follows]} if t.follows else {} for t in targets}
         return {
             t.path: self.layers[type(modules[t.path])](modules[t.path], self, t, **followed[t.path]) for t in targets
         }
+
+    def _refusal(self, path: str, found: type) -> str:
+        if not self.integrated:
+            return f"target {path} is a {found.__name__}, not an {self.wanted}; choose other targets"
+        advice = "" if self.layers else "import capaboost_vision or capaboost_text, which know theirs, or "
+        return (
+            f"method {self.name} has no form for {path}, a {found.__module__}.{found.__name__}; {advice}choose lora, "
+            "padapter or hadapter"
+        )
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of the base model is trained, by its name; the head always is."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, dropout_of, empty_like_weight
 from capaboost_core.errors import UserError
+from capaboost_core.first_values import FirstValues
 from capaboost_core.methods.adapter_settings import AdapterSettings
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
@@ -19,7 +19,7 @@ from capaboost_core.sharing.tied import TiedWeight
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(FirstValues):
     """s * sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + alpha/r * e, s = `config.scale`, f = `config.activation` (Eq. 5).
 
     The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
@@ -42,26 +42,29 @@ class Bottleneck(nn.Module):
             fill_down = fill_up = partial(nn.init.normal_, std=0.02)
         self.down = TiedWeight(config, mask_bits(config, path, "down", down.shape), fill_down(down), fill_down)
         self.up = TiedWeight(config, mask_bits(config, path, "up", up.shape).T, fill_up(up).T, fill_up)
-        self.down_bias = nn.Parameter(nn.init.zeros_(empty_like_weight(weight, config.r)))
-        self.up_bias = nn.Parameter(nn.init.zeros_(empty_like_weight(weight, width)))
+        self.down_bias = nn.Parameter(empty_like_weight(weight, config.r))
+        self.up_bias = nn.Parameter(empty_like_weight(weight, width))
+        self.reset_parameters()
         self.num_tied, self.scaling, self.bias_scale = config.num_tied, config.scale, config.bias_scale
         self.dropout, self.activation = dropout_of(config.dropout), ACTIVATION[config.activation]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bottleneck:
-        """Biases that leave the meta device start at zero."""
-        was_meta = self.up_bias.is_meta
-        super()._apply(fn, recurse)
-        if was_meta and not self.up_bias.is_meta:
-            nn.init.zeros_(self.down_bias)
-            nn.init.zeros_(self.up_bias)
-        return self
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.down_bias)
+        nn.init.zeros_(self.up_bias)
 
     def forward(self, h: Tensor) -> Tensor:
         """h (..., width) -> (..., width)."""
-        down = self.down.copies().flatten(0, 1).to(h.dtype)
-        up, up_bias = self.scaling * self.up.copies().flatten(0, 1).T, self.bias_scale * self.up_bias
-        hidden = self.activation(F.linear(self.dropout(h), down, self.down_bias.repeat(self.num_tied).to(h.dtype)))
-        return F.linear(hidden, up.to(h.dtype), up_bias.to(h.dtype))
+        return self.widen(self.activation(self.narrow(self.dropout(h))))
+
+    def narrow(self, h: Tensor) -> Tensor:
+        """(..., width) -> (..., d*r), the hidden values of all copies."""
+        down = self.down.copies().flatten(0, 1)
+        return F.linear(h, down.to(h.dtype), self.down_bias.repeat(self.num_tied).to(h.dtype))
+
+    def widen(self, hidden: Tensor) -> Tensor:
+        """(..., d*r) -> (..., width), scaled."""
+        up, bias = self.scaling * self.up.copies().flatten(0, 1).T, self.bias_scale * self.up_bias
+        return F.linear(hidden, up.to(hidden.dtype), bias.to(hidden.dtype))
 
 
 class AdapterLinear(Adapted, nn.Linear):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, dropout_of, empty_like_weight
-from capaboost_core.errors import UserError
+from capaboost_core.adapted import dropout_of, empty_like_weight
+from capaboost_core.mergeable import Mergeable
 from capaboost_core.methods.fused import incremented_linear
 from capaboost_core.methods.scaled import Scaled
 from capaboost_core.plan import Target
@@ -20,7 +20,7 @@ from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.tied import TiedWeight
 
 
-class Incremented(Adapted):
+class Incremented(Mergeable):
     """Linear layer plus s * sum_i (B * mb_i)(A * ma_i), s = `config.scale`, on its output or slices of it (Eq. 4).
 
     The d modules are one product of concatenated factors, [B_1 .. B_d][A_1; ..; A_d], of rank d*r; a
@@ -30,8 +30,7 @@ class Incremented(Adapted):
     out = x W^T + b is (64, 197, 2304); x A^T is (64, 197, 32), 16 columns for q and 16 for v; each
     times its B of (768, 16) is added to out[..., :768] and to out[..., 1536:].
 
-    Merged, it computes x (W + increments)^T with a sum made once and stored separately: W itself never changes,
-    and the state dict is the same, merged or not.
+    Merged, it computes x (W + increments)^T.
 
     Args:
         base: The frozen layer to adopt.
@@ -39,7 +38,7 @@ class Incremented(Adapted):
         target: Path of the layer, and the slices of its output that get an increment each.
     """
 
-    mergeable: ClassVar[bool] = True
+    low_rank: ClassVar[bool] = True
     fan_in_fan_out: ClassVar[bool] = False  # peft's word: whether the weight is held as (in, out)
 
     def __init__(self, base: nn.Module, config: Scaled, target: Target):
@@ -54,9 +53,7 @@ class Incremented(Adapted):
         uniform = partial(nn.init.uniform_, a=-bound, b=bound)
         self.lora_A = TiedWeight(config, masks_a, uniform(a), uniform)
         self.lora_B = TiedWeight(config, masks_b, nn.init.zeros_(b))
-        self.register_buffer("merged_weight", None, persistent=False)
-        self.stays_merged, self.merging = False, 0
-        self.register_load_state_dict_post_hook(_merge_anew)
+        self.allow_merging()
         self.train(base.training)
 
     def _masks(self, config: Scaled) -> tuple[np.ndarray, np.ndarray]:
@@ -70,10 +67,6 @@ class Incremented(Adapted):
         """The frozen weight as (out, in)."""
         return self.weight
 
-    @property
-    def merged(self) -> bool:
-        return self.merged_weight is not None
-
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out).
 
@@ -82,11 +75,9 @@ class Incremented(Adapted):
         """
         if self.disabled:
             return F.linear(x, self.matrix, self.bias)
-        merged_weight = self.merged_weight  # once: another thread may let go of it
-        if merged_weight is not None:
-            if self.training and torch.is_grad_enabled() and self.lora_A.packed.requires_grad:
-                raise UserError(f"{self.path} is merged and cannot be trained; call unmerge(model), or model.eval()")
-            return F.linear(x, merged_weight, self.bias)
+        sums = self.current_sums()
+        if sums is not None:
+            return F.linear(x, sums.weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None
         return incremented_linear(x, self.matrix, self.bias, self.slices, *self.factors(), self.scaling, dropped)
 
@@ -105,53 +96,17 @@ class Incremented(Adapted):
         with torch.autocast(self.weight.device.type, enabled=False):
             return [b @ a for a, b in self.factors_by_slice()]
 
-    def merge(self) -> None:
-        """Compute with the sum of weight and increments, stored separately from the weight, until `unmerge`."""
-        self._settle(True, self.merging)
-
-    def unmerge(self) -> None:
-        """Release the sum; within `merged` contexts, at the end of the last."""
-        self._settle(False, self.merging)
-
-    def count_merging(self, change: int) -> None:
-        """Count a context that needs the layer merged: 1 on entry, -1 on exit."""
-        self._settle(self.stays_merged, self.merging + change)
-
-    def _settle(self, stays_merged: bool, merging: int) -> None:
-        if not (stays_merged or merging):
-            self.merged_weight = None
-        elif not self.merged:
-            self.merged_weight = self.sum_of_weights()
-        self.stays_merged, self.merging = stays_merged, merging
-
-    @torch.inference_mode(False)  # a tensor made there could not take part in a gradient later
-    @torch.no_grad()
-    def sum_of_weights(self) -> Tensor:
+    def summed(self) -> tuple[Tensor, None]:
         """The weight with its increments, (out, in), in the weight's precision."""
         total = self.matrix.detach().clone()
         for (start, stop), increment in zip(self.slices, self.increments(), strict=True):
             rows = total[start:stop]
             rows.copy_(rows.to(increment.dtype) + increment)
-        return total
+        return total, None
 
-    def plain_merged(self) -> nn.Module:
-        """A plain layer that holds the sum."""
-        layer = self.plain()
-        matrix = self.sum_of_weights() if self.merged_weight is None else self.merged_weight
-        weight = matrix.T.contiguous() if self.fan_in_fan_out else matrix
-        layer.weight = nn.Parameter(weight, self.weight.requires_grad)
-        return layer
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy made within a context keeps the layer's state there: nothing else would end its merging."""
-        return vars(self) | {"stays_merged": self.merged, "merging": 0}
+    def as_stored(self, weight: Tensor) -> Tensor:
+        return weight.T.contiguous() if self.fan_in_fan_out else weight
 
 
 class CapaLinear(Incremented, nn.Linear):
     """`nn.Linear` with increments."""
-
-
-def _merge_anew(layer: Incremented, _: Any) -> None:
-    """Merge again after a state dict was loaded: the old sum is out of date."""
-    if layer.merged:
-        layer.merged_weight = layer.sum_of_weights()

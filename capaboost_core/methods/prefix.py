@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
@@ -25,6 +24,7 @@ class PrefixTuning(Tying, Method):
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {}
+    integrated: ClassVar[bool] = True
     recipe: ClassVar[str] = "padapter"
     budget: ClassVar[str | None] = "r"
     starts_as_base: ClassVar[bool] = False
@@ -42,14 +42,3 @@ class PrefixTuning(Tying, Method):
         if not targets:
             raise UserError(f"method prefix knows no attention of {type(model).__name__}; choose lora or an adapter")
         return Plan(targets, roles.head, roles.switches)
-
-    def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
-        for target in plan.targets:
-            found = type(modules[target.path])
-            if found not in self.layers:
-                advice = "" if self.layers else "import capaboost_vision or capaboost_text, which know theirs, or "
-                raise UserError(
-                    f"method prefix has no form for {target.path}, a {found.__module__}.{found.__name__}; "
-                    f"{advice}choose lora, padapter or hadapter"
-                )
-        return super().make_layers(modules, plan)

@@ -98,6 +98,7 @@ def make_report(
     changes: dict[str, Any],
     strict: bool,
     peak_bytes: Callable[[Method], int] | None = None,
+    within: Callable[[Method], Method] = lambda config: config,
 ) -> Report:
     """Count each method.
 
@@ -107,6 +108,7 @@ def make_report(
         changes: Settings for all of them.
         strict: Refuse a method that the model or the settings do not allow, instead of leaving it out.
         peak_bytes: Measures the peak memory of a training step; left out, none is given.
+        within: Brings a method that has a knob within a budget.
 
     Raises:
         UserError: If LoRA, to which all is relative, or a method that is not left out cannot be had.
@@ -119,6 +121,7 @@ def make_report(
     for method in tqdm(methods, desc="methods", leave=False, disable=None):
         try:
             config = settings_of(method, changes)
+            config = within(config) if config.budget else config
             counted = cost_of(subject, config)
         except UserError as error:
             if strict:

@@ -5,8 +5,9 @@ matrix products, convolutions and the two products of an attention, masked posit
 operators are listed with the number of their occurrences, in two groups: those that are negligible by this
 convention, such as norms, activations and the masking of weights, and those that are unknown.
 
-Forward: fvcore traces the model with its additions disabled. The products of each addition are counted on top:
-rows of the layer's input times entries of its tied weights, however the layer computes them.
+Forward: fvcore traces the model with its additions disabled, but for those that change what frozen layers compute, as
+prompts do. The products of each addition are counted on top: rows of the layer's input times entries of its tied
+weights, however the layer computes them.
 
 Backward: the operators that autograd runs from all outputs to the trainable parameters, as torch dispatches them.
 So frozen weights get no weight gradient, and layers before the first trainable one no backward pass. Attention runs
@@ -25,7 +26,7 @@ import torch
 from torch import nn
 
 from capaboost_core.inject import adapted_layers
-from capaboost_core.modes import disable
+from capaboost_core.modes import disabled
 from capaboost_core.report.flop_handles import is_negligible
 from capaboost_core.report.flop_modes import (
     Call,
@@ -82,7 +83,7 @@ def count_flops(model: nn.Module, inputs: Inputs, backward: bool = False) -> Flo
     """
     call = Call(model, inputs)
     with torch.random.fork_rng({p.device for p in model.parameters() if p.device.type == "cuda"}):
-        with disable(model):
+        with disabled([layer for layer in adapted_layers(model) if not layer.traced]):
             counts, _ = forward_operators(call)
         with layer_calls(model) as calls:
             _, others = forward_operators(call, adapted_layers(model))

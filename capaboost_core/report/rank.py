@@ -107,7 +107,7 @@ def model_ranks(model: nn.Module) -> list[IncrementRank]:
         UserError: If the model has no LoRA increments, or a factor is not finite.
     """
     layers = adapted_layers(model)
-    if not layers or not all(layer.mergeable for layer in layers):
+    if not layers or not all(layer.low_rank for layer in layers):
         method = injection_of(model).config.method
         raise UserError(f"method {method} adds no increment to a weight, so there is no rank; give a LoRA adapter")
     return [

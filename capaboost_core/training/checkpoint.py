@@ -16,6 +16,7 @@ from torch import Tensor
 
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
+from capaboost_core.training.run_file import flat
 from capaboost_core.training.run_folder import CHECKPOINT, PREVIOUS
 
 FORMAT = b"capaboost-checkpoint-2 sha256 "  # after torch's bytes, and followed by their SHA-256
@@ -143,19 +144,12 @@ def check_fingerprint(folder: Path, there: dict[str, Any], here: dict[str, Any])
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """One text for each setting that differs between two configurations."""
-    there, here = _flat(there), _flat(here)
+    there, here = flat(there), flat(here)
     return [
         f"{key}: {there.get(key)} there, {here.get(key)} here"
         for key in sorted(there.keys() | here.keys())
         if _resolved(there.get(key)) != _resolved(here.get(key))
     ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _resolved(value: Any) -> Any:

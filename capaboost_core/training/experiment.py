@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from capaboost_core.adapter_files.save import save_adapter
+from capaboost_core.errors import UserError
 from capaboost_core.methods import Method
 from capaboost_core.modes import merged
 from capaboost_core.training.checkpoint import check_fingerprint
@@ -97,6 +98,9 @@ def run_experiment(run: RunSettings, folder: Path, resume: bool, prepare: Prepar
             its loss is no longer finite.
     """
     check_folder(folder, resume)
+    if not run.train.test and run.data.protocol != run.selecting:
+        protocol = run.data.protocol
+        raise UserError(f"train.test=false leaves protocol {protocol} no value; pass --protocol {run.selecting}")
     accelerator = make_accelerator(run.train, folder)
     # The result and the checkpoint hold what `auto` became.
     train = run.train.replace(mixed_precision=accelerator.mixed_precision)
@@ -126,10 +130,12 @@ def _train_and_test(
     set_seed(run.train.seed)
     setup = prepare(run, accelerator)
     selected = setup.select_by if run.data.protocol == run.selecting else None
+    if not run.train.test:
+        setup = dataclasses.replace(setup, metric=setup.select_by, split_note=f"{setup.split_note}; not tested")
     fitted = fit(accelerator, setup.model, setup.task, run.train, folder, to_dict(run), selected, resume)
     begun = time.monotonic()
     with merged(setup.model):
-        tested = setup.task.test(setup.model)
+        tested = setup.task.test(setup.model) if run.train.test else {setup.metric: fitted.metrics[setup.metric]}
     fitted = dataclasses.replace(fitted, wall_seconds=fitted.wall_seconds + time.monotonic() - begun)
     if not accelerator.is_main_process:
         return {}

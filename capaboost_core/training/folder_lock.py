@@ -14,6 +14,10 @@ from capaboost_core.training.processes import on_main
 from capaboost_core.training.run_folder import ANOTHER, LOCK, told
 
 
+class InUse(UserError):
+    """Another run holds the folder."""
+
+
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[None]:
     """Create the folder and hold its lock until the block ends; where nothing was written, nothing is left.
@@ -22,7 +26,7 @@ def claim(folder: Path) -> Iterator[None]:
     that is left by a killed one blocks nobody.
 
     Raises:
-        UserError: In all processes, if the folder cannot be made or written, or another run holds it.
+        UserError: In all processes, if the folder cannot be made or written, or another run holds it (InUse).
     """
     made, lock = on_main(lambda: _open(folder)) or ([], None)
     try:
@@ -57,7 +61,7 @@ def _lock(folder: Path) -> int:
         except BlockingIOError as error:
             holder = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(file)
-            raise UserError(f"{folder} is in use by {holder}; wait until it ends, or {ANOTHER}") from error
+            raise InUse(f"{folder} is in use by {holder}; wait until it ends, or {ANOTHER}") from error
         if _is_current(file, folder / LOCK):  # else its holder has just removed it: take the new one
             os.truncate(file, 0)
             os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -65,6 +65,11 @@ def on_main(find: Callable[[], Found]) -> Found | None:
     return found
 
 
+def is_first() -> bool:
+    """Whether this is the process that prints for all, before there is any state of processes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def first_to_tell() -> bool:
     """Whether this process prints the error; of those that fail, only one does."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -72,7 +77,7 @@ def first_to_tell() -> bool:
     try:
         return _store().add(TOLD, 1) == 1
     except (RuntimeError, ValueError, KeyError):  # no store to be reached
-        return os.environ.get("RANK", "0") == "0"
+        return is_first()
 
 
 def another_told() -> bool:

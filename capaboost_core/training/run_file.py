@@ -89,3 +89,11 @@ def parse_assignments(assignments: list[str]) -> Raw:
             layer = {section: layer}
         layers.append(layer)
     return merge_settings(*layers)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"lr": 1e-3}}` -> `{"train.lr": 1e-3}`, at every depth."""
+    flattened = {}
+    for key, value in values.items():
+        flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flattened

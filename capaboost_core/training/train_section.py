@@ -66,6 +66,12 @@ class TrainSection(Settings):
         1, ge=1, description="Slices of a batch that go through the model one by one; at most batch_size."
     )
 
+    test: bool = Field(
+        True,
+        description="false, for tuning: the rows to test on stay unseen, and the value is that which selects the "
+        "epoch.",
+    )
+
     @field_validator("mixed_precision", mode="before")
     @classmethod
     def _read_no(cls, value: Any) -> Any:

@@ -15,7 +15,7 @@ from capaboost_core.report.peak_memory import peak_bytes, step_peak_bytes
 
 ROWS, WIDTH, CLASSES = 3, 32, 5
 PLAN = Plan((Target("0"), Target("2")), head=("4",))
-METHODS = [method for method in PRESETS if "prefix" not in method]  # a prefix needs an attention
+METHODS = [name for name, preset in PRESETS.items() if not preset.integrated]  # here are linear layers alone
 
 
 class Tiny(nn.Sequential):
@@ -91,8 +91,9 @@ def test_settings_reach_every_method_but_plain_stays_plain():
 def test_report_is_relative_to_lora_and_leaves_out_with_a_reason():
     report = make_report(tiny(), list(PRESETS), {"r": 4, "alpha": 8}, strict=False)
     rows = {row["method"]: row for row in report.rows}
-    assert set(rows) == set(METHODS)
-    assert set(report.left_out) == {"prefix", "capaboost-prefix"}
+    fields = {name: type(preset).model_fields for name, preset in PRESETS.items()}
+    assert set(rows) == {name for name in METHODS if not fields[name] or {"r", "alpha"} <= fields[name].keys()}
+    assert set(report.left_out) == PRESETS.keys() - rows.keys() >= {"prefix", "capaboost-prefix", "adaptformer"}
     assert rows["lora"]["percent_of_lora"] == 100
     assert rows["lora"]["step_executed_times_lora"] == rows["lora"]["added_effective_times_lora"] == 1
     assert rows["capaboost-lora"]["added_effective_times_lora"] == 1

@@ -45,7 +45,7 @@ def test_merged_it_computes_the_same_in_one_product():
     out = model(X)
     merge(merge(model))
     assert_near(model(X), out)
-    assert torch.equal(model.first(X), nn.functional.linear(X, model.first.sum_of_weights(), model.first.bias))
+    assert torch.equal(model.first(X), nn.functional.linear(X, model.first.summed()[0], model.first.bias))
     unmerge(unmerge(model))
     assert torch.equal(model(X), out)
 
@@ -119,7 +119,8 @@ def test_a_training_step_while_merged_is_refused_but_gradients_of_the_input_are_
     with torch.no_grad():
         model(X)
     for layer in (model.first, model.second):
-        layer.lora_A.requires_grad_(False)
+        for parameter in layer.own_parameters().values():
+            parameter.requires_grad_(False)
     model(X).sum().backward()  # what is left to train is the head
     assert model.head.weight.grad is not None
 

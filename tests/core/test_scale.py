@@ -72,7 +72,7 @@ def test_the_first_step_moves_b_alone(d, density, r):
     assert 0.88 < relative < 1.12 / math.sqrt(density)
 
 
-@pytest.mark.parametrize(("d", "density"), product((1, 2, 4), (0.25, 0.5, 1.0)))
+@pytest.mark.parametrize(("d", "density"), list(product((1, 2, 4), (0.25, 0.5, 1.0))))
 def test_the_first_step_adds_products_of_random_signs_to_an_entry(d, density):
     """m modules keep a product, E m^2 = d p^2 (1 + (d - 1) p^2); r products of variance (lr sigma)^2 make an entry."""
     norm = train(tied(d, density, 8, "alpha-r"), 1, WIDTH)[0][0].increments()[0].norm().item()

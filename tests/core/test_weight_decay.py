@@ -7,6 +7,7 @@ from torch import nn
 
 from capaboost_core import trainable_parameters
 from capaboost_core.sharing.tied import TiedWeight
+from capaboost_core.training.hooks import Hooks
 from capaboost_core.training.optimize import _adamw
 from capaboost_core.training.train_section import TrainSection
 from tests.core.toy_model import adapted
@@ -39,7 +40,7 @@ def test_timm_decays_packed_weights(method):
 def test_our_loop_decays_the_same_and_biases_if_told_so(method, decay_biases):
     model = adapted(method)
     settings = TrainSection(weight_decay=0.1, decay_biases=decay_biases)
-    optimizer = _adamw(list(trainable_parameters(model).values()), settings, torch.device("cpu"))
+    optimizer = _adamw(trainable_parameters(model), settings, torch.device("cpu"), Hooks(model))
     expected = trainable_parameters(model).keys() if decay_biases else matrices(model)
     assert decayed(model, optimizer.param_groups) == expected
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trainable_parameters(model))

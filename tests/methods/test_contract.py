@@ -36,9 +36,11 @@ from tests.methods.cases import (
     ONLY,
     UNSEEN,
     adapted,
+    added,
     each_case,
     each_preset,
     out,
+    prompted,
     put_in,
     settings,
     trained,
@@ -84,7 +86,7 @@ def test_gradients_reach_what_trains_and_nothing_else(preset, kind):
 @each_case
 def test_the_count_is_the_sum_over_the_blocks(preset, kind):
     model = adapted(preset, kind)
-    counts, (matrices, others, *once) = parameter_counts(model), ADDED[model.capaboost.config.method]
+    counts, (matrices, others, *once) = parameter_counts(model), added(model.capaboost.config.method, kind)
     masks = [tied.bits.numpy() for layer in adapted_layers(model) for tied in layer.tied_weights().values()]
     assert sum(bits.size for bits in masks) == DEPTH * matrices
     head = [p for name, p in base(kind).named_parameters() if name.startswith(("head.", "classifier."))]
@@ -186,8 +188,9 @@ def test_the_flop_report_counts_it(preset, kind):
     rows = (32 // 16) ** 2 + 1 if kind == "vit" else 5
     products = [product for layer in adapted_layers(adapted(preset, kind)) for product in layer.products(True)]
     assert ours.trainable == parameter_counts(adapted(preset, kind)).trainable
-    assert ours.forward.executed - probe.forward.executed == rows * sum(product.executed for product in products)
-    assert ours.forward.effective - probe.forward.effective == rows * sum(product.kept for product in products)
+    frozen = prompted(settings(preset), rows)
+    assert ours.forward.executed - probe.forward.executed == rows * sum(p.executed for p in products) + frozen
+    assert ours.forward.effective - probe.forward.effective == rows * sum(p.kept for p in products) + frozen
     assert ours.step.executed >= probe.step.executed
     assert ours.unsupported == {}
 

@@ -70,6 +70,15 @@ def test_full_and_linear_have_rates_of_their_own():
     assert run_of("dtd", "full", "train.lr=3e-4").train.lr == 3e-4
 
 
+def test_ssf_has_its_authors_recipe_and_methods_keep_their_own_sizes():
+    run = run_of("dtd", "ssf")
+    assert (run.train.lr, run.train.weight_decay, run.train.min_lr) == (5e-3, 5e-5, 1e-8)
+    assert (run.model.drop_path_rate, run.model.name) == (0.0, run_of("dtd").model.name)
+    methods = ("adaptformer", "fact-tt", "fact-tk", "repadapter", "vpt-deep")
+    assert [run_of("dtd", method).adapter.r for method in methods] == [64, 16, 32, 8, 10]
+    assert run_of("dtd", "adaptformer").adapter.dropout == 0.1
+
+
 def test_a_fused_reading_needs_a_fused_layer():
     model = timm.create_model("eva02_base_patch14_224", num_classes=2, depth=1)
     with pytest.raises(UserError, match="q, k and v apart; type attention-qv or all-linear"):

@@ -1,0 +1,69 @@
+"""`--budget` and `--budget-percent`: a run's settings with the knob of its method that meets them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from capaboost_core.report.budget import Budgeted
+    from capaboost_core.report.cost import Subject
+
+
+def add_budget_flags(parser: argparse.ArgumentParser) -> None:
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--budget", metavar="N", help="trained parameters without the head, such as 220k or "
+        "0.22M; the method's r, width or number comes as near as it can")  # fmt: skip
+    budget.add_argument("--budget-percent", type=float, metavar="X", help="the same in percent of the model")
+
+
+def budgeted(run: Any, options: argparse.Namespace) -> Any:
+    """The run with its method within the budget, told in a line; the run itself without one.
+
+    Raises:
+        UserError: If the method has no knob, or the budget is no number.
+    """
+    if options.budget is None and options.budget_percent is None:
+        return run
+    from capaboost_core.console import tell
+    from capaboost_core.training.processes import is_first
+
+    found = solve(subject_of(run), run.adapter, options)
+    if is_first():
+        tell(told(found))
+    return dataclasses.replace(run, adapter=found.method)
+
+
+def solve(subject: Subject, method: Any, options: argparse.Namespace) -> Budgeted:
+    """The method within the budget of the flags, on a model."""
+    from capaboost_core.errors import UserError
+    from capaboost_core.inject import parameter_counts
+    from capaboost_core.report.budget import parse_budget, within_budget
+
+    if options.budget is not None:
+        return within_budget(subject, method, parse_budget(options.budget))
+    if not 0 < options.budget_percent <= 100:
+        raise UserError(f"--budget-percent is {options.budget_percent}; type a number above 0, up to 100")
+    total = parameter_counts(subject.inject(subject.build(), method)).total
+    return within_budget(subject, method, round(total * options.budget_percent / 100))
+
+
+def subject_of(run: Any) -> Subject:
+    """The run's base model without weights.
+
+    Raises:
+        UserError: If its architecture is not known offline.
+    """
+    from capaboost.subjects import Sizes, make_subject
+    from capaboost_core.errors import UserError
+
+    if getattr(run.model, "kwargs", {}):
+        raise UserError("a budget is solved for models without model.kwargs; set the method's own knob")
+    return make_subject(run.model.name, Sizes(image_size=getattr(run.model, "img_size", None)))
+
+
+def told(found: Budgeted) -> str:
+    """`budget: lora with r 6 trains 221,184 parameters`."""
+    method, knob = found.method, found.method.budget
+    return f"budget: {method.label} with {knob} {getattr(method, knob)} trains {found.trainable:,} parameters"

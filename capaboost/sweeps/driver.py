@@ -1,0 +1,115 @@
+"""A sweep from its file to its end: everything is checked before the first run starts."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from capaboost.sweeps.display import Display
+from capaboost.sweeps.dry_run import all_runs
+from capaboost.sweeps.estimate import Estimator, measured_speed
+from capaboost.sweeps.folder import FAILURE, WAITING, SweepFolder
+from capaboost.sweeps.plan import Plan, plan_of
+from capaboost.sweeps.progress import Progress, progress_of
+from capaboost.sweeps.runs import Run
+from capaboost.sweeps.sweep_file import SweepFile
+from capaboost_core.errors import UserError
+from capaboost_core.files import partial_of
+from capaboost_core.training.checkpoint import differences
+from capaboost_core.training.result import write_result
+from capaboost_core.training.run_config import to_dict
+from capaboost_core.training.run_folder import check_folder
+
+
+class Engine(Protocol):
+    """Where runs are done."""
+
+    workers: int
+
+    def run(self, folder: SweepFolder, shard: tuple[int, int], watch: Any) -> None: ...
+
+
+def drive(
+    name: str, sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int], engine: Engine, retry: bool
+) -> None:
+    """Run what is open, and say what failed.
+
+    Raises:
+        UserError: If a setting is wrong, the folder holds other runs, or in the end some runs failed.
+    """
+    runs = all_runs(sweep, folder, shard)
+    estimator = Estimator(folder, measured_speed(), runs)
+    check_all(folder, runs, estimator)
+    if retry:
+        folder.forget_failures(runs)
+    folder.write_sweep(sweep)
+
+    def read() -> tuple[Plan, Progress]:
+        plan = plan_of(sweep, folder, shard)
+        estimator.__dict__.pop("speeds", None)  # more runs may have finished
+        return plan, progress_of(folder, plan, estimator)
+
+    with Display(name, folder, read, getattr(engine, "workers", 1)) as display:
+        engine.run(folder, shard, display.watch)
+    plan = plan_of(sweep, folder, shard)
+    note_tuning(folder, plan)
+    report_end(folder, plan)
+
+
+def check_all(folder: SweepFolder, runs: list[Run], estimator: Estimator) -> None:
+    """Refuse wrong settings, and a folder whose finished runs had others.
+
+    Raises:
+        UserError: It names the run.
+    """
+    check_folder(folder.path, resume=True)
+    for run in tqdm(runs, "checking", leave=False, disable=None):
+        settings = to_dict(estimator.settings_of(run))
+        check_folder(folder.place(run), resume=True)
+        if not folder.is_done(run):
+            continue
+        unequal = [text for text in differences(folder.result(run)["config"], settings) if not _is_precision(text)]
+        if unequal:
+            raise UserError(
+                f"{folder.place(run)} was run with other settings ({unequal[0]}); choose another --output-dir"
+            )
+
+
+def note_tuning(folder: SweepFolder, plan: Plan) -> None:
+    """What was tuned joins the results of the runs that have it."""
+    for run in plan.runs:
+        tuned = plan.tuned.get(run.group)
+        if tuned is None or run.tuning or not folder.is_done(run):
+            continue
+        result = folder.result(run)
+        if result.get("tuning") != tuned.to_dict():
+            with contextlib.suppress(FileNotFoundError):
+                partial_of(folder.place(run)).unlink()
+            write_result(folder.place(run), result | {"tuning": tuned.to_dict()})
+
+
+def report_end(folder: SweepFolder, plan: Plan) -> None:
+    """Say where tables come from, which grids were too narrow, and what failed.
+
+    Raises:
+        UserError: If a run failed, or waits for another engine.
+    """
+    for group, tuned in plan.tuned.items():
+        if tuned.at_edge:
+            place = "/".join(filter(None, group))
+            print(f"{place}: the best of {', '.join(tuned.at_edge)} lies at an end of its grid; raise tune.widen")
+    failed = [run for run in plan.runs if folder.state(run) == FAILURE]
+    bad = [run for run in failed if folder.failure(run)["kind"] != "diverged" or not run.tuning]
+    waiting = [run for run in plan.runs if folder.state(run) == WAITING]
+    print(f"results: {folder.path}; capaboost tables {folder.path} makes the tables")
+    if bad:
+        first = f"{bad[0].name}: {folder.failure(bad[0])['error']}"
+        raise UserError(f"{len(bad)} of {len(plan.runs)} runs failed, first {first}; --retry runs them again")
+    if waiting or plan.undecided:
+        raise UserError(f"{len(waiting) + plan.undecided} runs are left; the same command goes on")
+
+
+def _is_precision(text: str) -> bool:
+    return text.startswith("train.mixed_precision:")

@@ -1,0 +1,100 @@
+"""Worker processes on this machine, each with its share of the cores or a GPU of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from capaboost.sweeps.claims import holder
+from capaboost.sweeps.folder import SweepFolder
+from capaboost.sweeps.plan import plan_of
+from capaboost.sweeps.runs import Run
+from capaboost.sweeps.work import command_line
+
+MOST_DEATHS = 3  # of workers over one run, such as one that fills the memory
+POLL_SECONDS = 0.5
+STOP_SECONDS = 60.0  # for a step and a checkpoint
+
+
+@dataclass
+class LocalEngine:
+    """Keeps workers alive until no run is open.
+
+    Attributes:
+        workers: Processes.
+        threads: Of each of them on the CPU.
+        gpus: Given to the workers in turn; several share one where there are more workers.
+    """
+
+    workers: int
+    threads: int
+    gpus: tuple[str, ...] = ()
+    deaths: dict[str, int] = field(default_factory=dict)
+
+    def run(self, folder: SweepFolder, shard: tuple[int, int], watch: Callable[[], None]) -> None:
+        """Work until nothing is open; `watch` is called twice a second.
+
+        A worker that dies is replaced. A run over which three have died is recorded as failed.
+
+        Raises:
+            KeyboardInterrupt: After a signal; the workers have then saved their runs.
+        """
+        processes: dict[int, subprocess.Popen] = {}
+        try:
+            while True:
+                for slot in range(self.workers):
+                    if slot in processes and processes[slot].poll() not in (None, 0):
+                        self._note_death(folder, shard, processes.pop(slot))
+                    if slot not in processes and self._is_needed(folder, shard, len(processes)):
+                        processes[slot] = self._start(folder, shard, slot)
+                watch()
+                if all(process.poll() == 0 for process in processes.values()):
+                    return
+                time.sleep(POLL_SECONDS)
+        finally:
+            _stop(list(processes.values()))
+
+    def _is_needed(self, folder: SweepFolder, shard: tuple[int, int], alive: int) -> bool:
+        plan = plan_of(folder.sweep(), folder, shard)
+        return sum(map(folder.is_open, plan.runs)) + plan.undecided > alive
+
+    def _start(self, folder: SweepFolder, shard: tuple[int, int], slot: int) -> subprocess.Popen:
+        here = os.environ | {
+            "OMP_NUM_THREADS": str(self.threads),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        if self.gpus:
+            here |= {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]}
+        command = [sys.executable, "-m", "capaboost.sweeps.worker", str(folder.path), *map(str, shard)]
+        # A session of its own: Ctrl-C reaches the sweep alone, which stops its workers in order.
+        return subprocess.Popen(command, env=here, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def _note_death(self, folder: SweepFolder, shard: tuple[int, int], process: subprocess.Popen) -> None:
+        for run in plan_of(folder.sweep(), folder, shard).runs:
+            if (holder(folder.claim(run)) or {}).get("pid") == process.pid:
+                self._count(folder, run, process.returncode)
+
+    def _count(self, folder: SweepFolder, run: Run, code: int) -> None:
+        folder.claim(run).unlink(missing_ok=True)
+        self.deaths[run.name] = self.deaths.get(run.name, 0) + 1
+        if self.deaths[run.name] == MOST_DEATHS:
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            told = f"its process ended with {how}, {MOST_DEATHS} times"
+            folder.fail(run, told, "died", command_line(run, folder.place(run)))
+
+
+def _stop(processes: list[subprocess.Popen]) -> None:
+    """SIGTERM lets a run finish its step and save."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.wait()

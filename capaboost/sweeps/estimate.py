@@ -1,0 +1,100 @@
+"""How long a run takes, before it is run: by its multiply-adds, and by how fast finished runs did theirs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from capaboost.subjects import Sizes, make_subject
+from capaboost.sweeps.folder import SweepFolder
+from capaboost.sweeps.runs import Run
+from capaboost.sweeps.sizes import rows_of
+from capaboost.sweeps.work import command_of, options_of
+from capaboost_core.errors import UserError
+from capaboost_core.report.cost import cost_of
+
+
+@dataclass
+class Estimator:
+    """Seconds of a run: its multiply-adds over a speed.
+
+    A text counts with its full `max_length`; batches of shorter texts take less, so this is an upper bound until
+    runs of the same task have finished.
+
+    Attributes:
+        speed: Multiply-adds a second, where none of the sweep's runs has finished.
+        finished: Runs of the sweep that may have a result.
+    """
+
+    folder: SweepFolder
+    speed: float
+    finished: list[Run] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    steps: dict[tuple[Any, ...], tuple[int, int]] = field(default_factory=dict)
+
+    def seconds(self, run: Run) -> float:
+        """Measured of a run that has finished; else by the runs of its task, else by those of all, else by `speed`."""
+        if self.folder.is_done(run):
+            return self.folder.result(run)["wall_seconds"]
+        of_task = [speed for task, speed in self.speeds if task == run.task]
+        measured = of_task or [speed for _, speed in self.speeds]
+        return self.work(run) / (statistics.median(measured) if measured else self.speed)
+
+    @cached_property
+    def speeds(self) -> list[tuple[str, float]]:
+        """Multiply-adds a second of each finished run, with its task."""
+        done = [run for run in self.finished if self.folder.is_done(run)]
+        return [(run.task, self.work(run) / max(self.folder.result(run)["wall_seconds"], 1e-3)) for run in done]
+
+    def work(self, run: Run) -> int:
+        """Multiply-adds of the run: forward and backward in training, forward on the rows to test on."""
+        settings = self.settings_of(run)
+        step, forward = self._step(settings)
+        train, test = rows_of(run.task, getattr(settings.data, "max_train_rows", None))
+        return settings.train.epochs * train * step + (test * forward if settings.train.test else 0)
+
+    def settings_of(self, run: Run) -> Any:
+        """The run's settings as its command reads them.
+
+        Raises:
+            UserError: If one is wrong; it names the run.
+        """
+        if run.name not in self.settings:
+            try:
+                self.settings[run.name] = command_of(run).load(options_of(run))
+            except UserError as error:
+                raise UserError(f"{run.name}: {error}") from error
+        return self.settings[run.name]
+
+    def _step(self, settings: Any) -> tuple[int, int]:
+        """Multiply-adds of one row: of a training step, and of a forward pass."""
+        model, size = settings.model.name, getattr(settings.model, "img_size", None)
+        length = getattr(settings.data, "max_length", None)
+        key = (model, size, length, repr(settings.adapter))
+        if key not in self.steps:
+            subject = make_subject(model, Sizes(1, length, size))
+            cost = cost_of(subject, settings.adapter)
+            self.steps[key] = (cost.step.executed, cost.forward.executed)
+        return self.steps[key]
+
+
+def measured_speed() -> float:
+    """Multiply-adds a second of this device: those of a square product in its fast precision, half of which a model
+    of many small operators reaches.
+    """
+    import torch
+
+    from capaboost_core.training.precision import has_native_bf16
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size, dtype = 1024 if device.type == "cpu" else 8192, torch.bfloat16 if has_native_bf16(device) else torch.float32
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for the device
+        seconds.append(time.perf_counter() - begun)
+    return size**3 / min(seconds) / 2

@@ -1,0 +1,97 @@
+"""A sweep's folder: its list of runs, and how far each is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from capaboost.sweeps.claims import is_held
+from capaboost.sweeps.runs import Run
+from capaboost.sweeps.sweep_file import SweepFile
+from capaboost_core.errors import UserError
+from capaboost_core.files import write_atomically
+from capaboost_core.training.json_text import to_json
+from capaboost_core.training.result import read_result
+from capaboost_core.training.run_folder import METRICS, RESULT
+
+SWEEP, CLAIMS, FAILED, LOG = "sweep.json", "claims", "failed.json", "log.txt"
+DONE, FAILURE, RUNNING, WAITING = "done", "failed", "running", "waiting"
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The folder, absolute, since workers may stand elsewhere."""
+
+    path: Path
+
+    def place(self, run: Run) -> Path:
+        return self.path / run.name
+
+    def claim(self, run: Run) -> Path:
+        return self.path / CLAIMS / run.name.replace("/", "--")
+
+    def write_sweep(self, sweep: SweepFile) -> None:
+        """What the workers are to do."""
+        _write(self.path / SWEEP, sweep.to_dict())
+
+    def sweep(self) -> SweepFile:
+        return SweepFile.from_dict(json.loads((self.path / SWEEP).read_text()))
+
+    def is_done(self, run: Run) -> bool:
+        return (self.place(run) / RESULT).is_file()
+
+    def is_failed(self, run: Run) -> bool:
+        return (self.place(run) / FAILED).is_file()
+
+    def is_open(self, run: Run) -> bool:
+        """Whether it is still to be run."""
+        return not (self.is_done(run) or self.is_failed(run))
+
+    def state(self, run: Run) -> str:
+        if self.is_done(run):
+            return DONE
+        if self.is_failed(run):
+            return FAILURE
+        return RUNNING if is_held(self.claim(run)) else WAITING
+
+    def result(self, run: Run) -> dict[str, Any]:
+        path = self.place(run) / RESULT
+        return _result(path, path.stat().st_mtime_ns)
+
+    def fail(self, run: Run, error: str, kind: str, command: str) -> None:
+        """Record that a run cannot be done."""
+        _write(self.place(run) / FAILED, {"error": error, "kind": kind, "command": command})
+
+    def failure(self, run: Run) -> dict[str, Any]:
+        """What `fail` recorded.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        try:
+            return json.loads((self.place(run) / FAILED).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.place(run) / FAILED} cannot be read; delete it to run it again") from error
+
+    def forget_failures(self, runs: list[Run]) -> None:
+        for run in runs:
+            (self.place(run) / FAILED).unlink(missing_ok=True)
+
+    def epochs_done(self, run: Run) -> int:
+        """Finished epochs of a run in progress."""
+        try:
+            return (self.place(run) / METRICS).read_bytes().count(b"\n")
+        except OSError:
+            return 0
+
+
+@lru_cache(maxsize=10_000)
+def _result(path: Path, changed: int) -> dict[str, Any]:
+    return read_result(path)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    write_atomically(path, lambda file: file.write((to_json(values, indent=2) + "\n").encode()))

@@ -1,0 +1,128 @@
+"""What is to be run now: tuning first, over grids that widen, then the seeds with the settings that were best."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from capaboost.sweeps.folder import SweepFolder
+from capaboost.sweeps.runs import Run, combinations, final_runs, groups, label, tuning_runs
+from capaboost.sweeps.sweep_file import SweepFile, Values
+
+Grid = dict[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning chose for a group.
+
+    Attributes:
+        values: The best settings.
+        grid: The mean value of each combination by its label; None where training diverged.
+        at_edge: The settings whose best value still lies at an end of the grid.
+    """
+
+    values: Values
+    grid: dict[str, float | None]
+    at_edge: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"chosen": self.values, "grid": self.grid, "at_edge": list(self.at_edge)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs that are known by now, and what was tuned, by group.
+
+    Attributes:
+        runs: Of all groups, in order. What tuning still decides is not among them.
+        undecided: Final runs that wait for their group's tuning.
+    """
+
+    runs: list[Run]
+    tuned: dict[tuple[str, ...], Tuned]
+    undecided: int
+
+
+def plan_of(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int] = (1, 1)) -> Plan:
+    """The plan by what the folder holds; of a shard (i, n) every n-th group from the i-th, from 1."""
+    part, parts = shard
+    runs: list[Run] = []
+    chosen: dict[tuple[str, ...], Tuned] = {}
+    undecided = 0
+    for group in groups(sweep)[part - 1 :: parts]:
+        if sweep.tune is None:
+            runs += final_runs(sweep, group, {})
+            continue
+        tuning, tuned = _tune(sweep, folder, group)
+        runs += tuning
+        if tuned is None:
+            undecided += len(sweep.seeds)
+            continue
+        chosen[group] = tuned
+        runs += final_runs(sweep, group, tuned.values)
+    return Plan(runs, chosen, undecided)
+
+
+def open_runs(folder: SweepFolder, shard: tuple[int, int]) -> list[Run]:
+    """What is known by now, and neither done nor failed."""
+    return [run for run in plan_of(folder.sweep(), folder, shard).runs if folder.is_open(run)]
+
+
+def _tune(sweep: SweepFile, folder: SweepFolder, group: tuple[str, ...]) -> tuple[list[Run], Tuned | None]:
+    """The group's tuning runs so far, and once all have ended well what is best."""
+    grid: Grid = dict(sweep.tune.grid)
+    for widened in range(sweep.tune.widen + 1):
+        runs = tuning_runs(sweep, group, grid)
+        if not all(folder.is_done(run) or _diverged(folder, run) for run in runs):
+            return runs, None
+        tuned = _best(folder, runs, grid)
+        if tuned is None:
+            return runs, None
+        wider = {key: _widen(values, tuned.values[key]) for key, values in grid.items() if key in tuned.at_edge}
+        if not wider or widened == sweep.tune.widen:
+            break
+        grid |= wider
+    return runs, tuned
+
+
+def _best(folder: SweepFolder, runs: list[Run], grid: Grid) -> Tuned | None:
+    """The combination with the highest mean over the tuning seeds, of equal ones the first."""
+    choices = combinations(grid)
+    seeds = len(runs) // len(choices)
+    means = [_mean(folder, runs[i * seeds : (i + 1) * seeds]) for i in range(len(choices))]
+    if all(mean is None for mean in means):
+        return None
+    best = max(range(len(choices)), key=lambda i: -math.inf if means[i] is None else means[i])
+    edges = tuple(key for key, values in grid.items() if _is_end(values, choices[best][key]))
+    return Tuned(choices[best], {label(c): mean for c, mean in zip(choices, means, strict=True)}, edges)
+
+
+def _mean(folder: SweepFolder, runs: list[Run]) -> float | None:
+    """None where a run diverged, or its metric is undefined."""
+    values = [folder.result(run)["value"] if folder.is_done(run) else None for run in runs]
+    return None if None in values else statistics.fmean(values)
+
+
+def _diverged(folder: SweepFolder, run: Run) -> bool:
+    return folder.is_failed(run) and folder.failure(run)["kind"] == "diverged"
+
+
+def _is_end(values: tuple[Any, ...], value: Any) -> bool:
+    """Whether a value is the least or the greatest of a grid of numbers, which can then go on."""
+    return _are_numbers(values) and value in (min(values), max(values))
+
+
+def _widen(values: tuple[Any, ...], end: Any) -> tuple[Any, ...]:
+    """One value more past an end, by the ratio of the two values there; the order stays ascending."""
+    ascending = sorted(values)
+    near = ascending[1] if end == ascending[0] else ascending[-2]
+    beyond = float(f"{end * end / near:.2g}")
+    beyond = round(beyond) if all(isinstance(value, int) for value in values) and beyond >= 1 else beyond
+    return tuple(sorted({*values, beyond}))
+
+
+def _are_numbers(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 for value in values)

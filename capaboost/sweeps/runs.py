@@ -1,0 +1,98 @@
+"""The runs of a sweep: which there are, where they live, and with which flags a command trains them."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from capaboost.sweeps.sweep_file import OWN_NAMES, SweepFile, Values
+
+MODEL = "model.name"
+TASK_FLAGS = {"train-vtab": "--dataset", "train-glue": "--task", "train-squad": "--dataset"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a training command.
+
+    Attributes:
+        name: Its folder below the sweep's.
+        group: Task, method and the varied settings: what shares a choice of tuned settings.
+        values: The settings by section.key that the sweep gives it, its seed not among them.
+        tuning: Whether it only tunes: its test rows stay unseen.
+    """
+
+    name: str
+    group: tuple[str, ...]
+    command: str
+    task: str
+    preset: str
+    seed: int
+    values: Values
+    tuning: bool = False
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command's flags, but for those of the folder."""
+        flags = [TASK_FLAGS[self.command], self.task, "--method", self.preset, "--seed", str(self.seed)]
+        values = self.values | ({"train.test": False} if self.tuning else {})
+        if MODEL in values:  # as a flag, since it also chooses the settings file
+            flags += ["--model", str(values.pop(MODEL))]
+        return [*flags, *(part for key, value in values.items() for part in ("--set", f"{key}={_yaml(value)}"))]
+
+
+def groups(sweep: SweepFile) -> list[tuple[str, ...]]:
+    """(task, method, varied settings) of all runs, in the file's order."""
+    return [
+        (task, method, label(varied))
+        for task, method in itertools.product(sweep.tasks, sweep.methods)
+        for varied in combinations(sweep.vary)
+    ]
+
+
+def tuning_runs(sweep: SweepFile, group: tuple[str, ...], grid: dict[str, tuple[Any, ...]]) -> list[Run]:
+    """The runs that choose a group's settings, by a grid that may be wider than the file's."""
+    chosen = combinations(grid)
+    seeds = sweep.tune.seeds or sweep.seeds[:1]
+    protocol = {"data.protocol": sweep.tune.protocol}
+    return [_run(sweep, group, seed, values | protocol, label(values)) for values in chosen for seed in seeds]
+
+
+def final_runs(sweep: SweepFile, group: tuple[str, ...], tuned: Values) -> list[Run]:
+    """A group's run for each seed, with the settings that were chosen."""
+    return [_run(sweep, group, seed, tuned) for seed in sweep.seeds]
+
+
+def combinations(grid: dict[str, tuple[Any, ...]]) -> list[Values]:
+    """Every combination of a grid's values; of an empty grid the one of nothing."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def label(values: Values) -> str:
+    """`lr=0.001,alpha=32`: settings in the name of a folder."""
+    return ",".join(f"{key.rpartition('.')[2]}={_plain(value)}" for key, value in values.items())
+
+
+def _run(sweep: SweepFile, group: tuple[str, ...], seed: int, own: Values, tuning: str = "") -> Run:
+    task, method, of_group = group
+    of_task, of_method = dict(sweep.tasks[task]), dict(sweep.methods[method])
+    names = of_task.pop(OWN_NAMES["tasks"], task), of_method.pop(OWN_NAMES["methods"], method)
+    varied = next(values for values in combinations(sweep.vary) if label(values) == of_group)
+    place = [*filter(None, group), *(["tune", tuning] if tuning else []), f"seed{seed}"]
+    values = sweep.set | of_task | of_method | varied | own
+    return Run("/".join(place), group, sweep.command, *names, seed, values, bool(tuning))
+
+
+def _plain(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return "".join(c if c.isalnum() or c in "._-+" else "_" for c in text)
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line of YAML, as `--set` reads it."""
+    if isinstance(value, float):
+        return repr(value) if "." in repr(value) or "e" not in repr(value) else repr(value).replace("e", ".0e")
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

@@ -1,0 +1,128 @@
+"""What a sweep file says: the tasks, methods and seeds that are run, and what is tuned for each method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from capaboost_core.errors import UserError
+from capaboost_core.settings.base import Settings, Text
+from capaboost_core.settings.yaml_file import read_yaml
+
+Values = dict[str, Any]  # settings by section.key, such as train.lr
+OWN_NAMES = {"tasks": "task", "methods": "preset"}  # the key for the real name, where a sweep calls it otherwise
+OWN_FLAGS = ("train.seed", "train.test", "adapter.method")  # the sweep sets these itself
+
+
+class Tune(Settings):
+    """How the settings of a method are chosen on each task: by the mean on the rows for selection, tests unseen.
+
+    Raises:
+        UserError: If a setting is unknown, of a wrong type or out of range.
+    """
+
+    grid: dict[str, tuple[Any, ...]] = Field(description="Values to try by section.key; every combination is a run.")
+    protocol: Text = Field("select", description="The protocol of the tuning runs, one that selects an epoch.")
+    seeds: tuple[int, ...] = Field((), description="Of the tuning runs; by default the sweep's first seed.")
+    widen: int = Field(
+        2, ge=0, le=20, description="How often a grid of numbers goes on past an end that holds the best value."
+    )
+
+    @field_validator("grid", "seeds", mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        return _tuples(value)
+
+    @field_validator("grid")
+    @classmethod
+    def _check_grid(cls, grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        _check_keys("tune.grid", grid)
+        for key, values in grid.items():
+            if len(values) < 2 or len(set(map(repr, values))) < len(values):
+                raise ValueError(f"tune.grid.{key} must list two or more different values")
+        return grid
+
+
+class SweepFile(Settings):
+    """A whole sweep file.
+
+    Raises:
+        UserError: If a setting is unknown, of a wrong type or out of range.
+    """
+
+    kind = "key of a sweep file"
+
+    command: Literal["train-vtab", "train-glue", "train-squad"] = Field(description="What trains a run.")
+    tasks: dict[str, Values] = Field(
+        min_length=1, description="Settings of each task by its name; or by any name, with its own in `task`."
+    )
+    methods: dict[str, Values] = Field(
+        min_length=1, description="Settings of each method by its preset; or by any name, with its own in `preset`."
+    )
+    seeds: tuple[int, ...] = Field(min_length=1, description="A run for each.")
+    set: Values = Field({}, description="Settings of all runs by section.key.")
+    vary: dict[str, tuple[Any, ...]] = Field({}, description="More values by section.key; all combinations are run.")
+    tune: Tune | None = Field(None, description="What is chosen for each task and method before the seeds are run.")
+
+    @field_validator("seeds", "vary", mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        return _tuples(value)
+
+    @field_validator("tasks", "methods", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A list of names, or names without settings."""
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return {name: {} for name in value}
+        return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _tune(cls, value: Any) -> Any:
+        return Tune.from_dict(value, "tune.") if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds holds a seed twice; drop one")
+        for name in (*self.tasks, *self.methods):
+            if not name or Path(name).name != name or name.startswith("."):
+                raise ValueError(f"{name!r} names a folder of the sweep; type a name without slashes")
+        _check_keys("set", self.set)
+        _check_keys("vary", self.vary)
+        for room, own_name in OWN_NAMES.items():
+            for name, values in getattr(self, room).items():
+                _check_keys(f"{room}.{name}", {key: value for key, value in values.items() if key != own_name})
+        return self
+
+
+def read_sweep(path: Path) -> SweepFile:
+    """The sweep of a YAML file.
+
+    Raises:
+        UserError: If it cannot be read, or holds a wrong key or value.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must map command, tasks, methods and seeds to values; see docs/sweeps.md")
+    try:
+        return SweepFile.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(each) for name, each in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_keys(place: str, values: Values) -> None:
+    for key in values:
+        if "." not in key:
+            raise ValueError(f"{place}: {key!r} is not of the form section.key; type for example train.lr")
+        if key in OWN_FLAGS:
+            raise ValueError(f"{place}: the sweep sets {key} itself; use seeds, methods or tune")

@@ -1,0 +1,109 @@
+"""One run of a sweep in this process: claimed, trained, and its result or its error left in its folder."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+
+from capaboost.sweeps.claims import claimed
+from capaboost.sweeps.folder import LOG, SweepFolder
+from capaboost.sweeps.runs import Run
+from capaboost_core.errors import DivergedError, UserError
+from capaboost_core.training.folder_lock import InUse
+from capaboost_core.training.run_folder import check_folder
+from capaboost_core.training.shared import share
+
+PARSERS = {  # of a command: its module in capaboost.commands, and the function that makes its parser
+    "train-vtab": ("train_vtab", "vtab_parser"),
+    "train-glue": ("train_glue", "glue_parser"),
+    "train-squad": ("train_squad", "squad_parser"),
+}
+
+
+def work(folder: SweepFolder, run: Run) -> bool:
+    """Do a run that is open and that nobody works on; it resumes from its checkpoint, whoever wrote that.
+
+    Returns:
+        Whether this process did something for it.
+
+    Raises:
+        Stopped: After a signal; the run is saved.
+    """
+    if not folder.is_open(run):
+        return False
+    with claimed(folder.claim(run)) as mine:
+        if not mine or not folder.is_open(run):  # another may have finished it in between
+            return False
+        return _train(folder, run)
+
+
+def work_elsewhere(path: Path, run: Run, here: Path) -> bool:
+    """`work` in a process that another engine started; paths in the sweep's file are relative to `here`.
+
+    Returns:
+        Whether the run is over.
+    """
+    os.chdir(here)
+    share()
+    folder = SweepFolder(path)
+    work(folder, run)
+    return not folder.is_open(run)
+
+
+def options_of(run: Run, *more: str) -> argparse.Namespace:
+    """The run's flags as its command reads them."""
+    return getattr(command_of(run), PARSERS[run.command][1])().parse_args([*run.arguments, *more])
+
+
+def command_of(run: Run):
+    return importlib.import_module(f"capaboost.commands.{PARSERS[run.command][0]}")
+
+
+def command_line(run: Run, place: Path) -> str:
+    """What to type to do the run by itself."""
+    return shlex.join(["capaboost", run.command, *run.arguments, "--output-dir", str(place), "--resume"])
+
+
+def _train(folder: SweepFolder, run: Run) -> bool:
+    place, typed = folder.place(run), command_line(run, folder.place(run))
+    try:
+        check_folder(place, resume=True)
+        options = options_of(run, "--output-dir", str(place), "--resume")
+        with _logged(place / LOG, typed):
+            AcceleratorState._reset_state()  # the run before may have had another precision
+            command_of(run).train(options)
+    except InUse:  # by a process that another engine left behind
+        return False
+    except UserError as error:
+        kind = "diverged" if isinstance(error, DivergedError) else "error"
+        folder.fail(run, str(error), kind, typed)
+    except Exception as error:
+        folder.fail(run, f"{type(error).__name__}: {error}", "error", typed)
+    return True
+
+
+@contextlib.contextmanager
+def _logged(log: Path, typed: str) -> Iterator[None]:
+    """What the run prints goes to its log, and its command is what its result tells."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before, sys.argv = sys.argv, shlex.split(typed)
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, sys, "argv", before)
+        file = stack.enter_context(open(log, "a", encoding="utf-8"))
+        stack.enter_context(contextlib.redirect_stdout(file))
+        stack.enter_context(contextlib.redirect_stderr(file))
+        print(f"$ {typed}", flush=True)
+        try:
+            yield
+        except Exception as error:
+            print(f"error: {error}") if isinstance(error, UserError) else traceback.print_exc()
+            raise

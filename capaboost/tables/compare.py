@@ -1,0 +1,115 @@
+"""Methods beside each other, a column for each: means over seeds, and paired differences to one of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capaboost.tables.groups import Group, Task, group_runs
+from capaboost.tables.labels import label_groups, natural_order
+from capaboost.tables.statistics import Difference, Spread, paired_difference, spread_of
+from capaboost_core import UserError
+from capaboost_core.errors import shown
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task.
+
+    Attributes:
+        missing: Seeds that another method has on this task.
+        difference: To the reference, over the seeds of both; None for the reference, and without such a seed.
+    """
+
+    group: Group
+    spread: Spread
+    missing: list[int]
+    difference: Difference | None
+    is_best: bool
+
+    @property
+    def trainable(self) -> int:
+        """Trainable parameters without the head; masks of other seeds keep a few more or less."""
+        return round(spread_of([run["trainable_parameters"] for run in self.group.runs]).mean)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of tasks and methods.
+
+    Attributes:
+        reference: The method to which there are differences, if any.
+        methods: The columns by their labels, the reference first.
+        cells: By task and method; there is none where a method did not run.
+    """
+
+    reference: str | None
+    tasks: list[Task]
+    methods: list[str]
+    cells: dict[tuple[Task, str], Cell]
+
+    def row(self, task: Task) -> dict[str, Cell]:
+        return {method: self.cells[task, method] for method in self.methods if (task, method) in self.cells}
+
+    def seeds(self, task: Task) -> list[int]:
+        """Every seed that some method has on the task."""
+        return sorted({seed for cell in self.row(task).values() for seed in by_seed(cell.group)})
+
+
+def compare(results: dict[Path, dict[str, Any]], reference: str | None) -> Comparison:
+    """Put the methods beside each other.
+
+    Args:
+        results: By the file that holds it.
+        reference: The label of the method that the others are compared with, if they are.
+
+    Raises:
+        UserError: If no column has this label, or two files are the same run.
+    """
+    groups = group_runs(results)
+    labels = label_groups(groups)
+    methods = sorted(set(labels.values()), key=lambda label: (label != reference, natural_order(label)))
+    if reference not in (None, *methods):
+        raise UserError(f"--compare is {shown(reference)}; give one of: {'; '.join(methods)}")
+    rows = _by_task(labels)
+    cells = {(task, label): cell for task, row in rows.items() for label, cell in _cells(row, reference).items()}
+    return Comparison(reference, sorted(rows), methods, cells)
+
+
+def _by_task(labels: dict[Group, str]) -> dict[Task, dict[str, Group]]:
+    rows: dict[Task, dict[str, Group]] = defaultdict(dict)
+    for group, label in labels.items():
+        if label in rows[group.task]:
+            raise UserError(
+                f"two groups of runs are called {label} on {group.task.task}; compare one of them at a time"
+            )
+        rows[group.task][label] = group
+    return rows
+
+
+def by_seed(group: Group) -> dict[int, float]:
+    """The value for each seed: the mean, where runs of one seed have several draws of masks."""
+    values = defaultdict(list)
+    for run, value in zip(group.runs, group.values, strict=True):
+        values[run["seed"]].append(value)
+    return {seed: spread_of(of_seed).mean for seed, of_seed in values.items()}
+
+
+def _cells(row: dict[str, Group], reference: str | None) -> dict[str, Cell]:
+    values = {label: by_seed(group) for label, group in row.items()}
+    spreads = {label: spread_of(of_label.values()) for label, of_label in values.items()}
+    seeds = sorted({seed for of_label in values.values() for seed in of_label})
+    best = max(spread.mean for spread in spreads.values())
+    of_reference = values.get(reference, {})
+    return {
+        label: Cell(
+            group=row[label],
+            spread=spread,
+            missing=[seed for seed in seeds if seed not in values[label]],
+            difference=None if label == reference else paired_difference(values[label], of_reference),
+            is_best=spread.mean == best,
+        )
+        for label, spread in spreads.items()
+    }

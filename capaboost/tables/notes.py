@@ -1,0 +1,79 @@
+"""What stands below a comparison: how to read it, the settings of each method, and the runs that it lacks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from capaboost.tables.compare import Comparison
+from capaboost.tables.groups import Task
+
+
+def varying(tasks: list[Task]) -> list[str]:
+    """The fields that name a task in a table of these: its name and metric, and what is not the same everywhere.
+
+    Which rows the splits hold is shown only if two tasks would look the same without it.
+    """
+    names = [name for name in ("task", "model", "protocol") if name == "task" or len(_values(tasks, name)) > 1]
+    unlike = {tuple(getattr(task, name) for name in (*names, "metric")) for task in tasks}
+    return [*names, "metric", *(["split_note"] if len(unlike) < len(tasks) else [])]
+
+
+def task_names(tasks: list[Task]) -> dict[Task, str]:
+    """One line for each task, with as many of its fields as tell it from the others."""
+    for count in range(1, len(Task._fields) + 1):
+        names = {task: ", ".join(task[:count]) for task in tasks}
+        if len(set(names.values())) == len(tasks):
+            break
+    return names
+
+
+def notes_on(table: Comparison) -> list[str]:
+    return [_how_to_read(table), _common(table), *_settings(table), *_missing(table)]
+
+
+def _how_to_read(table: Comparison) -> str:
+    return (
+        "Mean ± sample standard deviation over seeds, the best mean of a row marked. Below it the mean difference to "
+        f"{table.reference} over the seeds of both, with its 95 % interval (Student's t over paired seeds); one pair "
+        "gives no interval."
+    )
+
+
+def _common(table: Comparison) -> str:
+    fields = [name for name in ("model", "protocol") if len(_values(table.tasks, name)) == 1]
+    devices = sorted({run["device"] for cell in table.cells.values() for run in cell.group.runs})
+    parts = [*(f"{name} {getattr(table.tasks[0], name)}" for name in fields), f"run on {', '.join(devices)}"]
+    return f"In all rows: {'; '.join(parts)}."
+
+
+def _settings(table: Comparison) -> Iterator[str]:
+    """A line for each method; where its settings are not the same everywhere, with the tasks of each."""
+    names = task_names(table.tasks)
+    groups = [cell.group for cell in table.cells.values()]
+    for method in table.methods:
+        places = defaultdict(list)
+        for task in table.tasks:
+            if cell := table.cells.get((task, method)):
+                places[cell.group.shown_settings(groups)].append(names[task])
+        texts = [f"{text or 'none'} ({', '.join(tasks)})" for text, tasks in places.items()]
+        yield f"Settings of {method}: {'; '.join(texts) if len(texts) > 1 else next(iter(places)) or 'none'}."
+
+
+def _missing(table: Comparison) -> Iterator[str]:
+    """A line for each method that lacks seeds which another method has."""
+    names = task_names(table.tasks)
+    for method in table.methods:
+        cells = {task: table.cells.get((task, method)) for task in table.tasks}
+        lacking = {task: cell.missing if cell else table.seeds(task) for task, cell in cells.items()}
+        places = [
+            f"{names[task]} (seed{'s'[len(of) == 1 :]} {', '.join(map(str, of))})"
+            for task, of in lacking.items()
+            if of
+        ]
+        if places:
+            yield f"Missing runs of {method}: {', '.join(places)}."
+
+
+def _values(tasks: list[Task], name: str) -> set[str]:
+    return {getattr(task, name) for task in tasks}

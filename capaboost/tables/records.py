@@ -1,0 +1,44 @@
+"""A comparison as records of raw numbers, one for each task and method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from capaboost.tables.compare import Cell, Comparison
+from capaboost.tables.groups import Task
+
+
+def records_of(table: Comparison) -> list[dict[str, Any]]:
+    """What the CSV file holds; a method that did not run on a task has 0 seeds there."""
+    groups = [cell.group for cell in table.cells.values()]
+    return [
+        {**task._asdict(), "method": method, "reference": table.reference}
+        | (_measured(cell, groups) if (cell := table.cells.get((task, method))) else _absent(table, task))
+        for task in table.tasks
+        for method in table.methods
+    ]
+
+
+def _measured(cell: Cell, groups: list) -> dict[str, Any]:
+    low, high = (cell.difference and cell.difference.interval) or (None, None)
+    return {
+        "settings": cell.group.shown_settings(groups),
+        "trainable_parameters": cell.trainable,
+        "seeds": cell.spread.count,
+        "missing_seeds": _listed(cell.missing),
+        "mean": cell.spread.mean,
+        "std": cell.spread.std,
+        "best": cell.is_best,
+        "difference": cell.difference and cell.difference.mean,
+        "low": low,
+        "high": high,
+        "pairs": cell.difference.pairs if cell.difference else None,
+    }
+
+
+def _absent(table: Comparison, task: Task) -> dict[str, Any]:
+    return {"seeds": 0, "missing_seeds": _listed(table.seeds(task))}
+
+
+def _listed(seeds: list[int]) -> str:
+    return " ".join(map(str, seeds))

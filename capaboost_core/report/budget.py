@@ -1,0 +1,74 @@
+"""One budget for any method: the value of its knob whose trained parameters come nearest to a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capaboost_core.errors import UserError
+from capaboost_core.inject import parameter_counts
+from capaboost_core.methods import Method
+from capaboost_core.report.cost import Subject
+
+SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "m": 1e6, "B": 1e9, "G": 1e9}
+LARGEST = 65536  # of a knob
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """A method within a budget.
+
+    Attributes:
+        method: With the knob that was found.
+        trainable: Its trained parameters, the head's not among them.
+    """
+
+    method: Method
+    trainable: int
+
+
+def parse_budget(text: str) -> int:
+    """`0.22M`, `220k` or `221184` -> a number of parameters.
+
+    Raises:
+        UserError: If it is no number above 0.
+    """
+    plain, factor = (text[:-1], SUFFIXES[text[-1]]) if text[-1:] in SUFFIXES else (text, 1)
+    try:
+        entries = float(plain) * factor
+    except ValueError:
+        entries = 0.0
+    if not 1 <= entries < 1e15:
+        raise UserError(f"--budget is {text!r}; type a number of parameters, such as 220000, 220k or 0.22M")
+    return round(entries)
+
+
+def within_budget(subject: Subject, method: Method, entries: int) -> Budgeted:
+    """The method with the knob that `Method.budget` names, so that what it trains is nearest to the budget.
+
+    Counts rise with the knob, so a search by halves finds the two values around the budget.
+
+    Args:
+        subject: The base model, on the meta device.
+        method: All other settings.
+        entries: Trained parameters, the head's not among them.
+
+    Raises:
+        UserError: If the method has no knob, or the model does not take it.
+    """
+    knob = method.budget
+    if knob is None:
+        raise UserError(f"method {method.label} has no setting that a budget changes; leave --budget out for it")
+
+    def count(value: int) -> int:
+        changed = method.replace(**{knob: value})
+        return parameter_counts(subject.inject(subject.build(), changed)).trainable
+
+    low, high = 1, 2
+    while count(high) < entries and high < LARGEST:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < entries else (low, middle)
+    counts = {value: count(value) for value in (low, high)}
+    best = min(counts, key=lambda value: abs(counts[value] - entries))
+    return Budgeted(method.replace(**{knob: best}), counts[best])

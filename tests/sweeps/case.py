@@ -1,0 +1,56 @@
+"""A sweep of runs of seconds, and the values of its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from capaboost.sweeps.folder import SweepFolder
+from capaboost.sweeps.sweep_file import SweepFile
+from tests.commands import ROOT
+
+TINY = {"model.name": "test_vit", "model.pretrained": False, "model.drop_path_rate": 0.1, "train.epochs": 2}
+
+
+def sweep_file(**changes) -> SweepFile:
+    values = dict(command="train-vtab", tasks=["digits"], methods=["linear", "lora"], seeds=[1, 2], set=dict(TINY))
+    return SweepFile.from_dict(values | changes)
+
+
+def write_file(path: Path, **changes) -> Path:
+    path.write_text(json.dumps(sweep_file(**changes).to_dict()))  # JSON is YAML
+    return path
+
+
+def start(file: Path, folder: Path, *more: str) -> subprocess.Popen:
+    """`capaboost sweep` as a process of its own, on the CPU."""
+    command = [sys.executable, "-m", "capaboost", "sweep", str(file), "--output-dir", str(folder), *more]
+    here = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=here, **pipes)
+
+
+def put_result(folder: SweepFolder, name: str, value: float | None) -> None:
+    place = folder.path / name
+    place.mkdir(parents=True)
+    result = {"value": value, "metric": "accuracy", "wall_seconds": 2.0, "config": {}}
+    (place / "result.json").write_text(json.dumps(result))
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """What a sweep measured, by run: all that does not depend on when and where it ran, and the trained tensors."""
+    found = {}
+    for path in sorted(folder.rglob("result.json")):
+        result = json.loads(path.read_text())
+        kept = ("value", "metrics", "test_metrics", "config", "trainable_parameters", "tuning", "selected_epoch")
+        name = str(path.parent.relative_to(folder))
+        tensors = load_file(path.parent / "adapter" / "adapter.safetensors")
+        found[name] = {key: result.get(key) for key in kept} | {
+            "tensors": {key: tensor.tolist() for key, tensor in tensors.items()}
+        }
+    return found

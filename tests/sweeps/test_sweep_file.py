@@ -1,0 +1,121 @@
+"""Sweep files: what they say, and the one line for each mistake."""
+
+import json
+
+import pytest
+
+from capaboost.commands import sweep as command
+from capaboost.sweeps.dry_run import all_runs
+from capaboost.sweeps.folder import SweepFolder
+from capaboost.sweeps.runs import final_runs, groups, tuning_runs
+from capaboost.sweeps.work import command_of, options_of
+from tests.sweeps.case import sweep_file, write_file
+
+
+def test_every_combination_is_a_run_of_its_own_folder(tmp_path):
+    methods = {"linear": {}, "wide": {"preset": "lora", "adapter.r": 16}}
+    sweep = sweep_file(methods=methods, vary={"train.batch_size": [32, 64], "adapter.seed": [0]}, seeds=[1, 2, 3])
+    runs = all_runs(sweep, SweepFolder(tmp_path), (1, 1))
+    assert len(runs) == len({run.name for run in runs}) == 2 * 2 * 3
+    assert "digits/wide/batch_size=32,seed=0/seed2" in {run.name for run in runs}
+    (run,) = [run for run in runs if run.name == "digits/wide/batch_size=64,seed=0/seed3"]
+    settings = command_of(run).load(options_of(run))
+    assert (settings.adapter.label, settings.adapter.r, settings.train.seed) == ("lora", 16, 3)
+    assert (settings.train.batch_size, settings.train.epochs, settings.model.name) == (64, 2, "test_vit")
+    assert settings.train.test
+
+
+def test_tuning_runs_leave_the_test_rows_unseen_and_final_runs_have_what_was_chosen():
+    sweep = sweep_file(tune={"grid": {"train.lr": [1e-3, 1e-2], "adapter.alpha": [8, 16]}}, methods=["lora"])
+    (group,) = groups(sweep)
+    runs = tuning_runs(sweep, group, sweep.tune.grid)
+    assert [run.name for run in runs][:2] == [
+        "digits/lora/tune/lr=0.001,alpha=8/seed1", "digits/lora/tune/lr=0.001,alpha=16/seed1"
+    ]  # fmt: skip
+    settings = [command_of(run).load(options_of(run)) for run in runs]
+    assert {(s.train.lr, s.adapter.alpha) for s in settings} == {(1e-3, 8), (1e-3, 16), (1e-2, 8), (1e-2, 16)}
+    assert {(s.train.test, s.data.protocol, s.train.seed) for s in settings} == {(False, "select", 1)}
+    final = [command_of(r).load(options_of(r)) for r in final_runs(sweep, group, {"train.lr": 1e-2})]
+    assert [(s.train.lr, s.train.test, s.data.protocol, s.train.seed) for s in final] == [
+        (1e-2, True, "test", 1), (1e-2, True, "test", 2)
+    ]  # fmt: skip
+
+
+def test_a_task_may_have_a_name_of_its_own(tmp_path):
+    tasks = {"small": {"task": "digits", "model.img_size": 32}, "digits": {}}
+    runs = all_runs(sweep_file(tasks=tasks, methods=["linear"], seeds=[1]), SweepFolder(tmp_path), (1, 1))
+    settings = {run.name: command_of(run).load(options_of(run)) for run in runs}
+    assert {name: s.model.img_size for name, s in settings.items()} == {
+        "small/linear/seed1": 32, "digits/linear/seed1": None
+    }  # fmt: skip
+    assert {s.data.dataset for s in settings.values()} == {"digits"}
+
+
+def test_shards_share_the_groups_out(tmp_path):
+    sweep = sweep_file(tasks={name: {"task": "digits"} for name in "abc"}, tune={"grid": {"train.lr": [1e-3, 1e-2]}})
+    whole = {run.name for run in all_runs(sweep, SweepFolder(tmp_path), (1, 1))}
+    parts = [{run.name for run in all_runs(sweep, SweepFolder(tmp_path), (i, 4))} for i in range(1, 5)]
+    assert set.union(*parts) == whole
+    assert sum(map(len, parts)) == len(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"command": "train"}, "command is 'train'"),
+        ({"seeds": []}, "seeds is"),
+        ({"seeds": [1, 1]}, "a seed twice"),
+        ({"sedes": [1]}, "unknown key of a sweep file sedes; did you mean seeds?"),
+        ({"methods": {"a/b": {}}}, "without slashes"),
+        ({"set": {"epochs": 2}}, "'epochs' is not of the form section.key"),
+        ({"set": {"train.seed": 2}}, "the sweep sets train.seed itself"),
+        ({"tune": {"grid": {"train.lr": [1e-3]}}}, "two or more different values"),
+        ({"tune": {"grid": {"train.lr": [1, 2]}, "widn": 1}}, "unknown setting tune.widn; did you mean tune.widen?"),
+        ({"tune": {"grid": {"train.lr": [1e-3, 1e-2]}, "widen": -1}}, "tune.widen is -1"),
+        ({"methods": ["lroa"]}, "digits/lroa/seed1: unknown preset 'lroa'"),
+        ({"set": {"train.epocs": 2}}, "digits/linear/seed1: unknown setting train.epocs; did you mean train.epochs?"),
+        ({"methods": {"lora": {"adapter.r": 0}}}, "digits/lora/seed1: adapter.r is 0"),
+        ({"tune": {"grid": {"train.lr": [1, 0]}}}, "train.lr is 0"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_written(changes, message, tmp_path, capsys):
+    values = sweep_file().to_dict() | {"set": {}, "tune": None} | changes
+    (tmp_path / "sweep.yaml").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    assert command.main([str(tmp_path / "sweep.yaml"), "--output-dir", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gpus-per-run", "0.5"], "--gpus-per-run belongs to --engine ray or slurm"),
+        (["--engine", "ray", "--slurm", "a=1"], "--slurm belongs to --engine slurm"),
+        (["--engine", "slurm", "--slurm", "timeout"], "not of the form KEY=VALUE"),
+    ],
+)
+def test_a_flag_of_another_engine_is_refused(flags, message, tmp_path, capsys):
+    file = write_file(tmp_path / "sweep.yaml")
+    assert command.main([str(file), "--output-dir", str(tmp_path / "out"), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b"])
+def test_a_wrong_shard_is_refused(shard, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main([str(tmp_path), "--shard", shard])
+    assert "is not of the form I/N" in capsys.readouterr().err
+
+
+def test_a_dry_run_lists_every_run_and_the_total_and_writes_nothing(tmp_path, capsys):
+    file = write_file(tmp_path / "sweep.yaml", tune={"grid": {"train.lr": [1e-3, 1e-2]}})
+    flags = ["--dry-run", "--speed", "0.001", "--output-dir", str(tmp_path / "out")]
+    assert command.main([str(file), *flags]) == 0
+    out = capsys.readouterr().out
+    for name in ("digits/linear/tune/lr=0.01/seed1", "digits/lora/tune/lr=0.001/seed1", "digits/lora/seed2"):
+        assert name in out
+    assert "8 runs" in out
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,125 @@
+"""One budget for every method: the knob is the one that comes nearest, and the commands take it."""
+
+import json
+
+import pytest
+
+from capaboost.commands import compare, flops, train_glue, train_vtab
+from capaboost.subjects import Sizes, make_subject
+from capaboost_core import UserError, parameter_counts
+from capaboost_core.methods import PRESETS, resolve_config
+from capaboost_core.report.budget import parse_budget, within_budget
+
+SUBJECT = make_subject("test_vit", Sizes())
+KNOBS = [name for name, preset in PRESETS.items() if preset.budget]
+
+
+def count(method) -> int:
+    return parameter_counts(SUBJECT.inject(SUBJECT.build(), method)).trainable
+
+
+@pytest.mark.parametrize("preset", KNOBS)
+def test_no_other_value_of_the_knob_comes_nearer(preset):
+    method = resolve_config(preset)
+    knob = method.budget
+    goal = round(1.3 * count(method)) + 7
+    try:
+        found = within_budget(SUBJECT, method, goal)
+    except UserError as refusal:
+        pytest.skip(str(refusal))
+    value = getattr(found.method, knob)
+    assert found.trainable == count(found.method)
+    for other in (value - 1, value + 1):
+        if other >= 1:
+            assert abs(count(method.replace(**{knob: other})) - goal) >= abs(found.trainable - goal)
+
+
+def test_a_budget_below_the_least_gives_the_least():
+    assert within_budget(SUBJECT, resolve_config("lora"), 1).method.r == 1
+
+
+@pytest.mark.parametrize("preset", ["linear", "full"])
+def test_a_method_without_a_knob_says_so(preset):
+    with pytest.raises(UserError, match="has no setting that a budget changes"):
+        within_budget(SUBJECT, resolve_config(preset), 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"), [("221184", 221184), ("220k", 220_000), ("0.22M", 220_000), ("1e5", 100_000)]
+)
+def test_budgets_are_read(text, entries):
+    assert parse_budget(text) == entries
+
+
+@pytest.mark.parametrize("text", ["", "M", "-3", "0", "nan", "1e20", "2 apples"])
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(UserError, match="type a number of parameters"):
+        parse_budget(text)
+
+
+def test_a_run_and_a_percentage_have_the_same_knob_as_the_count(capsys):
+    flags = ["--dataset", "digits", "--method", "capaboost-lora", "--model", "vit_base_patch16_224"]
+    run = train_vtab.load(train_vtab.vtab_parser().parse_args([*flags, "--budget", "0.22M"]))
+    assert run.adapter.r == 8  # 221,184 +- the masks' chance, as in the paper's Table 5
+    assert "budget: capaboost-lora with r 8 trains 221,18" in capsys.readouterr().err
+    share = train_vtab.load(train_vtab.vtab_parser().parse_args([*flags, "--budget-percent", "0.258"]))
+    assert share.adapter.r == 8
+
+
+def test_text_has_budgets_too():
+    flags = ["--task", "cola", "--method", "lora", "--model", "roberta-base", "--budget", "1179648"]
+    run = train_glue.load(train_glue.glue_parser().parse_args(flags))
+    assert run.adapter.r == 32  # 12 layers x 2 matrices x 2 factors x 768 x 32
+
+
+def test_flops_report_methods_at_one_budget(tmp_path, capsys):
+    flags = ["--model", "vit_base_patch16_224", "--methods", "lora,capaboost-lora", "--budget", "0.22M"]
+    assert flops.main(flags) == 0
+    out = capsys.readouterr().out
+    assert "lora with r 6 trains 221,184 parameters" in out
+    assert "capaboost-lora with r 8 trains 221,18" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--budget", "x"], "--budget is 'x'; type a number of parameters"),
+        (["--budget-percent", "200"], "--budget-percent is 200.0; type a number above 0, up to 100"),
+        (["--set", "model.kwargs.depth=2", "--budget", "10k"], "models without model.kwargs"),
+    ],
+)
+def test_a_wrong_budget_is_one_line(flags, message, tmp_path, capsys):
+    run = ["--dataset", "digits", "--model", "test_vit", "--output-dir", str(tmp_path / "run")]
+    assert train_vtab.main([*run, *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_trains_each_method_within_the_budget_and_shows_one_table(tmp_path, capfd):
+    flags = [
+        "--dataset",
+        "digits",
+        "--model",
+        "test_vit",
+        "--methods",
+        "lora,capaboost-lora,linear",
+        "--budget",
+        "10k",
+    ]
+    flags += ["--epochs", "1", "--set", "model.pretrained=false", "--output-dir", str(tmp_path), "--seeds", "1"]
+    assert compare.main(flags) == 0
+    out, err = capfd.readouterr()
+    assert "budget: linear has no knob" in err
+    for text in ("Settings of lora: random weights", "Settings of capaboost-lora: random weights", "accuracy"):
+        assert text in out
+    for method in ("lora", "capaboost-lora"):
+        result = json.loads((tmp_path / "digits" / method / "seed1" / "result.json").read_text())
+        assert abs(result["trainable_parameters"] - 10_000) < 1200  # half of what one more r brings
+
+
+@pytest.mark.parametrize("methods", ["lora,lora", "lora,", ""])
+def test_a_list_of_methods_names_different_ones(methods, capsys):
+    with pytest.raises(SystemExit):
+        compare.main(["--dataset", "digits", "--methods", methods])
+    assert "no list of different presets" in capsys.readouterr().err

@@ -1,0 +1,248 @@
+"""Comparisons: methods beside each other, paired by seed; what lacks is named, and only like is compared."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from capaboost.commands import tables
+from capaboost.tables.compare import compare
+from capaboost.tables.groups import group_runs
+from capaboost.tables.labels import label_groups, natural_order
+from capaboost.tables.latex import escape
+from capaboost.tables.read import read_results
+from tests.run_results import LORA, TIED, write_run
+from tests.toy_result import RESULT
+
+
+def made(folder: Path, *flags: str) -> dict[str, str]:
+    """The texts of all formats, by format."""
+    paths = {kind: folder / f"out.{kind}" for kind in ("markdown", "csv", "latex")}
+    assert tables.main([str(folder), *flags, *(f"--{kind}={path}" for kind, path in paths.items())]) == 0
+    return {kind: path.read_text() for kind, path in paths.items()}
+
+
+def records(folder: Path, reference: str) -> dict[tuple[str, str], dict[str, str]]:
+    """The lines of the CSV file by task and method."""
+    lines = csv.DictReader(made(folder, "--compare", reference)["csv"].splitlines())
+    return {(line["task"], line["method"]): line for line in lines}
+
+
+def labels(folder: Path) -> set[str]:
+    return set(label_groups(group_runs(read_results([folder]))).values())
+
+
+def refusal(capsys, *arguments: str) -> str:
+    assert tables.main(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.fixture
+def study(tmp_path) -> Path:
+    """Two tasks; the tied method lacks a seed of the first and all of the second."""
+    for seed, value in {42: 90.0, 43: 91.0, 44: 95.0}.items():
+        write_run(tmp_path / "digits" / "lora", seed, value, task="digits")
+        write_run(tmp_path / "dtd_1" / "lora", seed, value - 20, task="dtd_1")
+    for seed, value in {44: 98.0, 42: 91.0}.items():  # +3 and +1
+        write_run(tmp_path / "digits" / "tied", seed, value, TIED, task="digits")
+    write_run(tmp_path / "dtd_1" / "linear", 43, 60.0, {"method": "linear"}, task="dtd_1")  # -11
+    return tmp_path
+
+
+def test_raw_numbers(study):
+    cells = records(study, "lora")
+    tied = cells["digits", "capaboost-lora"]
+    half = 12.7062047 * 2**0.5 / 2**0.5  # t of 1 degree of freedom; 1 and 3 deviate by sqrt(2)
+    assert [float(tied[name]) for name in ("difference", "low", "high", "pairs", "mean", "seeds")] == pytest.approx(
+        [2, 2 - half, 2 + half, 2, 94.5, 2]
+    )
+    assert (tied["missing_seeds"], tied["best"], cells["digits", "lora"]["best"]) == ("43", "True", "False")
+    linear = cells["dtd_1", "linear"]
+    assert (linear["difference"], linear["low"], linear["pairs"], linear["std"]) == ("-11.0", "", "1", "")
+    absent = cells["dtd_1", "capaboost-lora"]
+    assert (absent["seeds"], absent["mean"], absent["missing_seeds"]) == ("0", "", "42 43 44")
+    assert cells["dtd_1", "lora"]["difference"] == ""
+
+
+def test_every_format_shows_best_differences_and_what_is_missing(study, capsys):
+    texts = made(study, "--compare", "lora")
+    texts["terminal"] = capsys.readouterr().out
+    for text in texts["markdown"], texts["terminal"], texts["latex"].replace("$-$", "−").replace(r"\_", "_"):
+        assert "+2.00 [−10.71, +14.71] (2 pairs)" in text
+        assert "−11.00 (1 pair, no interval)" in text
+        assert "Missing runs of capaboost-lora: digits (seed 43), dtd_1 (seeds 42, 43, 44)." in text
+        assert "Missing runs of linear: digits (seeds 42, 43, 44), dtd_1 (seeds 42, 44)." in text
+        assert "Settings of capaboost-lora: lr 0.005, r 8, alpha 16." in text
+    titles, _, digits, dtd = texts["markdown"].splitlines()[:4]
+    assert titles == "| task | metric | seeds | lora | capaboost-lora | linear |"
+    assert digits.startswith("| digits | accuracy | 3 | 92.00 ± 2.65 | **94.50 ± 4.95 (2 of 3 seeds)**<br>")
+    assert "| **72.00 ± 2.65** | missing | 60.00 (1 of 3 seeds)<br>" in dtd
+    assert "94.50 ± 4.95 (2 of 3 seeds) *" in texts["terminal"]
+
+
+def test_latex_has_a_cell_for_each_column(study):
+    text = made(study, "--compare", "lora")["latex"]
+    body = text.partition("\\toprule")[2].partition("\\bottomrule")[0]
+    lines = [line for line in body.splitlines() if line.endswith("\\\\")]
+    assert [line.count(" & ") for line in lines] == [5] * 5  # titles, and two lines for each task
+    assert "\\begin{tabular}{llcccc}" in text
+    assert "\\textbf{94.50 $\\pm$ 4.95 (2 of 3 seeds)}" in lines[1]
+    assert "{\\scriptsize +2.00 [$-$10.71, +14.71] (2 pairs)}" in lines[2]
+    assert "dtd\\_1" in lines[3]
+
+
+def test_latex_characters_are_escaped():
+    assert escape("a_b 5 % {x} & #1 $ ~ ^ \\") == (
+        r"a\_b 5 \% \{x\} \& \#1 \$ \textasciitilde{} \textasciicircum{} \textbackslash{}"
+    )
+    assert escape("1 ± 2\n<3>") == r"1 $\pm$ 2 \textless{}3\textgreater{}"
+
+
+def test_rows_can_be_latex_too(study):
+    text = made(study)["latex"]
+    assert "lr 0.005, r 8, alpha 16" in text
+    assert text.count("\\\\\n") == 1 + 4
+
+
+@pytest.mark.parametrize("field", ["model", "protocol", "metric", "split_note"])
+def test_only_what_is_alike_is_paired(field, tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "a", seed, 90.0)
+        write_run(tmp_path / "b", seed, 95.0, TIED, **{field: "other"})
+    table = compare(read_results([tmp_path]), "lora")
+    assert len(table.tasks) == 2
+    assert not [cell for cell in table.cells.values() if cell.difference]
+    assert all(cell.is_best for cell in table.cells.values())
+    assert not [cell for cell in table.cells.values() if cell.missing]
+
+
+def test_draws_of_masks_at_one_seed_are_one_value(tmp_path):
+    for mask_seed, value in enumerate((90.0, 94.0)):
+        write_run(
+            tmp_path / f"m{mask_seed}", 1, value, TIED | {"seed": mask_seed}, trainable_parameters=100 + mask_seed
+        )
+    write_run(tmp_path / "lora", 1, 91.0)
+    (task,) = (table := compare(read_results([tmp_path]), "lora")).tasks
+    cell = table.cells[task, "capaboost-lora"]
+    assert (cell.spread.mean, cell.spread.count, cell.difference.mean) == (92, 1, 1)
+
+
+def test_runs_on_other_devices_are_one_group_and_named(tmp_path):
+    write_run(tmp_path / "a", 1, 90.0, device="cpu")
+    write_run(tmp_path / "a", 2, 92.0, device="cuda")
+    assert records(tmp_path, "lora")["digits", "lora"]["seeds"] == "2"
+    assert "run on cpu, cuda." in (tmp_path / "out.markdown").read_text()
+
+
+LABELS = {
+    "one": ([{}], {"lora"}),
+    "ranks": ([{"r": 8}, {"r": 64}], {"lora (r 8)", "lora (r 64)"}),
+    "d beside plain": (
+        [{}, {"num_tied": 2}, {"num_tied": 4}],
+        {"lora", "capaboost-lora (d 2)", "capaboost-lora (d 4)"},
+    ),
+    "rates": ([{"lr": 0.005}, {"lr": 0.01}], {"lora (lr 0.005)", "lora (lr 0.01)"}),
+    "alphas": ([{"alpha": 16}, {"alpha": 32.0}], {"lora (alpha 16)", "lora (alpha 32)"}),
+    "rates of other ranks": ([{"r": 1, "lr": 0.01}, {"r": 8, "lr": 0.1}], {"lora (r 1)", "lora (r 8)"}),
+    "rates of other tasks": ([{"lr": 0.01}, {"lr": 0.1, "task": "b"}], {"lora"}),
+    "a rate of one task": (
+        [{"lr": 0.01}, {"lr": 0.1}, {"lr": 0.1, "task": "b"}, {"lr": 0.5, "task": "c"}],
+        {"lora (lr 0.01)", "lora (lr 0.1)", "lora"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_a_label_says_what_tells_methods_apart_and_no_more(case, tmp_path):
+    runs, expected = LABELS[case]
+    for number, changes in enumerate(runs):
+        adapter = LORA | {name: value for name, value in changes.items() if name in LORA}
+        fields = {name: value for name, value in changes.items() if name not in LORA}
+        write_run(tmp_path / str(number), 1, 90.0, adapter, **fields)
+    assert labels(tmp_path) == expected
+
+
+def test_a_number_is_the_same_however_it_is_written(tmp_path):
+    for seed, alpha in enumerate((16, 16.0)):
+        write_run(tmp_path / "lora", seed, 90.0, LORA | {"alpha": alpha})
+    assert records(tmp_path, "lora")["digits", "lora"]["seeds"] == "2"
+
+
+def test_labels_are_sorted_by_their_numbers():
+    assert sorted(["a (r 16)", "a (r 8)", "a (r 0.5)", "a"], key=natural_order) == [
+        "a",
+        "a (r 0.5)",
+        "a (r 8)",
+        "a (r 16)",
+    ]
+
+
+def write_grid(folder: Path, seed: int, values: dict[float, float]) -> None:
+    """A run of `--lr-grid` as it leaves its folder: a run for each rate, and the best one's result above them."""
+    for rate, value in values.items():
+        path = write_run(folder / f"seed{seed}" / f"lr-{rate:g}", seed, value, lr=rate)
+        path.rename(path.parents[1] / "result.json")
+    best = max(values, key=values.__getitem__)
+    chosen = json.loads((folder / f"seed{seed}" / f"lr-{best:g}" / "result.json").read_text())
+    grid = {f"{rate:g}": value for rate, value in values.items()}
+    (folder / f"seed{seed}" / "result.json").write_text(json.dumps(chosen | {"lr_grid": grid}))
+
+
+def test_a_rate_selected_from_a_grid_is_one_row_that_shows_the_grid(tmp_path):
+    write_grid(tmp_path, 1, {0.001: 80.0, 0.01: 90.0})
+    write_grid(tmp_path, 2, {0.001: 94.0, 0.01: 85.0})
+    (line,) = csv.DictReader(made(tmp_path)["csv"].splitlines())
+    assert (line["mean"], line["seeds"]) == ("92.0", "2")
+    assert line["settings"] == "lr 0.001 or 0.01 of {0.001, 0.01}, r 8, alpha 16"
+    assert labels(tmp_path) == {"lora"}
+
+
+def test_a_run_found_twice_is_named(tmp_path, capsys):
+    first, second = (write_run(tmp_path / name, 1, 90.0) for name in "ab")
+    line = refusal(capsys, str(tmp_path), "--compare", "lora", "--csv", str(tmp_path / "t.csv"))
+    assert f"{second} and {first} are the same run" in line
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_an_unknown_method_gets_the_known_ones(study, capsys):
+    line = refusal(capsys, str(study), "--compare", "bitfit", "--plots", str(study / "plots"))
+    assert line == "error: --compare is 'bitfit'; give one of: capaboost-lora; linear; lora"
+    assert not (study / "plots").exists()
+
+
+def test_failed_runs_are_named_until_they_have_a_result(study, capsys):
+    record = {"error": "out of\nmemory", "command": "capaboost train-vtab"}
+    for method in ("tied", "lora"):
+        folder = study / "digits" / method / "seed43"
+        folder.mkdir(exist_ok=True)
+        (folder / "failed.json").write_text(json.dumps(record))
+    for flags in ((), ("--compare", "lora")):
+        text = made(study, *flags)["markdown"]
+        assert text.count("Failed: ") == 1
+        assert f"- Failed: {study}/digits/tied/seed43: out of memory (capaboost train-vtab)." in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"error": 3, "command": ""}', '{"error": "x"}'])
+def test_a_malformed_record_of_a_failure_is_named(content, study, capsys):
+    path = study / "failed.json"
+    path.write_text(content)
+    assert str(path) in refusal(capsys, str(study))
+
+
+def test_tuning_runs_are_shown_only_when_asked_for(tmp_path, capsys):
+    for name, test, value in (("tune", False, 70.0), ("final", True, 80.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        result = RESULT | {"value": value, "config": {"train": {"lr": 0.01, "test": test}}}
+        (folder / "result.json").write_text(json.dumps(result))
+    for flags, shown, hidden in (([], "80", "70"), (["--tuning"], "70", "80")):
+        assert tables.main([str(tmp_path), *flags]) == 0
+        out = capsys.readouterr().out
+        assert f"accuracy {shown}" in out
+        assert f"accuracy {hidden}" not in out
+    assert tables.main([str(tmp_path / "final"), "--tuning"]) == 2
+    assert "holds no tuning runs of a sweep; leave --tuning out" in capsys.readouterr().err
+    assert tables.main([str(tmp_path / "tune")]) == 2
+    assert "holds only tuning runs of a sweep; --tuning shows them" in capsys.readouterr().err

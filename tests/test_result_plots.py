@@ -1,0 +1,187 @@
+"""Plots of result files: they show the numbers of the table, and are drawn only where there is something to see."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from capaboost.commands import tables
+from capaboost.plots.results import draw
+from capaboost.plots.results.parameters import pareto
+from capaboost.tables.compare import Comparison, compare
+from capaboost.tables.read import read_results
+from tests.run_results import LORA, TIED, trainable, write_run
+
+ROOT = Path(__file__).parents[1]
+SEEDS = (1, 2, 3)
+
+
+def write_study(folder: Path) -> Path:
+    """Ranks, modules and densities; the value names its run: 10 r + d + density + seed / 10."""
+    for r, d, density in itertools.product((1, 8), (1, 2, 4), (0.25, 0.5)):
+        adapter = TIED | {"r": r, "num_tied": d, "density": density}
+        for seed in SEEDS:
+            value = 10 * r + d + density + seed / 10
+            write_run(folder / f"{r}-{d}-{density}", seed, value, adapter)
+    for seed in SEEDS:
+        write_run(folder / "lora", seed, 50.0 + seed / 10)
+        write_run(folder / "linear", seed, 40.0 + 2 * seed, {"method": "linear"})
+    return folder
+
+
+def write_map(folder: Path) -> Path:
+    for alpha, lr in ((8.0, 0.001), (8.0, 0.01), (32.0, 0.001)):
+        write_run(folder / f"{alpha}-{lr}", 1, 100 * lr + alpha, LORA | {"alpha": alpha}, lr=lr)
+    return folder
+
+
+def table_of(folder: Path, reference: str | None = None) -> Comparison:
+    return compare(read_results([folder]), reference)
+
+
+def plot(name: str, folder: Path, reference: str | None = None) -> Figure:
+    return draw.PLOTS[name](table_of(folder, reference))
+
+
+def points(panel: Axes) -> dict[float, set[float]]:
+    """All drawn means by their place on the x axis."""
+    found: dict[float, set[float]] = {}
+    for container in panel.containers:
+        for x, y in zip(*container.lines[0].get_data(), strict=True):
+            found.setdefault(float(x), set()).add(round(float(y), 9))
+    return found
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    return write_study(tmp_path_factory.mktemp("study"))
+
+
+def test_what_can_be_drawn_is_and_the_rest_says_why_not(study, tmp_path, capsys):
+    assert tables.main([str(study), "--compare", "lora", "--plots", str(tmp_path)]) == 0
+    drawn = {"parameters", "rank", "modules", "density", "differences"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.{kind}" for name in drawn for kind in ("png", "svg")
+    }
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not drawn" in line]
+    assert line.startswith("scale is not drawn: no method has two pairs of alpha and learning rate")
+
+
+def test_one_result_is_no_plot(tmp_path, capsys):
+    write_run(tmp_path / "lora", 1, 90.0)
+    assert tables.main([str(tmp_path), "--plots", str(tmp_path / "plots")]) == 0
+    assert not (tmp_path / "plots").exists()
+    assert capsys.readouterr().out.count(" is not drawn: ") == len(draw.PLOTS)
+
+
+def test_parameters_are_those_of_the_table(study):
+    (panel,) = plot("parameters", study).axes
+    expected = {0.0: {44.0}, float(trainable(LORA)): {50.2}}
+    for r, d, density in itertools.product((1, 8), (1, 2, 4), (0.25, 0.5)):
+        count = trainable({"r": r, "num_tied": d, "density": density})
+        expected.setdefault(float(count), set()).add(round(10 * r + d + density + 0.2, 9))
+    assert points(panel) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_is_what_nothing_dominates(seed, tmp_path):
+    for number, (r, value) in enumerate(np.random.default_rng(seed).integers((1, 50), (6, 60), (12, 2)).tolist()):
+        write_run(tmp_path / str(number), 1, float(value), LORA | {"r": r, "init": str(number)})
+    cells = list((table := table_of(tmp_path)).row(table.tasks[0]).values())
+    places = {(cell.trainable, cell.spread.mean) for cell in cells}
+    front = {(n, v) for n, v in places if not any((m < n and w >= v) or (m <= n and w > v) for m, w in places)}
+    found = [(cell.trainable, cell.spread.mean) for cell in pareto(cells)]
+    assert found == sorted(front)
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "lines"),
+    [("rank", (1, 8), 6), ("modules", (1, 2, 4), 4), ("density", (0.25, 0.5), 6)],
+)
+def test_a_line_joins_runs_that_differ_in_the_axis_only(name, x, lines, study):
+    (panel,) = plot(name, study).axes
+    drawn = [container.lines[0].get_data() for container in panel.containers]
+    joined = [(tuple(at), tuple(y)) for at, y in drawn if len(at) > 1]
+    assert len(joined) == lines
+    assert {at for at, _ in joined} == {x}
+    step = {"rank": 70, "modules": 1, "density": 0.25}[name]
+    assert all(y[1] - y[0] == pytest.approx(step) for _, y in joined)
+
+
+def test_kinds_of_masks_are_lines_of_their_own(tmp_path):
+    for mask, density in itertools.product(("random", "same"), (0.25, 0.5)):
+        write_run(tmp_path / f"{mask}{density}", 1, density, TIED | {"mask": mask, "density": density})
+    for n in (1, 2):
+        write_run(tmp_path / f"nm{n}", 1, 3.0, TIED | {"mask": "nm", "n": n, "m": 4, "density": n / 4})
+    figure = plot("density", tmp_path)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [f"capaboost-lora (mask {mask})" for mask in ("nm", "random", "same")]
+
+
+def test_a_rate_and_a_scale_that_were_tuned_do_not_break_a_line(tmp_path):
+    for r, lr in ((1, 0.01), (8, 0.001)):
+        write_run(tmp_path / str(r), 1, 90.0 + r, LORA | {"r": r, "alpha": 32.0 / r}, lr=lr)
+    (panel,) = plot("rank", tmp_path).axes
+    assert points(panel) == {1.0: {91.0}, 8.0: {98.0}}
+
+
+def test_the_forest_shows_the_intervals_of_the_table(study):
+    table = table_of(study, "lora")
+    (panel,) = draw.PLOTS["differences"](table).axes
+    rows = [text.get_text() for text in panel.get_yticklabels()]
+    drawn = {
+        rows[int(line.get_ydata()[0])]: tuple(line.get_xdata())
+        for line in panel.lines
+        if len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2
+    }
+    expected = {
+        label: cell.difference.interval for label, cell in table.row(table.tasks[0]).items() if cell.difference
+    }
+    assert drawn == expected
+    assert rows == ["digits", *table.methods[1:]]
+
+
+def test_the_map_has_a_number_in_each_cell_and_marks_the_best(tmp_path):
+    (panel,) = plot("scale", write_map(tmp_path)).axes
+    shown = {text.get_position(): text.get_text() for text in panel.texts}
+    assert shown == {(0, 0): "8.1", (1, 0): "9.0", (0, 1): "32.1"}
+    (mark,) = panel.patches
+    assert mark.get_xy() == (-0.5, 0.5)
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["0.001", "0.01"]
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["8", "32"]
+    assert panel.images[0].norm.vmin == 8.1
+
+
+def test_too_many_series_are_refused_in_a_line(tmp_path, capsys):
+    for init, r in itertools.product(range(20), (1, 2)):
+        write_run(tmp_path / f"{init}-{r}", 1, 90.0, LORA | {"r": r, "init": str(init)})
+    assert tables.main([str(tmp_path), "--plots", str(tmp_path / "plots")]) == 0
+    assert "rank is not drawn: 20 series are too many" in capsys.readouterr().out
+
+
+def test_another_process_draws_the_same_bytes(tmp_path):
+    runs = write_map(tmp_path / "runs")
+    write_run(runs / "tied", 1, 9.0, TIED)
+    flags = [str(runs), "--compare", "capaboost-lora", "--plots"]
+    command = [sys.executable, "tools/make_tables.py", *flags, str(tmp_path / "there")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(ROOT)}
+    subprocess.run(command, cwd=ROOT, check=True, env=environment, capture_output=True)
+    assert tables.main([*flags, str(tmp_path / "here")]) == 0
+    here, there = ({path.name: path.read_bytes() for path in (tmp_path / at).iterdir()} for at in ("here", "there"))
+    assert here == there
+    assert {"parameters.svg", "differences.png", "scale.svg"} <= here.keys()
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(study, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert tables.main([str(study), "--csv", str(tmp_path / "t.csv"), "--plots", str(tmp_path / "file" / "x")]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("error: --plots ")
+    assert not (tmp_path / "t.csv").exists()
