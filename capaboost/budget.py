@@ -18,35 +18,47 @@ def add_budget_flags(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--budget-percent", type=float, metavar="X", help="the same in percent of the model")
 
 
+def budget_of(options: argparse.Namespace) -> str | None:
+    """The flags as one text, such as `0.22M` or `0.26%`; None without them."""
+    return options.budget if options.budget_percent is None else f"{options.budget_percent}%"
+
+
 def budgeted(run: Any, options: argparse.Namespace) -> Any:
     """The run with its method within the budget, told in a line; the run itself without one.
 
     Raises:
         UserError: If the method has no knob, or the budget is no number.
     """
-    if options.budget is None and options.budget_percent is None:
+    budget = budget_of(options)
+    if budget is None:
         return run
     from capaboost_core.console import tell
     from capaboost_core.training.processes import is_first
 
-    found = solve(subject_of(run), run.adapter, options)
+    found = solve(subject_of(run), run.adapter, budget)
     if is_first():
         tell(told(found))
     return dataclasses.replace(run, adapter=found.method)
 
 
-def solve(subject: Subject, method: Any, options: argparse.Namespace) -> Budgeted:
-    """The method within the budget of the flags, on a model."""
-    from capaboost_core.errors import UserError
-    from capaboost_core.inject import parameter_counts
-    from capaboost_core.report.budget import parse_budget, within_budget
+def solve(subject: Subject, method: Any, budget: str) -> Budgeted:
+    """The method within the budget, on a model.
 
-    if options.budget is not None:
-        return within_budget(subject, method, parse_budget(options.budget))
-    if not 0 < options.budget_percent <= 100:
-        raise UserError(f"--budget-percent is {options.budget_percent}; type a number above 0, up to 100")
+    Args:
+        subject: The base model without weights.
+        method: All other settings.
+        budget: `220k`, `0.22M`, or in percent of the model `0.26%`.
+
+    Raises:
+        UserError: If the method has no knob, or the budget is no number.
+    """
+    from capaboost_core.inject import parameter_counts
+    from capaboost_core.report.budget import parse_budget, parse_percent, within_budget
+
+    if not budget.endswith("%"):
+        return within_budget(subject, method, parse_budget(budget))
     total = parameter_counts(subject.inject(subject.build(), method)).total
-    return within_budget(subject, method, round(total * options.budget_percent / 100))
+    return within_budget(subject, method, round(total * parse_percent(budget) / 100))
 
 
 def subject_of(run: Any) -> Subject:

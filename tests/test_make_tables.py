@@ -141,6 +141,8 @@ def test_settings_tell_rows_of_one_method_apart():
     assert shown({"model": {"pretrained": False}, "adapter": adapter | {"alpha": 32}}) == (
         "random weights, r 8, alpha 32"
     )
+    assert shown({"adapter": adapter | {"alpha": 32, "scaling": "stable"}}) == "r 8, alpha 32 stable"
+    assert shown({"adapter": adapter | {"alpha": 32, "scaling": "alpha-r"}}) == "r 8, alpha 32"
     assert shown({"adapter": adapter | {"targets": "attention-qv"}}) == "r 8, alpha 8"
     assert shown({"adapter": adapter | {"targets": "all-linear"}}) == "r 8, alpha 8, all-linear"
     assert shown({"train": {"lr": 0.001}, "adapter": {"method": "linear", "r": 8}}) == "lr 0.001"

@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaboost.budget import add_budget_flags, solve, subject_of, told
+from capaboost.budget import add_budget_flags, budget_of
 from capaboost.command_line import at_least_one, exit_code, given, given_path, make_parser
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def sweep_of(options: argparse.Namespace) -> SweepFile:
     """The flags as a sweep, with the knob of each method that meets the budget."""
+    from capaboost.sweeps.budget import within_budget
     from capaboost.sweeps.sweep_file import SweepFile
 
     squad = (options.dataset or "").startswith("squad_")
@@ -78,33 +79,11 @@ def sweep_of(options: argparse.Namespace) -> SweepFile:
     name = options.task or options.dataset
     values: dict[str, Any] = {
         "command": command, "tasks": [name], "methods": list(options.methods), "seeds": list(options.seeds),
-        "set": _settings(options),
+        "set": _settings(options), "budget": budget_of(options),
     }  # fmt: skip
     if options.lr_grid:
         values["tune"] = {"grid": {"train.lr": options.lr_grid}, "protocol": PROTOCOLS[command]}
-    sweep = SweepFile.from_dict(values)
-    if options.budget is None and options.budget_percent is None:
-        return sweep
-    return SweepFile.from_dict(values | {"methods": _within(sweep, options)})
-
-
-def _within(sweep: SweepFile, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    from capaboost.sweeps.runs import final_runs, groups
-    from capaboost.sweeps.work import command_of, options_of
-    from capaboost_core.console import tell
-
-    methods: dict[str, dict[str, Any]] = {}
-    for group in groups(sweep):
-        run = final_runs(sweep, group, {})[0]
-        settings = command_of(run).load(options_of(run))
-        methods[run.preset] = {}
-        if settings.adapter.budget is None:
-            tell(f"budget: {run.preset} has no knob and takes part as it is")
-            continue
-        found = solve(subject_of(settings), settings.adapter, options)
-        tell(told(found))
-        methods[run.preset] = {f"adapter.{found.method.budget}": getattr(found.method, found.method.budget)}
-    return methods
+    return within_budget(SweepFile.from_dict(values))
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

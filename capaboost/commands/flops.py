@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaboost.budget import add_budget_flags, solve, told
+from capaboost.budget import add_budget_flags, budget_of, solve, told
 from capaboost.command_line import at_least_one, exit_code, make_parser
 from capaboost.shipped import shipped
 
@@ -81,9 +81,10 @@ def report_methods(options: argparse.Namespace) -> None:
     found: list[str] = []
 
     def within(config: Method) -> Method:
-        if options.budget is None and options.budget_percent is None:
+        budget = budget_of(options)
+        if budget is None:
             return config
-        found.append(told(solved := solve(subject, config, options)))
+        found.append(told(solved := solve(subject, config, budget)))
         return solved.method
 
     peak, how = memory_probe(options, sizes) if options.memory else (None, "not measured; pass --memory")

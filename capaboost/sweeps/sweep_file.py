@@ -62,6 +62,10 @@ class SweepFile(Settings):
         min_length=1, description="Settings of each method by its preset; or by any name, with its own in `preset`."
     )
     seeds: tuple[int, ...] = Field(min_length=1, description="A run for each.")
+    budget: Text | None = Field(
+        None,
+        description="Trained parameters of each method, such as 220k or 0.26%: its knob follows.",
+    )
     set: Values = Field({}, description="Settings of all runs by section.key.")
     vary: dict[str, tuple[Any, ...]] = Field({}, description="More values by section.key; all combinations are run.")
     tune: Tune | None = Field(None, description="What is chosen for each task and method before the seeds are run.")

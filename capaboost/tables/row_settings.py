@@ -12,7 +12,7 @@ from capaboost_core.methods.lora import LoRA
 PLACES = ("seed", "output_dir", "resume", "data_dir")  # settings in which two runs of one row may differ
 COLUMNS = ("model.name", "data.task", "data.dataset", "data.protocol", "train.epochs", "adapter.method")
 # Shown in every row, in its method's name or by `settings_of`; all else is shown where rows differ in it.
-NAMED = ("model.pretrained", "train.lr", "adapter.r", "adapter.alpha", "adapter.targets")
+NAMED = ("model.pretrained", "train.lr", "adapter.r", "adapter.alpha", "adapter.scaling", "adapter.targets")
 BY_METHOD = ("adapter.num_tied", "adapter.density")  # a plain method has others than its tied form by its name
 
 
@@ -52,7 +52,8 @@ def settings_of(results: list[dict[str, Any]]) -> str:
     parts += [f"lr {_values(results, 'train.lr')}"] if "lr" in train else []
     if has_rank(adapter):
         alpha = _values(results, "adapter.alpha") if adapter.get("alpha") else f"{adapter['r']:g}"
-        parts += [f"r {_values(results, 'adapter.r')}", f"alpha {alpha}"]
+        scaling = " stable" if adapter.get("scaling") == "stable" else ""
+        parts += [f"r {_values(results, 'adapter.r')}", f"alpha {alpha}{scaling}"]
         targets = adapter.get("targets") if "targets" in METHODS[adapter["method"]].used(adapter) else None
         chosen = targets not in (None, LoRA.model_fields["targets"].default)
         parts += [" ".join([targets] if isinstance(targets, str) else targets)] if chosen else []

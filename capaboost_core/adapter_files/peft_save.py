@@ -26,7 +26,7 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     """Write an adapted model's increments as one ordinary LoRA, which stock peft loads.
 
     sum_i (B * mb_i)(A * ma_i) on the s slices of a layer is [B_1 .. B_sd][A_1; ..; A_sd], with zeros in the rows of
-    B outside its slice: a LoRA of rank s * d * r, whose B holds alpha / r. It is the product that the model itself
+    B outside its slice: a LoRA of rank s * d * r, whose B holds the scale. It is the product that the model itself
     computes, so that `PeftModel.from_pretrained(base, folder)` differs from the model by rounding only. The head is
     saved as peft's `modules_to_save`; the base must have one of the same size.
 

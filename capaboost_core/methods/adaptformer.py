@@ -40,7 +40,7 @@ class AdaptFormer(Tying, Method):
     dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a hidden value in training.")
 
     @property
-    def scaling(self) -> float:
+    def bias_scale(self) -> float:
         return self.scale
 
     @property

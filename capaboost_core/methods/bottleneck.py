@@ -24,7 +24,7 @@ ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
 
 class Bottleneck(FirstValues, Borrower):
-    """alpha/r * (sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + e) with f = `config.activation` (Eq. 5).
+    """s * sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + alpha/r * e, s = `config.scale`, f = `config.activation` (Eq. 5).
 
     The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
     biases are not masked. The d copies are two products of concatenated factors, as in LoRA.
@@ -48,7 +48,7 @@ class Bottleneck(FirstValues, Borrower):
             self.make_projection(config, path, name, empty_like_weight(weight, size, width), fill_down)
         self.make_projection(config, path, "up", empty_like_weight(weight, width, config.r), fill_up)
         self.reset_parameters()
-        self.num_tied, self.scaling = config.num_tied, config.scaling
+        self.num_tied, self.scaling, self.bias_scale = config.num_tied, config.scale, config.bias_scale
         self.dropout, self.activation = dropout_of(config.dropout), ACTIVATION[config.activation]
 
     def hidden_sizes(self, config: AdapterSettings) -> dict[str, int]:
@@ -86,7 +86,7 @@ class Bottleneck(FirstValues, Borrower):
     def widen(self, hidden: Tensor) -> Tensor:
         """(..., d*r) -> (..., width), scaled."""
         up, bias = self.projection("up")
-        up, bias = self.scaling * up.flatten(0, 1).T, self.scaling * bias
+        up, bias = self.scaling * up.flatten(0, 1).T, self.bias_scale * bias
         return F.linear(hidden, up.to(hidden.dtype), bias.to(hidden.dtype))
 
     def _project(self, h: Tensor, copies: Tensor, bias: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from capaboost_core.sharing.masks import mask_bits
 
 
 class Incremented(Mergeable):
-    """Linear layer plus alpha/r * sum_i (B * mb_i)(A * ma_i) on its output or on slices of it (Eq. 4).
+    """Linear layer plus s * sum_i (B * mb_i)(A * ma_i), s = `config.scale`, on its output or slices of it (Eq. 4).
 
     The d modules are one product of concatenated factors, [B_1 .. B_d][A_1; ..; A_d], of rank d*r; a
     step has two small products for any d. B starts at zero, so the output starts as the base's.
@@ -43,7 +43,7 @@ class Incremented(Mergeable):
 
     def __init__(self, base: nn.Module, config: Scaled, target: Target):
         self.adopt(base, target.path)
-        self.scaling, self.dropout, self.drops = config.scaling, dropout_of(config.dropout), config.dropout > 0
+        self.scaling, self.dropout, self.drops = config.scale, dropout_of(config.dropout), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
         self.widths = [stop - start for start, stop in self.slices]
         bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
@@ -96,7 +96,7 @@ class Incremented(Mergeable):
         return getattr(self, f"lora_{name}").copies(training)
 
     def factors_by_slice(self) -> list[tuple[Tensor, Tensor]]:
-        """A (d*r, in) and alpha/r * B (width, d*r) of each slice, as evaluation sees them."""
+        """A (d*r, in) and s * B (width, d*r) of each slice, as evaluation sees them."""
         a, b = self.factors(training=False)
         return list(zip(a.chunk(len(self.slices)), (self.scaling * b.T).split(self.widths), strict=True))
 

@@ -34,7 +34,7 @@ def incremented_linear(
         slices: (start, stop) ranges of the output.
         a: (len(slices) * rank, in), A of each slice under that of the one before.
         b: (rank, sum of widths), B^T of each slice beside that of the one before.
-        scaling: alpha / r.
+        scaling: The factor of the increments.
         dropped: What the increments see in place of x, if that is not x.
     """
     dtype = _precision(x)

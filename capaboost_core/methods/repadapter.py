@@ -117,6 +117,10 @@ class RepAdapter(Method):
             refuse("groups", self.groups, f"they share out the {self.r} hidden values; type a divisor of r")
         return self
 
+    @property
+    def budget_step(self) -> int:
+        return self.groups
+
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """What reads the inputs: q, k, v and f1."""
         return Plan(roles.targets(("q", "k", "v", "f1"), whole=True), roles.head, roles.switches)

@@ -18,7 +18,11 @@ FLOAT32 = (2.0**-126, 2.0**127)  # within its normal range
 
 
 class Scaled(Tying, Method):
-    """Two tied factors of inner dimension r, whose product is scaled by alpha / r."""
+    """Two tied factors of inner dimension r, whose product is scaled by alpha / r or what `scaling` says.
+
+    `stable` divides by the r d density^2 products of entries that lie behind an entry of the increment in the mean,
+    whatever the kind of mask. docs/scale.md derives how an increment then moves in its first steps of Adam.
+    """
 
     budget: ClassVar[str | None] = "r"
     words: ClassVar[tuple[str, ...]] = ()  # that `targets` may be
@@ -30,6 +34,11 @@ class Scaled(Tying, Method):
         examples=["16"],
         json_schema_extra={"null": "alpha = r"},
         description="The increment is scaled by alpha / r.",
+    )
+    scaling: Literal["alpha-r", "stable"] = Field(
+        "alpha-r",
+        description="alpha-r: the increment is scaled by alpha / r; stable: by alpha / (r d density^2), so that alpha "
+        "and the learning rate mean the same for every d, density and r. Equal for d = 1 and density 1.",
     )
     dropout: float = Field(
         0.0,
@@ -51,14 +60,23 @@ class Scaled(Tying, Method):
     )
 
     @model_validator(mode="after")
-    def _check_scaling(self) -> Self:
-        if not FLOAT32[0] <= self.scaling <= FLOAT32[1]:
+    def _check_scale(self) -> Self:
+        if not FLOAT32[0] <= self.bias_scale <= FLOAT32[1]:
             refuse("alpha", self.alpha, f"alpha / r scales the increment and must fit into float32; try {self.r}")
+        if not FLOAT32[0] <= self.scale <= FLOAT32[1]:
+            refuse("scaling", self.scaling, "alpha / (r d density^2) must fit into float32; raise density")
         return self
 
     @property
-    def scaling(self) -> float:
-        """The factor alpha / r of the increment."""
+    def scale(self) -> float:
+        """The factor of the increment's products."""
+        if self.scaling == "alpha-r":
+            return self.bias_scale
+        return self.bias_scale / self.num_tied / self.density / self.density
+
+    @property
+    def bias_scale(self) -> float:
+        """alpha / r, the factor of what is added once and without a mask."""
         return 1.0 if self.alpha is None else self.alpha / self.r
 
     @property

@@ -42,6 +42,21 @@ def parse_budget(text: str) -> int:
     return round(entries)
 
 
+def parse_percent(text: str) -> float:
+    """`0.26%` -> 0.26.
+
+    Raises:
+        UserError: If it is no number above 0, up to 100.
+    """
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = 0.0
+    if not 0 < percent <= 100:
+        raise UserError(f"a budget of {text}: type a number above 0, up to 100")
+    return percent
+
+
 def within_budget(subject: Subject, method: Method, entries: int) -> Budgeted:
     """The method with the knob that `Method.budget` names, so that what it trains is nearest to the budget.
 

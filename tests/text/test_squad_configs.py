@@ -42,7 +42,7 @@ def test_numbers(version, width):
     assert raw["model"] == {"name": "microsoft/deberta-v3-base"}
     assert raw["data"] == {"dataset": f"squad_{version}", "dir": None, "max_length": 384, "stride": 128}
     adapter = run.adapter
-    assert (adapter.method, adapter.r, adapter.scaling, adapter.init) == ("padapter", width, 1.0, "official")
+    assert (adapter.method, adapter.r, adapter.scale, adapter.init) == ("padapter", width, 1.0, "official")
     cell = next(row for row in PAPER[15]["rows"] if row["name"].startswith(f"SQuAD{version}"))
     for setting, value in cell["settings"].items():
         section = adapter if setting in ("num_tied", "density") else run.train

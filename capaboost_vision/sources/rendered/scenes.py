@@ -20,6 +20,7 @@ JOINT = {"shape": SHAPES, "scale": 6, "turn": FULL_TURN // 4, "x": 32, "y": 32, 
 SCATTERED = {"shape": SHAPES, "turn": FULL_TURN, "colour": COLOURS}
 FEWEST, MOST = 3, 10  # shapes on an image, as in CLEVR
 DISTANCES = (59, 72, 86, 104, 124, 149, 180)  # each 1.2 times the one before, so that sizes differ by as much
+NEARNESS = 3960  # size times distance: half a square's side is 6.6 pixels at distance 60, and 2.2 at 180
 RANDOM_CLASSES = 16
 
 Scenes = tuple[Sprites, np.ndarray]  # and the label of each image
@@ -55,15 +56,14 @@ def shapes_count(dataset: str, images: int) -> Scenes:
 def shapes_dist(dataset: str, images: int) -> Scenes:
     """3 to 9 sprites, smaller the farther away; the label is the bin of the nearest one's distance.
 
-    As in VTAB's clevr_dist it is the largest i with DISTANCES[i] < distance. A square at distance 60 has a side of
-    13.2 pixels, at 180 of 4.4.
+    As in VTAB's clevr_dist it is the largest i with DISTANCES[i] < distance.
     """
     edges, labels = np.array(DISTANCES), _pick(f"{dataset}/bin", 6, (images,))
     nearest = 1 + edges[labels] + _pick(f"{dataset}/nearest", np.diff(edges)[labels], (images,))
     farther = _pick(f"{dataset}/farther", 1 + edges[-1] - nearest[:, None], (images, 9))
     farther[:, 0] = 0
     number = FEWEST + _pick(f"{dataset}/number", 7, (images,))
-    return _scattered(dataset, number, 3960 // (nearest[:, None] + farther)), labels
+    return _scattered(dataset, number, NEARNESS // (nearest[:, None] + farther)), labels
 
 
 def random_labels(dataset: str, images: int) -> Scenes:
