@@ -12,8 +12,6 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from accelerate.state import AcceleratorState
-
 from capaboost.sweeps.claims import claimed
 from capaboost.sweeps.folder import LOG, SweepFolder
 from capaboost.sweeps.runs import Run
@@ -79,7 +77,6 @@ def _train(folder: SweepFolder, run: Run) -> bool:
         check_folder(place, resume=True)
         options = options_of(run, "--output-dir", str(place), "--resume")
         with _logged(place / LOG, typed):
-            AcceleratorState._reset_state()  # the run before may have had another precision
             command_of(run).train(options)
     except InUse:  # by a process that another engine left behind
         return False

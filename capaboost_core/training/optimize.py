@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor, nn
 
@@ -33,9 +34,12 @@ def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
     # The plugin, not the plain argument: `accelerate launch` overrides that from the environment.
     plugin = GradientAccumulationPlugin(num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False)
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    precision = choose_precision(settings.mixed_precision)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # of a run before in this process, as in a sweep; else accelerate refuses
     try:
         accelerator = Accelerator(
-            mixed_precision=choose_precision(settings.mixed_precision),
+            mixed_precision=precision,
             gradient_accumulation_plugin=plugin,
             log_with="tensorboard",
             project_dir=str(folder),

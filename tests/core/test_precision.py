@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.precision import LAUNCHER, choose_precision, described, has_native_bf16
+from capaboost_core.training.train_section import TrainSection
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -58,3 +60,13 @@ def test_the_log_says_why_it_is_float32(monkeypatch):
     claim_instructions(monkeypatch, "amx_bf16")
     assert described("no", CPU) == "precision: float32"
     assert described("bf16", CPU) == "precision: bf16 products, float32 weights"
+
+
+def test_runs_of_one_process_may_have_different_precisions(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.delenv(LAUNCHER, raising=False)
+    found = [
+        make_accelerator(TrainSection(mixed_precision=setting), tmp_path).mixed_precision
+        for setting in ("no", "bf16", "no")
+    ]
+    assert found == ["no", "bf16", "no"]
