@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, dropout_of, empty_like_weight
 from capaboost_core.errors import UserError
-from capaboost_core.methods.fused import incremented_linear
+from capaboost_core.methods.fused import incremented_linear, precision
 from capaboost_core.methods.scaled import Scaled
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
@@ -88,11 +88,13 @@ class Incremented(Adapted):
                 raise UserError(f"{self.path} is merged and cannot be trained; call unmerge(model), or model.eval()")
             return F.linear(x, merged_weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None
-        return incremented_linear(x, self.matrix, self.bias, self.slices, *self.factors(), self.scaling, dropped)
+        factors = self.factors(dtype=precision(x))
+        return incremented_linear(x, self.matrix, self.bias, self.slices, *factors, self.scaling, dropped)
 
-    def factors(self, training: bool | None = None) -> tuple[Tensor, Tensor]:
-        """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths)."""
-        return self.lora_A.copies(training).flatten(0, 2), self.lora_B.copies(training).flatten(0, 1)
+    def factors(self, training: bool | None = None, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths); see `TiedWeight.copies`."""
+        a, b = self.lora_A.copies(training, dtype), self.lora_B.copies(training, dtype)
+        return a.flatten(0, 2), b.flatten(0, 1)
 
     def factors_by_slice(self) -> list[tuple[Tensor, Tensor]]:
         """A (d*r, in) and alpha/r * B (width, d*r) of each slice, as evaluation sees them."""
