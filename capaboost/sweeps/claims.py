@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -66,13 +67,16 @@ def _take(path: Path, mine: dict[str, Any]) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f"{path.name}.{mine['id']}")
     own.write_text(json.dumps(mine))
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # between moving an expired claim away and making one, nobody else may
         if not _link(own, path):
             if is_held(path) or not _remove_expired(path, mine["id"]):
                 return False
             return _link(own, path)
         return True
     finally:
+        os.close(folder)
         own.unlink(missing_ok=True)
 
 
