@@ -84,7 +84,7 @@ def test_flops_report_methods_at_one_budget(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--budget", "x"], "--budget is 'x'; type a number of parameters"),
+        (["--budget", "x"], "budget is 'x'; type a number of parameters"),
         (["--budget-percent", "200"], "a budget of 200.0%: type a number above 0, up to 100"),
         (["--set", "model.kwargs.depth=2", "--budget", "10k"], "models without model.kwargs"),
     ],

@@ -48,7 +48,12 @@ def sweep_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "repeated")  # fmt: skip
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th task and method, from the I-th")
     add("--retry", action="store_true", help="run again what is recorded as failed")
-    add("--speed", type=float, metavar="X", help="--dry-run: 10^12 multiply-adds a second of the device that is meant")
+    add(
+        "--speed",
+        type=_above_zero,
+        metavar="X",
+        help="--dry-run: 10^12 multiply-adds a second of the device that is meant",
+    )
     return parser
 
 
@@ -136,6 +141,16 @@ def _share(text: str) -> float:
     if not 0 <= share < 1024:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of GPUs, such as 0.25 or 1")
     return share
+
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 def _names(text: str) -> tuple[str, ...]:

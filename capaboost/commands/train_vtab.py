@@ -59,12 +59,15 @@ def load(options: argparse.Namespace) -> VtabRun:
         UserError: If one is wrong.
     """
     from capaboost_core.training.run_config import load_run
+    from capaboost_vision.sources import check
     from capaboost_vision.vtab_run import VtabRun, config_file
 
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
     flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
     path = options.config or config_file(shipped("configs") / "vtab", options.dataset)
-    return budgeted(load_run(VtabRun, path, flags, options.method, options.set), options)
+    run = load_run(VtabRun, path, flags, options.method, options.set)
+    check(run.data.dataset, run.data.source, run.data.dir)
+    return budgeted(run, options)
 
 
 def train(options: argparse.Namespace) -> None:

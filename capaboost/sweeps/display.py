@@ -27,11 +27,10 @@ class Display:
         name: Of the sweep.
         folder: Where it lives.
         read: The plan and the progress of this moment.
-        at_once: Runs that are done at the same time, for the time that is left.
     """
 
-    def __init__(self, name: str, folder: SweepFolder, read: Callable[[], tuple[Plan, Progress]], at_once: int):
-        self.name, self.folder, self.read, self.at_once = name, folder, read, at_once
+    def __init__(self, name: str, folder: SweepFolder, read: Callable[[], tuple[Plan, Progress]]):
+        self.name, self.folder, self.read = name, folder, read
         self.console = Console()
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         self.last, self.told = -READ_SECONDS, set()
@@ -57,20 +56,20 @@ class Display:
     def _show(self) -> None:
         plan, progress = self.read()
         if self.live:
-            self.live.update(screen(self.name, progress, self.at_once), refresh=True)
+            self.live.update(screen(self.name, progress), refresh=True)
             return
         for run in plan.runs:
             if run.name not in self.told and not self.folder.is_open(run):
                 self.told.add(run.name)
-                print(line(self.folder, run, len(self.told), progress, self.at_once), flush=True)
+                print(line(self.folder, run, len(self.told), progress), flush=True)
 
 
-def screen(name: str, progress: Progress, at_once: int) -> RenderableType:
+def screen(name: str, progress: Progress) -> RenderableType:
     """The whole sweep on one screen."""
     failed = f", {progress.states[FAILURE]} failed" if progress.states[FAILURE] else ""
     head = f"{name}: {progress.states[DONE]} of {progress.total} done, {len(progress.running)} running{failed}"
     parts: list[RenderableType] = [
-        Text(f"{head}; {left(progress, at_once)}", style="bold"),
+        Text(f"{head}; {left(progress)}", style="bold"),
         Padding(ProgressBar(total=max(progress.total, 1), completed=progress.over, width=60), (0, 0, 1, 0)),
     ]
     if progress.running:
@@ -86,7 +85,7 @@ def screen(name: str, progress: Progress, at_once: int) -> RenderableType:
     return Group(*parts)
 
 
-def line(folder: SweepFolder, run: Run, count: int, progress: Progress, at_once: int) -> str:
+def line(folder: SweepFolder, run: Run, count: int, progress: Progress) -> str:
     """`[3/24] digits/lora/seed42: accuracy 97.32 in 2 min; about 20 min left`."""
     if folder.is_done(run):
         result = folder.result(run)
@@ -94,13 +93,14 @@ def line(folder: SweepFolder, run: Run, count: int, progress: Progress, at_once:
         told = f"{result['metric']} {value} in {duration(result['wall_seconds'])}"
     else:
         told = f"failed: {folder.failure(run)['error']}"
-    return f"[{count}/{progress.total}] {run.name}: {told}; {left(progress, at_once)}"
+    return f"[{count}/{progress.total}] {run.name}: {told}; {left(progress)}"
 
 
-def left(progress: Progress, at_once: int) -> str:
+def left(progress: Progress) -> str:
+    """The time that is left if as many runs go on at a time as now."""
     if progress.over == progress.total:
         return "nothing left"
-    return f"about {duration(progress.seconds_left / max(1, min(at_once, progress.total - progress.over)))} left"
+    return f"about {duration(progress.seconds_left / max(1, len(progress.running)))} left"
 
 
 def duration(seconds: float) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import os
+from collections.abc import Callable
+from typing import Protocol
 
 from tqdm import tqdm
 
 from capaboost.sweeps.display import Display
 from capaboost.sweeps.dry_run import all_runs
 from capaboost.sweeps.estimate import Estimator, measured_speed
-from capaboost.sweeps.folder import FAILURE, WAITING, SweepFolder
+from capaboost.sweeps.folder import CLAIMS, FAILURE, WAITING, SweepFolder
 from capaboost.sweeps.plan import Plan, plan_of
 from capaboost.sweeps.progress import Progress, progress_of
 from capaboost.sweeps.runs import Run
@@ -24,9 +26,7 @@ from capaboost_core.training.run_folder import check_folder
 class Engine(Protocol):
     """Where runs are done."""
 
-    workers: int
-
-    def run(self, folder: SweepFolder, shard: tuple[int, int], watch: Any) -> None: ...
+    def run(self, folder: SweepFolder, shard: tuple[int, int], watch: Callable[[], None]) -> None: ...
 
 
 def drive(
@@ -47,10 +47,10 @@ def drive(
     def read() -> tuple[Plan, Progress]:
         plan = plan_of(sweep, folder, shard)
         note_tuning(folder, plan)
-        estimator.__dict__.pop("speeds", None)  # more runs may have finished
+        estimator.measure()
         return plan, progress_of(folder, plan, estimator)
 
-    with Display(name, folder, read, getattr(engine, "workers", 1)) as display:
+    with Display(name, folder, read) as display:
         engine.run(folder, shard, display.watch)
     report_end(folder, read()[0])
 
@@ -62,6 +62,9 @@ def check_all(folder: SweepFolder, runs: list[Run], estimator: Estimator) -> Non
         UserError: It names the run.
     """
     check_folder(folder.path, resume=True)
+    claims = folder.path / CLAIMS
+    if os.path.lexists(claims) and not claims.is_dir():
+        raise UserError(f"{claims} must be a folder, but is none; move it away, or choose another --output-dir")
     for run in tqdm(runs, "checking", leave=False, disable=None):
         settings = to_dict(estimator.settings_of(run))
         check_folder(folder.place(run), resume=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from capaboost.subjects import Sizes, make_subject
@@ -27,6 +26,9 @@ class Estimator:
     Attributes:
         speed: Multiply-adds a second, where none of the sweep's runs has finished.
         finished: Runs of the sweep that may have a result.
+        settings: Of runs, by name, as far as they were asked for.
+        steps: Multiply-adds of a training step and of a forward pass of one row, by model and method.
+        speeds: Task and multiply-adds a second of the runs that have finished.
     """
 
     folder: SweepFolder
@@ -34,6 +36,10 @@ class Estimator:
     finished: list[Run] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     steps: dict[tuple[Any, ...], tuple[int, int]] = field(default_factory=dict)
+    speeds: list[tuple[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.measure()
 
     def seconds(self, run: Run) -> float:
         """Measured of a run that has finished; else by the runs of its task, else by those of all, else by `speed`."""
@@ -43,11 +49,10 @@ class Estimator:
         measured = of_task or [speed for _, speed in self.speeds]
         return self.work(run) / (statistics.median(measured) if measured else self.speed)
 
-    @cached_property
-    def speeds(self) -> list[tuple[str, float]]:
-        """Multiply-adds a second of each finished run, with its task."""
+    def measure(self) -> None:
+        """Take the speed, in multiply-adds a second, of each run that has finished by now."""
         done = [run for run in self.finished if self.folder.is_done(run)]
-        return [(run.task, self.work(run) / max(self.folder.result(run)["wall_seconds"], 1e-3)) for run in done]
+        self.speeds = [(run.task, self.work(run) / max(self.folder.result(run)["wall_seconds"], 1e-3)) for run in done]
 
     def work(self, run: Run) -> int:
         """Multiply-adds of the run: forward and backward in training, forward on the rows to test on."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from capaboost.sweeps.sweep_file import OWN_NAMES, SweepFile, Values
+from capaboost.sweeps.sweep_file import OWN_NAMES, SweepFile, Values, plain
 
 MODEL = "model.name"
 TASK_FLAGS = {"train-vtab": "--dataset", "train-glue": "--task", "train-squad": "--dataset"}
@@ -73,7 +73,7 @@ def combinations(grid: dict[str, tuple[Any, ...]]) -> list[Values]:
 
 def label(values: Values) -> str:
     """`lr=0.001,alpha=32`: settings in the name of a folder."""
-    return ",".join(f"{key.rpartition('.')[2]}={_plain(value)}" for key, value in values.items())
+    return ",".join(f"{key.rpartition('.')[2]}={plain(value)}" for key, value in values.items())
 
 
 def _run(sweep: SweepFile, group: tuple[str, ...], seed: int, own: Values, tuning: str = "") -> Run:
@@ -84,11 +84,6 @@ def _run(sweep: SweepFile, group: tuple[str, ...], seed: int, own: Values, tunin
     place = [*filter(None, group), *(["tune", tuning] if tuning else []), f"seed{seed}"]
     values = sweep.set | of_task | of_method | varied | own
     return Run("/".join(place), group, sweep.command, *names, seed, values, bool(tuning))
-
-
-def _plain(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return "".join(c if c.isalnum() or c in "._-+" else "_" for c in text)
 
 
 def _yaml(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from capaboost_core.errors import UserError
+from capaboost_core.report.budget import check_budget
 from capaboost_core.settings.base import Settings, Text
 from capaboost_core.settings.yaml_file import read_yaml
 
@@ -23,7 +24,10 @@ class Tune(Settings):
         UserError: If a setting is unknown, of a wrong type or out of range.
     """
 
-    grid: dict[str, tuple[Any, ...]] = Field(description="Values to try by section.key; every combination is a run.")
+    grid: dict[str, tuple[Any, ...]] = Field(
+        examples=["{train.lr: [1e-3, 1e-2]}"],
+        description="Values to try by section.key; every combination is a run.",
+    )
     protocol: Text = Field("select", description="The protocol of the tuning runs, one that selects an epoch.")
     seeds: tuple[int, ...] = Field((), description="Of the tuning runs; by default the sweep's first seed.")
     widen: int = Field(
@@ -38,10 +42,7 @@ class Tune(Settings):
     @field_validator("grid")
     @classmethod
     def _check_grid(cls, grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-        _check_keys("tune.grid", grid)
-        for key, values in grid.items():
-            if len(values) < 2 or len(set(map(repr, values))) < len(values):
-                raise ValueError(f"tune.grid.{key} must list two or more different values")
+        _check_values("tune.grid", grid, least=2)
         return grid
 
 
@@ -56,19 +57,30 @@ class SweepFile(Settings):
 
     command: Literal["train-vtab", "train-glue", "train-squad"] = Field(description="What trains a run.")
     tasks: dict[str, Values] = Field(
-        min_length=1, description="Settings of each task by its name; or by any name, with its own in `task`."
+        min_length=1,
+        examples=["[digits, dtd]"],
+        description="Settings of each task by its name; or by any name, with its own in `task`.",
     )
     methods: dict[str, Values] = Field(
-        min_length=1, description="Settings of each method by its preset; or by any name, with its own in `preset`."
+        min_length=1,
+        examples=["[lora, capaboost-lora]"],
+        description="Settings of each method by its preset; or by any name, with its own in `preset`.",
     )
     seeds: tuple[int, ...] = Field(min_length=1, description="A run for each.")
     budget: Text | None = Field(
-        None,
-        description="Trained parameters of each method, such as 220k or 0.26%: its knob follows.",
+        None, description="Trained parameters of each method, such as 220k or 0.26%: its knob follows."
     )
-    set: Values = Field({}, description="Settings of all runs by section.key.")
-    vary: dict[str, tuple[Any, ...]] = Field({}, description="More values by section.key; all combinations are run.")
-    tune: Tune | None = Field(None, description="What is chosen for each task and method before the seeds are run.")
+    set: Values = Field({}, examples=["{train.epochs: 20}"], description="Settings of all runs by section.key.")
+    vary: dict[str, tuple[Any, ...]] = Field(
+        {},
+        examples=["{adapter.r: [4, 8]}"],
+        description="More values by section.key; all combinations are run.",
+    )
+    tune: Tune | None = Field(
+        None,
+        examples=["{grid: {train.lr: [1e-3, 1e-2]}}"],
+        description="What is chosen for each task and method before the seeds are run.",
+    )
 
     @field_validator("seeds", "vary", mode="before")
     @classmethod
@@ -96,7 +108,9 @@ class SweepFile(Settings):
             if not name or Path(name).name != name or name.startswith("."):
                 raise ValueError(f"{name!r} names a folder of the sweep; type a name without slashes")
         _check_keys("set", self.set)
-        _check_keys("vary", self.vary)
+        _check_values("vary", self.vary, least=1)
+        if self.budget is not None:
+            check_budget(self.budget)
         for room, own_name in OWN_NAMES.items():
             for name, values in getattr(self, room).items():
                 _check_keys(f"{room}.{name}", {key: value for key, value in values.items() if key != own_name})
@@ -122,6 +136,20 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _tuples(each) for name, each in value.items()}
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_values(place: str, grid: dict[str, tuple[Any, ...]], least: int) -> None:
+    """Different values have different names in folders."""
+    _check_keys(place, grid)
+    for key, values in grid.items():
+        if len({plain(value) for value in values}) < max(len(values), least):
+            raise ValueError(f"{place}.{key} must list {('one', 'two')[least - 1]} or more different values")
+
+
+def plain(value: Any) -> str:
+    """A value in the name of a folder."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return "".join(c if c.isalnum() or c in "._-+" else "_" for c in text)
 
 
 def _check_keys(place: str, values: Values) -> None:

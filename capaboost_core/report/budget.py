@@ -38,8 +38,17 @@ def parse_budget(text: str) -> int:
     except ValueError:
         entries = 0.0
     if not 1 <= entries < 1e15:
-        raise UserError(f"--budget is {text!r}; type a number of parameters, such as 220000, 220k or 0.22M")
+        raise UserError(f"budget is {text!r}; type a number of parameters, such as 220000, 220k or 0.22M")
     return round(entries)
+
+
+def check_budget(text: str) -> None:
+    """Refuse what is neither a number of parameters nor a percentage.
+
+    Raises:
+        UserError: If so.
+    """
+    (parse_percent if text.endswith("%") else parse_budget)(text)
 
 
 def parse_percent(text: str) -> float:

@@ -11,6 +11,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+LISTS = {int: "whole numbers", float: "numbers"}
 LONGEST = 60  # characters of a wrong value in a message
 
 
@@ -53,9 +54,9 @@ def _alternatives(hint: Any, field: FieldInfo) -> Iterator[str]:
     elif origin is Literal:
         yield from (str(choice) for choice in get_args(hint))
     elif origin is tuple:
-        yield "a list of texts"
-    elif origin is dict:
-        yield "names with values, such as {class_token: false}"
+        yield f"a list of {LISTS.get(get_args(hint)[0], 'texts')}"
+    elif origin is dict or hint not in (*WORDS, type(None)):  # the latter of settings in settings
+        yield f"names with values, such as {(field.examples or ['{class_token: false}'])[0]}"
     elif hint is type(None):
         meaning = (field.json_schema_extra or {}).get("null")
         yield f"null for {meaning}" if meaning else "null"

@@ -31,7 +31,7 @@ def folder(tmp_path) -> SweepFolder:
 
 def drawn(progress) -> str:
     file = io.StringIO()
-    Console(file=file, width=100).print(screen("digits", progress, 1))
+    Console(file=file, width=100).print(screen("digits", progress))
     return file.getvalue()
 
 
@@ -66,8 +66,8 @@ def test_without_a_terminal_a_line_tells_each_end(folder):
     plan = plan_of(sweep_file(), folder)
     progress = progress_of(folder, plan, Estimator(folder, 1e9, plan.runs))
     done, _, failed, _ = plan.runs
-    assert line(folder, done, 1, progress, 1).startswith("[1/4] digits/linear/seed1: accuracy 90.00 in 2 s; about ")
-    assert line(folder, failed, 2, progress, 1).startswith("[2/4] digits/lora/seed1: failed: no disk; about ")
+    assert line(folder, done, 1, progress).startswith("[1/4] digits/linear/seed1: accuracy 90.00 in 2 s; about ")
+    assert line(folder, failed, 2, progress).startswith("[2/4] digits/lora/seed1: failed: no disk; about ")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,15 @@ def test_shards_share_the_groups_out(tmp_path):
         ({"command": "train"}, "command is 'train'"),
         ({"seeds": []}, "seeds is"),
         ({"seeds": [1, 1]}, "a seed twice"),
+        ({"seeds": 3}, "seeds is 3; type a list of whole numbers"),
+        ({"methods": 5}, "methods is 5; type names with values, such as [lora, capaboost-lora]"),
+        ({"tune": 3}, "tune is 3; type names with values, such as {grid: {train.lr: [1e-3, 1e-2]}}"),
+        ({"tune": {"grid": {"train.lr": 3}}}, "tune.grid is {'train.lr': 3}; type names with values"),
+        ({"vary": {"train.lr": [0.1, 0.1]}}, "vary.train.lr must list one or more different values"),
+        ({"vary": {"train.lr": []}}, "vary.train.lr must list one or more different values"),
+        ({"budget": "3 apples"}, "budget is '3 apples'; type a number of parameters"),
+        ({"budget": "300%"}, "a budget of 300%: type a number above 0, up to 100"),
+        ({"tasks": ["digts"]}, "digts/linear/seed1: VTAB-1k has no task 'digts'"),
         ({"sedes": [1]}, "unknown key of a sweep file sedes; did you mean seeds?"),
         ({"methods": {"a/b": {}}}, "without slashes"),
         ({"set": {"epochs": 2}}, "'epochs' is not of the form section.key"),
@@ -119,3 +128,20 @@ def test_a_dry_run_lists_every_run_and_the_total_and_writes_nothing(tmp_path, ca
         assert name in out
     assert "8 runs" in out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_where_the_claims_go_is_refused(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "claims").write_text("")
+    file = write_file(tmp_path / "sweep.yaml")
+    assert command.main([str(file), "--output-dir", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "claims must be a folder" in line
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["claims"]
+
+
+@pytest.mark.parametrize("speed", ["0", "-1", "inf", "fast"])
+def test_a_speed_is_above_zero(speed, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main([str(tmp_path), "--dry-run", "--speed", speed])
+    assert "is not a number above 0" in capsys.readouterr().err

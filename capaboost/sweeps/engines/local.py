@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.work import command_line
+from capaboost_core.errors import UserError
 
 MOST_DEATHS = 3  # of workers over one run, such as one that fills the memory
 POLL_SECONDS = 0.5
@@ -29,12 +31,15 @@ class LocalEngine:
         workers: Processes.
         threads: Of each of them on the CPU.
         gpus: Given to the workers in turn; several share one where there are more workers.
+        deaths: Of workers by the run that they were at.
+        idle_deaths: Of workers that were at none.
     """
 
     workers: int
     threads: int
     gpus: tuple[str, ...] = ()
-    deaths: dict[str, int] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)
+    idle_deaths: int = 0
 
     def run(self, folder: SweepFolder, shard: tuple[int, int], watch: Callable[[], None]) -> None:
         """Work until nothing is open; `watch` is called twice a second.
@@ -42,6 +47,7 @@ class LocalEngine:
         A worker that dies is replaced. A run over which three have died is recorded as failed.
 
         Raises:
+            UserError: If three died before they began a run.
             KeyboardInterrupt: After a signal; the workers have then saved their runs.
         """
         processes: dict[int, subprocess.Popen] = {}
@@ -78,10 +84,17 @@ class LocalEngine:
         for run in plan_of(folder.sweep(), folder, shard).runs:
             if (holder(folder.claim(run)) or {}).get("pid") == process.pid:
                 self._count(folder, run, process.returncode)
+                return
+        self.idle_deaths += 1
+        if self.idle_deaths == MOST_DEATHS:
+            code = process.returncode
+            raise UserError(
+                f"workers end with exit code {code} before they begin a run; what they printed stands above"
+            )
 
     def _count(self, folder: SweepFolder, run: Run, code: int) -> None:
         folder.claim(run).unlink(missing_ok=True)
-        self.deaths[run.name] = self.deaths.get(run.name, 0) + 1
+        self.deaths[run.name] += 1
         if self.deaths[run.name] == MOST_DEATHS:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             told = f"its process ended with {how}, {MOST_DEATHS} times"
