@@ -1,7 +1,7 @@
 """Run every task, method and seed of a sweep file, to the end, on what there is.
 
 Examples:
-  capaboost sweep configs/sweeps/digits.yaml --dry-run
+  capaboost sweep digits --dry-run
   capaboost sweep configs/sweeps/digits.yaml --workers 2
   capaboost sweep configs/sweeps/vtab1k-paper.yaml --engine local --gpus 0,1 --workers 4
   capaboost sweep configs/sweeps/glue-propetl.yaml --engine ray --gpus-per-run 0.5
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capaboost.command_line import at_least_one, exit_code, given_path, make_parser
+from capaboost.shipped import shipped
 
 if TYPE_CHECKING:
     from capaboost.sweeps.engines.local import LocalEngine
@@ -34,7 +35,12 @@ ENGINES = ("local", "ray", "slurm")
 def sweep_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog)
     add = parser.add_argument
-    add("file", type=given_path, metavar="FILE", help="the sweep, a YAML file")
+    add(
+        "file",
+        type=given_path,
+        metavar="FILE",
+        help="the sweep, a YAML file; or the name of a shipped one, such as digits",
+    )
     add("--dry-run", action="store_true", help="list every run with its estimated time, and run nothing")
     add("--output-dir", type=given_path, metavar="DIR", help="default: runs/sweeps/<name of the file>")
     add("--engine", choices=ENGINES, default="local", help="local: processes here (default); ray, slurm: a cluster")
@@ -63,7 +69,8 @@ def sweep(options: argparse.Namespace) -> None:
     from capaboost.sweeps.folder import SweepFolder
     from capaboost.sweeps.sweep_file import read_sweep
 
-    file = within_budget(read_sweep(options.file))
+    shipped_file = shipped("configs") / "sweeps" / f"{options.file}.yaml"
+    file = within_budget(read_sweep(shipped_file if shipped_file.is_file() else options.file))
     folder = SweepFolder((options.output_dir or Path("runs/sweeps") / options.file.stem).absolute())
     if options.dry_run:
         from capaboost.sweeps.dry_run import list_runs

@@ -1,5 +1,6 @@
 """A run from settings to result.json, and a grid of learning rates, on a toy task."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -163,3 +164,20 @@ def test_a_divergence_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match=r"lower train\.lr"):
         run_experiment(make(lr=1e30, max_grad_norm=None), tmp_path, False, prepare)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tuning_run_leaves_the_test_rows_unseen(tmp_path):
+    class Unseen(Scored):
+        def test(self, model):
+            raise AssertionError("the test rows were looked at")
+
+    def unseen(run, accelerator):
+        setup = prepare(run, accelerator)
+        return dataclasses.replace(setup, task=Unseen(accelerator.device, run.train.batch_size), metric="tested")
+
+    result = run_experiment(make(test=False), tmp_path / "run", False, unseen)
+    assert (result["metric"], result["value"]) == ("score", result["metrics"]["score"])
+    assert result["split_note"] == "all rows; not tested"
+    with pytest.raises(UserError, match=r"train\.test=false leaves protocol all no value; pass --protocol select"):
+        run_experiment(make("all", test=False), tmp_path / "other", False, unseen)
+    assert not (tmp_path / "other").exists()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from capaboost.commands import sweep as command
 from capaboost.shipped import shipped
 from capaboost.sweeps.dry_run import all_runs
 from capaboost.sweeps.folder import SweepFolder
@@ -36,3 +37,8 @@ def test_the_papers_model_brings_the_papers_settings(tmp_path):
     assert [s.model.name for s in settings] == ["microsoft/deberta-v3-base"] * 2
     assert [s.data.max_length for s in settings] == [256, 512]
     assert [s.train.warmup_steps for s in settings] == [1000, 200]
+
+
+def test_a_shipped_sweep_has_a_name(tmp_path, capsys):
+    assert command.main(["digits", "--dry-run", "--speed", "1", "--output-dir", str(tmp_path / "out")]) == 0
+    assert "18 runs" in capsys.readouterr().out
