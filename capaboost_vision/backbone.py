@@ -5,6 +5,7 @@ from pathlib import Path
 
 from timm.layers import GroupNorm1, HybridEmbed
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import checkpoint_filter_fn
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import nn
 
@@ -50,5 +51,9 @@ def capaboost_vit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionT
         embed_layer=partial(HybridEmbed, backbone=_stem(width), proj=False),
     )
     return build_model_with_cfg(
-        VisionTransformer, "capaboost_vit_micro_patch8_64", pretrained, **dict(arguments, **kwargs)
+        VisionTransformer,
+        "capaboost_vit_micro_patch8_64",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,  # resamples the position embedding to another `img_size`
+        **dict(arguments, **kwargs),
     )

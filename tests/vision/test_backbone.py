@@ -7,6 +7,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from timm.layers import resample_abs_pos_embed
 
 import capaboost_vision  # noqa: F401
 from capaboost_vision.backbone import WEIGHTS
@@ -27,6 +28,14 @@ def test_pretrained_differs_from_random_and_takes_a_new_head():
     assert not torch.equal(pretrained.blocks[0].attn.qkv.weight, random.blocks[0].attn.qkv.weight)
     assert pretrained.pos_embed.shape == (1, 64, 192)  # one position for each 8 x 8 patch
     assert NAME + ".tiny_imagenet" in timm.list_pretrained("capaboost*")
+
+
+def test_pretrained_at_another_size_has_its_positions_resampled():
+    small = timm.create_model(NAME, pretrained=True, img_size=32)
+    whole = timm.create_model(NAME, pretrained=True)
+    expected = resample_abs_pos_embed(whole.pos_embed, new_size=[4, 4], num_prefix_tokens=0)
+    torch.testing.assert_close(small.pos_embed, expected, atol=1e-3, rtol=0)  # resampled from half precision
+    assert torch.equal(small.blocks[0].attn.qkv.weight, whole.blocks[0].attn.qkv.weight)
 
 
 def test_accuracy_on_every_tenth_validation_image():
