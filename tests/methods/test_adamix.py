@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.fake_cuda import fake_cuda
 from capaboost_core import merge, trainable_parameters
 from capaboost_core.inject import adapted_layers
 from capaboost_core.methods.consistency import disagreement
 from capaboost_core.weight_decay import weight_decay_groups
 from tests.compatibility.models import drawn, logits
-from tests.fake_cuda import OnDevice, fake_cuda
+from tests.fake_cuda import OnDevice
 from tests.methods.cases import adapted, settings, trained
 from tests.methods.mixtures import ROWS, WIDTH, adapter_of, biases, matrices, seen
 
