@@ -2,7 +2,10 @@
 
 A step is forward, backward and fused AdamW under bf16 autocast, on fake CUDA tensors. Every operator that computes is
 one launch; prefix sums are more. Views and empty allocations launch nothing. Bytes are those of each operator's inputs
-and outputs, as if nothing stayed in a cache. Three times follow, each the least that the limits of an H100 allow:
+and outputs, as if nothing stayed in a cache. Three times follow, each the least that the limits of an H100 SXM allow.
+NVIDIA's datasheet gives it 3.35 TB/s and 1,979 TFLOP/s in bf16 with 2:4 sparsity, which is 989 without; a launch takes
+the host 5 to 20 microseconds (PyTorch's Holistic Trace Analysis, docs/source/features/cuda_kernel_launch_stats.rst at
+0c2146a), here 5.
 
   launches    launches times the time of one, which the host needs
   memory      bytes over the bandwidth
@@ -43,9 +46,6 @@ PAIRS = [
     Pair("peft", "floor"),
     *(Pair("capaboost-d2", name, figure="bytes_moved") for name in ("peft", "floor")),
 ]
-# H100 SXM: 3.35 TB/s of HBM3; 1,979 TFLOP/s in bf16 with 2:4 sparsity, half of it without (NVIDIA H100 datasheet).
-# A launch takes the host 5 to 20 microseconds (PyTorch's Holistic Trace Analysis, docs/source/features/
-# cuda_kernel_launch_stats.rst at 0c2146a); here the least.
 BANDWIDTH, PEAK, LAUNCH = 3.35e12, 1979e12 / 2, 5e-6
 NOTHING = {"aten::_unsafe_view", "aten::detach", "aten::empty", "aten::empty_like", "aten::new_empty", "prim::device"}
 SEVERAL = {"aten::cumsum": 3, "aten::masked_scatter_": 3}  # a scan is two kernels, with one before or after it

@@ -10,6 +10,7 @@ from capaboost_core.markdown import markdown_table
 DETAILS = {
     "multiply_adds": ("multiply-adds, G an example", lambda value: f"{value / 1e9:,.2f}"),
     "peak_bytes": ("peak memory, MiB", lambda value: f"{value / 2**20:,.1f}"),
+    "held_bytes": ("held for the backward pass, MiB", lambda value: f"{value / 2**20:,.1f}"),
     "trainable_parameters": ("trainable", "{:,}".format),
     "optimizer_bytes": ("AdamW state, bytes", "{:,}".format),
     "file_bytes": ("file, bytes", "{:,}".format),
