@@ -55,7 +55,7 @@ def folded(result: dict[str, Any], picture: str | None) -> str:
 def summary(results: list[dict[str, Any]]) -> str:
     """A line for each result that has times of peers: medians and quartiles of the ratios."""
     rows = [("what", "where", *RATIOS)]
-    for result in results:
+    for result in (result for result in results if result["unit"] == "s"):
         found = {(ratio["of"], ratio["to"]): ratio for ratio in result["ratios"] if ratio["figure"] is None}
         cells = [next((_in_short(found[pair]) for pair in pairs if pair in found), "") for pairs in RATIOS.values()]
         if any(cells):
