@@ -19,7 +19,7 @@ from benchmarks.tables import folded, summary
 from capaboost_core import UserError
 from capaboost_core.files import write_atomically
 
-BENCHMARKS = ("step", "parts", "inference", "launches", "memory", "masks", "whole_run", "sparse")
+BENCHMARKS = ("step", "parts", "inference", "launches", "memory", "masks", "whole_run", "imports", "sparse")
 NOTHING = "Not measured yet.\n"
 KEYS = ("benchmark", "settings", "unit", "peers", "ratios", "device", "processor", "threads", "versions", "git")
 
