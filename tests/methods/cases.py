@@ -47,6 +47,7 @@ VIT_OUTPUTS, BERT_OUTPUTS = (4 + 4 + 1 + 2) * WIDTH, 4 * WIDTH + 24 + WIDTH + 2 
 # whole model has once. Where the kinds of model differ, by kind.
 ADDED = {
     "lora": (2 * (R * WIDTH + WIDTH * R), 0),  # q and v
+    "lora-allocated": (2 * 2 * (R * WIDTH + WIDTH * R), 0),  # twice the places
     "padapter": BOTTLENECK,
     "hadapter": (2 * BOTTLENECK[0], 2 * BOTTLENECK[1]),
     "adaptformer": BOTTLENECK,
@@ -112,6 +113,11 @@ def settings(preset: str, **changes) -> Method:
     return config.replace(**known)
 
 
+def rows_at_first(config: Method) -> slice:
+    """Of the rows of its tied weights those that have entries before training."""
+    return slice(R if "max_r" in type(config).model_fields else None)
+
+
 def put_in(model: nn.Module, config: Method) -> nn.Module:
     return (capaboost_text if hasattr(model, "config") else capaboost_vision).inject(model, config)
 
@@ -125,6 +131,8 @@ def trained(preset: str, kind: str, **changes) -> nn.Module:
     model = adapted(preset, kind, **changes)
     with torch.no_grad():
         for name, parameter in own_parameters(adapted_layers(model)).items():
+            if not parameter.is_floating_point():
+                continue  # the places of entries
             parameter.copy_(drawn(name, tuple(parameter.shape), 0.2))
     return model
 
