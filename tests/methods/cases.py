@@ -21,6 +21,7 @@ COMPACTER = N * (WIDTH // N + R // N) + R + N * (R // N + WIDTH // N) + WIDTH
 # (IA)^3 scales: their outputs, and the inputs of the last.
 SHAPES = {"vit": [(WIDTH, 3 * WIDTH)], "bert": [(WIDTH, WIDTH)] * 2}
 GAINS = {"vit": 3 * WIDTH + 4 * WIDTH, "bert": 2 * WIDTH + 24}
+OUTER = 2 * R * WIDTH // DEPTH  # FacT's U and V, a share of a block
 START, BASES = 6, WIDTH // R  # AdaLoRA's rank at first, 1.5 r; RandLoRA's number of bases
 KRONECKER = {(16, 16): 4 * 4 + 4 * 4, (16, 48): 6 * 4 + 8 * 4}  # LoKr's two factors of the most nearly square shapes
 
@@ -72,9 +73,9 @@ ADDED = {
     **{method: {kind: (0, entries(kind)) for kind in SHAPES} for method, entries in PEFT.items()},
     # Beside the blocks: the embedding of patches and the last norm, or the embeddings' norm, and biases of the pooler.
     # A core or matrices for 12 square matrices of a ViT's block; BERT's f1 and f2 count as two each.
-    "fact-tt": {"vit": (0, 12 * R**2, 2 * R * WIDTH), "bert": (0, 8 * R**2, 2 * R * WIDTH)},
-    "fact-tk": {"vit": (0, 12 * R, 2 * R * WIDTH + R**3), "bert": (0, 8 * R, 2 * R * WIDTH + R**3)},
-    "repadapter": (0, 2 * (R * WIDTH + R + R * WIDTH // 2 + WIDTH)),  # two groups
+    "fact-tt": {"vit": (OUTER, 12 * R**2), "bert": (OUTER, 8 * R**2)},
+    "fact-tk": {"vit": (OUTER, 12 * R, R**3), "bert": (OUTER, 8 * R, R**3)},
+    "repadapter": (2 * (R * WIDTH + R * WIDTH // 2), 2 * (R + WIDTH)),  # two groups
     "ssf": {"vit": (0, 2 * VIT_OUTPUTS, 4 * WIDTH), "bert": (0, 2 * BERT_OUTPUTS, 2 * WIDTH)},
     "hadamard": (0, 4 * WIDTH),
     "bitfit": {"vit": (0, VIT_OUTPUTS, 2 * WIDTH), "bert": (0, BERT_OUTPUTS, 2 * WIDTH)},

@@ -58,7 +58,7 @@ def of_fact(theirs: ModuleType, ours: nn.Module) -> Tensor:
     """Of Tucker's form the attentions alone: see `cases`."""
     model, layers = vit(), {layer.path: layer for layer in adapted_layers(ours)}
     ((outer,), *_) = (layer.shared for layer in layers.values())
-    theirs.vit = SimpleNamespace(FacTu=linear(outer.u), FacTv=linear(outer.v))
+    theirs.vit = SimpleNamespace(FacTu=linear(outer.u.copies()[0]), FacTv=linear(outer.v.copies()[0].T))
     if outer.core is not None:
         theirs.vit.FacTc = outer.core.transpose(0, 1)
         theirs.vit.FacTp = torch.cat([layer.inner.s for layer in layers.values()]).T
@@ -90,8 +90,8 @@ def of_repadapter(theirs: ModuleType, ours: nn.Module) -> Tensor:
         for name, path in (("adapter_attn", "attn.qkv"), ("adapter_mlp", "mlp.fc1")):
             bottleneck = ours.get_submodule(f"blocks.{index}.{path}").bottleneck
             adapter = theirs.RepAdapter(VIT["embed_dim"], R, 2, 1.0).double().eval()
-            adapter.conv_A.weight.copy_(bottleneck.down.unsqueeze(-1))
-            adapter.conv_B.weight.copy_(bottleneck.up.flatten(0, 1).unsqueeze(-1))
+            adapter.conv_A.weight.copy_(bottleneck.down.copies()[0].unsqueeze(-1))
+            adapter.conv_B.weight.copy_(bottleneck.up.copies()[:, 0].mT.flatten(0, 1).unsqueeze(-1))
             adapter.conv_A.bias.copy_(bottleneck.down_bias)
             adapter.conv_B.bias.copy_(bottleneck.up_bias)
             setattr(block, name, adapter)
