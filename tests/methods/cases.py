@@ -16,7 +16,7 @@ R, WIDTH, DEPTH = 4, 16, 2
 BOTTLENECK = (2 * R * WIDTH, R + WIDTH)
 N = 4  # Compacter's Kronecker products of a sum
 UNIPELT = 2 * (10 + 48) * WIDTH  # prefix and bottleneck
-COMPACTER = N * (WIDTH // N + R // N) + R + N * (R // N + WIDTH // N) + WIDTH
+COMPACTER = 2 * (WIDTH + R)  # entries of the factors of both projections
 # (in, out) of the layers of a block that peft adapts, by kind: a fused qkv as a whole; q and v apart. Then those that
 # (IA)^3 scales: their outputs, and the inputs of the last.
 SHAPES = {"vit": [(WIDTH, 3 * WIDTH)], "bert": [(WIDTH, WIDTH)] * 2}
@@ -55,8 +55,8 @@ ADDED = {
     "vpt-deep": (R * WIDTH, 0),
     "vpt-shallow": (R * WIDTH // DEPTH, 0),
     "prefix": (2 * R * WIDTH, 0),  # keys and values
-    "compacter": (0, 2 * COMPACTER, N**3),
-    "compacter++": (0, COMPACTER, N**3),
+    "compacter": (2 * COMPACTER, 2 * (R + WIDTH), N**3),
+    "compacter++": (COMPACTER, R + WIDTH, N**3),
     "adakron": (WIDTH * (4 + R // 4 + R), 4 + R // 4 + WIDTH),
     "madakron": (WIDTH * (2 * (4 + R // 4) + R), 2 * (4 + R // 4) + WIDTH),
     "madakron-partial": (WIDTH * (2 * 4 + R // 4 + R), 2 * 4 + R // 4 + WIDTH),

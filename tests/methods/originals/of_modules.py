@@ -21,8 +21,8 @@ def of_compacter(theirs: ModuleType, ours: nn.Module) -> Tensor:
     down, up = (theirs.PHMLinear(*sizes, 4, **kind) for sizes in ((WIDTH, R), (R, WIDTH)))
     for layer, name in ((down, "down"), (up, "up")):
         layer.double().set_phm_rule(phm_rule=ours.slow)
-        layer.W_left.copy_(getattr(ours, f"{name}_left").mT)
-        layer.W_right.copy_(getattr(ours, f"{name}_right"))
+        layer.W_left.copy_(ours.factor(f"{name}_left").mT)
+        layer.W_right.copy_(ours.factor(f"{name}_right"))
         layer.b.copy_(getattr(ours, f"{name}_bias"))
     return up(F.silu(down(X)))
 
