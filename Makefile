@@ -56,7 +56,7 @@ tables: install ## write the tables of results/ into results/ and the README
 plots: install ## draw the plots of all result files
 	$(BIN)/python tools/make_plots.py
 
-bench: install ## measure speed and memory beside peers (about an hour on an idle machine), fill docs/performance.md
+bench: install ## measure speed and memory beside peers (about an hour on an idle machine), fill their tables
 	set -e; for model in $(MODELS); do for compile in '' --compile; do \
 		$(BIN)/python -m benchmarks.step --model $$model $$compile; \
 		$(BIN)/python -m benchmarks.inference --model $$model $$compile; \

@@ -27,11 +27,19 @@ from capaboost_core.training.provenance import device_name, git_state, library_v
 RESULTS, QUICK_RESULTS = Path("benchmarks/results"), Path("runs/benchmarks")
 
 
-def make_parser(description: str, repeats: int, warmups: int = 1, minutes: float = 10) -> argparse.ArgumentParser:
-    """The flags that every benchmark has, with its own defaults."""
+def make_bare_parser(description: str) -> argparse.ArgumentParser:
+    """The flags of a command that writes a result file."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument("--results", type=Path, metavar="DIR", help=f"where the JSON file goes (default: {RESULTS})")
+    parser.add_argument("--quick", action="store_true", help=f"a smoke run at a tiny size, into {QUICK_RESULTS}")
+    return parser
+
+
+def make_parser(description: str, repeats: int, warmups: int = 1, minutes: float = 10) -> argparse.ArgumentParser:
+    """The flags that every benchmark of times has, with its own defaults."""
+    parser = make_bare_parser(description)
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--threads", type=int, metavar="N", help="of torch on the CPU (default: torch's own choice)")
@@ -39,8 +47,6 @@ def make_parser(description: str, repeats: int, warmups: int = 1, minutes: float
     add("--warmups", type=int, default=warmups, metavar="N", help=f"rounds not counted (default: {warmups})")
     add("--minutes", type=float, default=minutes, metavar="M", help=f"time limit of all rounds (default: {minutes:g})")
     add("--seed", type=int, default=0, metavar="N", help="of weights, inputs and the order of peers")
-    add("--results", type=Path, metavar="DIR", help=f"where the JSON file goes (default: {RESULTS})")
-    add("--quick", action="store_true", help=f"two rounds at a tiny size, into {QUICK_RESULTS}")
     return parser
 
 
@@ -96,7 +102,8 @@ class Measured:
 def finish(options: argparse.Namespace, device: torch.device, measured: Measured) -> Path:
     """Write the result file of one command atomically, and print its tables."""
     peers = {n: {**spread(v), **measured.details.get(n, {}), "values": v} for n, v in measured.values.items()}
-    shared = {"seed": options.seed, "repeats": min(map(len, measured.values.values()))}
+    seeded = {"seed": options.seed} if "seed" in options else {}  # what is only counted has none
+    shared = {**seeded, "repeats": min(map(len, measured.values.values()))}
     result = {
         "benchmark": measured.benchmark,
         "settings": {**measured.settings, **shared},

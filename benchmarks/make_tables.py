@@ -1,4 +1,4 @@
-"""Make the tables of docs/performance.md from the result files of the benchmarks.
+"""Make the tables of benchmarks/results/README.md from the result files of the benchmarks.
 
     python -m benchmarks.make_tables
 
@@ -19,7 +19,7 @@ from benchmarks.tables import folded, summary
 from capaboost_core import UserError
 from capaboost_core.files import write_atomically
 
-BENCHMARKS = ("step", "parts", "inference", "masks", "whole_run", "sparse")
+BENCHMARKS = ("step", "parts", "inference", "launches", "memory", "masks", "whole_run", "sparse")
 NOTHING = "Not measured yet.\n"
 KEYS = ("benchmark", "settings", "unit", "peers", "ratios", "device", "processor", "threads", "versions", "git")
 
@@ -75,7 +75,7 @@ def _picture(path: Path, page: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("--page", type=Path, default=Path("docs/performance.md"), metavar="FILE")
+    parser.add_argument("--page", type=Path, default=Path("benchmarks/results/README.md"), metavar="FILE")
     options = parser.parse_args(arguments)
     try:
         text = options.page.read_text(encoding="utf-8")

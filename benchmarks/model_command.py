@@ -74,13 +74,13 @@ def usual(device: torch.device) -> tuple[int, str]:
     return (64, "bf16") if device.type == "cuda" else (8, "fp32")
 
 
-def set_up(description: str, default_peers: tuple[str, ...], arguments: list[str] | None) -> Setup:
+def set_up(description: str, default_peers: tuple[str, ...], arguments: list[str] | None, repeats: int = 7) -> Setup:
     """Read and check the flags, make the batch.
 
     Raises:
         UserError: If a flag is wrong.
     """
-    parser = make_parser(description, repeats=7)
+    parser = make_parser(description, repeats)
     add = parser.add_argument
     add("--model", choices=WORKLOADS, default="vit-base", help="default: vit-base")
     add("--batch", type=int, metavar="N", help="default: 8 on the CPU, 64 on CUDA")

@@ -40,7 +40,7 @@ class Workload:
     peft_targets: tuple[str, ...]
 
 
-def _vit(name: str, size: int, **changes: Any) -> Workload:
+def vit(name: str, size: int, **changes: Any) -> Workload:
     return Workload(
         create=lambda: timm.create_model(name, num_classes=CLASSES, **changes),
         inputs=lambda batch: torch.randn(batch, 3, size, size),
@@ -49,7 +49,7 @@ def _vit(name: str, size: int, **changes: Any) -> Workload:
     )
 
 
-def _roberta(length: int, **changes: int) -> Workload:
+def roberta(length: int, **changes: int) -> Workload:
     config = RobertaConfig(**changes, max_position_embeddings=514, type_vocab_size=1, num_labels=CLASSES)
     return Workload(
         create=lambda: RobertaForSequenceClassification(config),
@@ -61,11 +61,11 @@ def _roberta(length: int, **changes: int) -> Workload:
 
 TINY_TEXT = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
 WORKLOADS = {
-    "vit-small": _vit("vit_small_patch16_224", 224),
-    "vit-base": _vit("vit_base_patch16_224", 224),
-    "roberta-base": _roberta(128, vocab_size=50265),
-    "tiny-vit": _vit("vit_tiny_patch16_224", 32, img_size=32, embed_dim=32, depth=2, num_heads=2),
-    "tiny-roberta": _roberta(16, **TINY_TEXT),
+    "vit-small": vit("vit_small_patch16_224", 224),
+    "vit-base": vit("vit_base_patch16_224", 224),
+    "roberta-base": roberta(128, vocab_size=50265),
+    "tiny-vit": vit("vit_tiny_patch16_224", 32, img_size=32, embed_dim=32, depth=2, num_heads=2),
+    "tiny-roberta": roberta(16, **TINY_TEXT),
 }
 
 

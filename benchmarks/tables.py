@@ -10,6 +10,7 @@ from capaboost_core.markdown import markdown_table
 DETAILS = {
     "multiply_adds": ("multiply-adds, G an example", lambda value: f"{value / 1e9:,.2f}"),
     "peak_bytes": ("peak memory, MiB", lambda value: f"{value / 2**20:,.1f}"),
+    "held_bytes": ("held for the backward pass, MiB", lambda value: f"{value / 2**20:,.1f}"),
     "trainable_parameters": ("trainable", "{:,}".format),
     "optimizer_bytes": ("AdamW state, bytes", "{:,}".format),
     "file_bytes": ("file, bytes", "{:,}".format),
@@ -19,6 +20,12 @@ DETAILS = {
     "small_ms": ("small products, ms", "{:.1f}".format),
     "small_at_frozen_rate_ms": ("small products at the frozen ones' rate, ms", "{:.1f}".format),
     "copies_ms": ("masked copies, ms", "{:.1f}".format),
+    "bytes_moved": ("bytes moved, GB", lambda value: f"{value / 1e9:,.1f}"),
+    "launch_ms": ("launches, ms", "{:.1f}".format),
+    "memory_ms": ("memory, ms", "{:.1f}".format),
+    "arithmetic_ms": ("arithmetic, ms", "{:.1f}".format),
+    "device_ms": ("device, ms", "{:.1f}".format),
+    "bound": ("bound by", str),
 }
 SHOWN = {
     "peers": "Time of each peer over that of the frozen model",
@@ -48,7 +55,7 @@ def folded(result: dict[str, Any], picture: str | None) -> str:
 def summary(results: list[dict[str, Any]]) -> str:
     """A line for each result that has times of peers: medians and quartiles of the ratios."""
     rows = [("what", "where", *RATIOS)]
-    for result in results:
+    for result in (result for result in results if result["unit"] == "s"):
         found = {(ratio["of"], ratio["to"]): ratio for ratio in result["ratios"] if ratio["figure"] is None}
         cells = [next((_in_short(found[pair]) for pair in pairs if pair in found), "") for pairs in RATIOS.values()]
         if any(cells):
@@ -84,10 +91,13 @@ def _figures(result: dict[str, Any]) -> list[str]:
 def _peers(result: dict[str, Any]) -> str:
     peers = result["peers"]
     shown = {key: title for key, (title, _) in DETAILS.items() if any(key in peer for peer in peers.values())}
-    rows = [("peer", f"median, {result['unit']}", "quartiles", *shown.values())]
+    counted = result["settings"]["repeats"] == 1  # or measured once: no spread
+    heads = [result["unit"]] if counted else [f"median, {result['unit']}", "quartiles"]
+    rows = [("peer", *heads, *shown.values())]
     for name, peer in peers.items():
+        values = [_number(peer["median"])] if counted else [_number(peer["median"]), _quartiles(peer)]
         details = (DETAILS[key][1](peer[key]) if key in peer else "" for key in shown)
-        rows.append((name, _number(peer["median"]), _quartiles(peer), *details))
+        rows.append((name, *values, *details))
     return _table(rows)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,7 @@ from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import Plan, in_prefix
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import checksum
+from capaboost_core.sharing.together import Together
 from capaboost_core.wrappers import named_parameters, unwrap
 
 ALONE = Roles(
@@ -31,6 +32,7 @@ class Injection:
     plan: Plan
     base_model: str
     switched: tuple[tuple[str, str], ...] = ()  # the plan's switches that were off before
+    together: Together | None = field(default=None, compare=False, repr=False)  # its hooks on the model
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
         injection = replace(injection, switched=tuple(off))
         for path, attribute in off:
             setattr(model.get_submodule(path), attribute, True)
-    model.capaboost = injection
+    tied = [weight for layer in layers.values() for weight in layer.tied_weights().values()]
+    model.capaboost = replace(injection, together=Together(model, tied) if tied else None)
     model.register_load_state_dict_pre_hook(_accept_base_checkpoint)
     return model
 

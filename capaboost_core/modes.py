@@ -101,6 +101,8 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
         model.set_submodule(path, layer)
     for path, attribute in injection.switched:
         setattr(model.get_submodule(path), attribute, False)
+    if injection.together:
+        injection.together.remove()
     del model.capaboost
     return model
 

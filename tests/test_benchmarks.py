@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import inference, make_tables, masks, parts, peers, sparse, step, tables, whole_run
+from benchmarks import inference, make_tables, masks, memory, parts, peers, sparse, step, tables, whole_run
 from benchmarks.command import run_command
 from benchmarks.looped import LoopedLinear
 from benchmarks.models import WORKLOADS, logits_of, loss_of
@@ -182,6 +182,7 @@ COMMANDS = {
     "step": (step.main, ["--model", "roberta-base", "--peers", "floor", "capaboost-d2", "looped-d2"]),
     "inference": (inference.main, ["--peers", "base", "capaboost-d2", "capaboost-d2-merged"]),
     "parts": (parts.main, ["--peers", "capaboost-d2"]),
+    "memory": (memory.main, ["--precision", "bf16", "--peers", "floor", "capaboost-d2"]),
     "masks": (masks.main, []),
     "whole_run": (whole_run.main, []),
 }
@@ -205,7 +206,9 @@ def test_command_leaves_a_complete_result(name, tmp_path, monkeypatch):
     if name == "step":
         floor, tied, looped = (peer["multiply_adds"] for peer in result["peers"].values())
         assert floor < tied == looped  # one product of d*r, or d products of r
-    assert len(result["ratios"]) >= {"step": 2, "inference": 2, "parts": 0, "masks": 0, "whole_run": 3}[name]
+    assert (
+        len(result["ratios"]) >= {"step": 2, "inference": 2, "parts": 0, "memory": 1, "masks": 0, "whole_run": 3}[name]
+    )
 
 
 WRONG = {
@@ -242,7 +245,7 @@ def test_without_peft_one_line_names_the_extra(wanted, monkeypatch, capsys):
 def test_tables_fill_their_regions_again_and_again(tmp_path):
     masks.main([*QUICK, "--results", str(tmp_path)])
     page = tmp_path / "page.md"
-    page.write_text((Path(__file__).parents[1] / "docs" / "performance.md").read_text())
+    page.write_text((Path(__file__).parents[1] / "benchmarks" / "results" / "README.md").read_text())
     for _ in range(2):
         make_tables.main(["--results", str(tmp_path), "--page", str(page)])
     text = page.read_text()
@@ -255,8 +258,9 @@ def test_the_summary_has_a_line_for_each_result_with_peers():
     ratios = [ratio | {"to": "peft", "median": 0.95}, ratio | {"to": "floor", "median": 0.96}]
     ratios.append(ratio | {"to": "peft", "median": 0.75, "figure": "file_bytes"})
     settings = {"model": "vit", "batch": 8, "precision": "fp32", "mode": "eager"}
-    step = {"benchmark": "step", "settings": settings, "device": "cpu", "allocator": {}, "ratios": ratios}
-    lines = tables.summary([step, {"benchmark": "masks", "ratios": []}]).splitlines()
+    step = {"benchmark": "step", "settings": settings, "device": "cpu", "allocator": {}, "unit": "s", "ratios": ratios}
+    counted = step | {"benchmark": "memory", "unit": "peak, MiB"}
+    lines = tables.summary([step, counted, {"benchmark": "masks", "unit": "s", "ratios": []}]).splitlines()
     assert len(lines) == 3
     cells = [cell.strip() for cell in lines[2].split("|")][1:-1]
     assert cells[:2] == ["step, vit, batch 8, fp32, eager", "cpu"]

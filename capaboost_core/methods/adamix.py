@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -48,9 +49,10 @@ class ExpertLinear(CapaLinear):
         masks = np.stack([self.masks(config, f"{name}.{expert}") for expert in experts])
         return ExpertWeight(config, masks, fill(empty.new_empty(len(experts), *empty.shape)), fill)
 
-    def factor(self, name: str, training: bool) -> Tensor:
-        copies = super().factor(name, training)
-        return routed(training, copies)[0] if isinstance(getattr(self, f"lora_{name}"), ExpertWeight) else copies
+    def factor(self, name: str, training: bool, dtype: torch.dtype | None) -> Tensor:
+        if not isinstance(getattr(self, f"lora_{name}"), ExpertWeight):
+            return super().factor(name, training, dtype)
+        return routed(training, super().factor(name, training, None))[0]  # the mean is taken before it is lowered
 
 
 @register_method("adamix-lora", capaboost_adamix_lora=TIED, adamix_lora=PLAIN)

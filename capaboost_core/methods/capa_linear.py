@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from capaboost_core.adapted import Product, dropout_of, empty_like_weight, products_of
 from capaboost_core.mergeable import Mergeable
 from capaboost_core.methods.bottleneck import Filler
-from capaboost_core.methods.fused import incremented_linear
+from capaboost_core.methods.fused import incremented_linear, precision
 from capaboost_core.methods.scaled import Scaled
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
@@ -84,16 +84,17 @@ class Incremented(Mergeable):
         if sums is not None:
             return F.linear(x, sums.weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None
-        return incremented_linear(x, self.matrix, self.bias, self.slices, *self.factors(), self.scaling, dropped)
+        factors = self.factors(dtype=precision(x))
+        return incremented_linear(x, self.matrix, self.bias, self.slices, *factors, self.scaling, dropped)
 
-    def factors(self, training: bool | None = None) -> tuple[Tensor, Tensor]:
-        """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths)."""
+    def factors(self, training: bool | None = None, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths); see `TiedWeight.copies`."""
         training = self.training if training is None else training
-        return self.factor("A", training).flatten(0, 2), self.factor("B", training).flatten(0, 1)
+        return self.factor("A", training, dtype).flatten(0, 2), self.factor("B", training, dtype).flatten(0, 1)
 
-    def factor(self, name: str, training: bool) -> Tensor:
+    def factor(self, name: str, training: bool, dtype: torch.dtype | None) -> Tensor:
         """The copies of A (slices, d, r, in), or of B^T (d, r, widths)."""
-        return getattr(self, f"lora_{name}").copies(training)
+        return getattr(self, f"lora_{name}").copies(training, dtype)
 
     def factors_by_slice(self) -> list[tuple[Tensor, Tensor]]:
         """A (d*r, in) and s * B (width, d*r) of each slice, as evaluation sees them."""

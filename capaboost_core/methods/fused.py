@@ -37,12 +37,12 @@ def incremented_linear(
         scaling: The factor of the increments.
         dropped: What the increments see in place of x, if that is not x.
     """
-    dtype = _precision(x)
+    dtype = precision(x)
     dropped = dropped if dropped is None else dropped.to(dtype)
     return _IncrementedLinear.apply(x.to(dtype), dropped, weight, bias, slices, a.to(dtype), b.to(dtype), scaling)
 
 
-def _precision(x: Tensor) -> torch.dtype:
+def precision(x: Tensor) -> torch.dtype:
     """What a linear layer computes in; autocast lets double precision be."""
     device = x.device.type
     if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):  # the meta device has none

@@ -75,10 +75,11 @@ class LearnedMaskWeight(FirstValues, Borrower):
         pairs = zip(self.scores.detach().abs().split(self.parts, -1), self.ones, strict=True)
         return torch.cat([_largest(part, ones) for part, ones in pairs], -1)
 
-    def copies(self, training: bool | None = None) -> Tensor:
-        """The views (..., d, r, width), the same in training or not."""
+    def copies(self, training: bool | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The views (..., d, r, width), the same in training or not; by default in the precision of the prototype."""
         magnitude = self.scores.abs()
-        return self.prototype.unsqueeze(-3) * (self.masks() + (magnitude - magnitude.detach()))
+        views = self.prototype.unsqueeze(-3) * (self.masks() + (magnitude - magnitude.detach()))
+        return views.to(dtype or views.dtype)
 
 
 def _largest(values: Tensor, ones: int) -> Tensor:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from capaboost_core.sharing.together import copies
+
 if TYPE_CHECKING:
     from capaboost_core.sharing.settings import Tying
 
@@ -73,11 +75,17 @@ class TiedWeight(nn.Module):
         """The ones of all masks; of masks that are redrawn in training their mean, which evaluation has densely."""
         return round((1 - self.dropped if self.training else 1.0) * self.ones)
 
-    def copies(self, training: bool | None = None) -> Tensor:
-        """The d masked views of the weight, (..., d, r, width); as in training or not, by default as the module is."""
+    def copies(self, training: bool | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The d masked views of the weight, (..., d, r, width).
+
+        Args:
+            training: Whether masks that are redrawn in training are redrawn; by default as the module is.
+            dtype: By default that of the parameter.
+        """
+        dtype = dtype or self.packed.dtype
         if not self.unmasked:
-            return _Spread.apply(self.packed, self.bits, self.flags)
-        dense = self.packed.view(self.bits.shape).unsqueeze(-3)
+            return copies(self, dtype)
+        dense = self.packed.to(dtype).view(self.bits.shape).unsqueeze(-3)
         dense = dense.expand(*dense.shape[:-3], self.num_tied, -1, -1)
         return self._redrawn(dense, self.training if training is None else training) if self.dropped else dense
 
@@ -121,31 +129,3 @@ class TiedWeight(nn.Module):
 def column(packed: Tensor) -> Tensor:
     """The packed entries as (kept, 1); files of version 0.1.0 hold a vector."""
     return packed.unsqueeze(1) if packed.ndim == 1 else packed
-
-
-class _Spread(torch.autograd.Function):
-    """From the packed entries to the stacked masked views; the gradient sums over the views.
-
-    For the backward pass it holds nothing but the bits, which the module holds anyway.
-    """
-
-    @staticmethod
-    def forward(ctx, packed, bits, flags):
-        ctx.save_for_backward(bits, flags)
-        ctx.kept = packed.numel()
-        dense = packed.new_zeros(bits.shape).masked_scatter_(bits.bool(), packed)
-        return dense.unsqueeze(-3) * _masks(bits, flags)
-
-    @staticmethod
-    def backward(ctx, grad):
-        bits, flags = ctx.saved_tensors
-        dense = (grad * _masks(bits, flags)).sum(-3).flatten()
-        # A running count numbers the kept entries from 1. One that is not kept adds its zero to the one before it:
-        # no branch, and no list of places, whose length the host would have to wait for.
-        place = bits.flatten().bool().cumsum(0)
-        return dense.new_zeros(ctx.kept + 1).scatter_add_(0, place, dense)[1:].unsqueeze(1), None, None
-
-
-def _masks(bits: Tensor, flags: Tensor) -> Tensor:
-    """The d masks (..., d, r, width) as bytes of 0 and 1, far faster on a CPU than booleans."""
-    return (bits.unsqueeze(-3) & flags).sign()

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.fake_cuda import fake_cuda
 from capaboost_core import merge, trainable_parameters
 from capaboost_core.inject import adapted_layers
 from capaboost_core.methods.consistency import disagreement
 from capaboost_core.weight_decay import weight_decay_groups
 from tests.compatibility.models import drawn, logits
-from tests.fake_cuda import OnDevice, fake_cuda
+from tests.fake_cuda import OnDevice
 from tests.methods.cases import adapted, settings, trained
 from tests.methods.mixtures import ROWS, WIDTH, adapter_of, biases, matrices, seen
 
@@ -121,13 +122,13 @@ def test_the_objective_is_the_loss_and_the_disagreement_of_a_second_pass(kind):
         seen_logits.append(logits(model))
         return F.cross_entropy(seen_logits[-1], batch)
 
-    config = settings("adamix", consistency=0.7)
+    config, hooks = settings("adamix", consistency=0.7), dict(model._forward_hooks)
     torch.manual_seed(0)
     found = config.objective(loss_of, model, batch)
     first, second = seen_logits
     assert not torch.equal(first, second)
     torch.testing.assert_close(found, F.cross_entropy(first, batch) + 0.7 * disagreement(first, second))
-    assert not model._forward_hooks
+    assert model._forward_hooks == hooks
     settings("adamix", consistency=0.0).objective(loss_of, model, batch)
     assert len(seen_logits) == 3
 
