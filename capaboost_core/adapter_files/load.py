@@ -98,8 +98,9 @@ def _fitting(adapter: Adapter, parameters: dict[str, nn.Parameter]) -> dict[str,
     fitting = {}
     for name, parameter in parameters.items():
         tensor, shape = tensors[name], parameter.shape
-        if tensor.dtype not in FLOATING:
-            raise UserError(f"{path}: {name} is {tensor.dtype}; save the adapter with floating values")
+        if tensor.dtype not in (FLOATING if parameter.is_floating_point() else (parameter.dtype,)):
+            wanted = "floating values" if parameter.is_floating_point() else "the integers that it was trained with"
+            raise UserError(f"{path}: {name} is {tensor.dtype}; save the adapter with {wanted}")
         if name.endswith(".packed") and max(tensor.shape, default=0) == tensor.numel() == shape.numel():
             tensor = tensor.reshape(shape)  # a list of entries is stored as (n,) or (n, 1)
         if tensor.shape != shape:

@@ -3,6 +3,7 @@
 
 from capaboost_core.methods import (
     lora,
+    allocated_lora,
     padapter,
     hadapter,
     prefix,

@@ -46,10 +46,10 @@ class Incremented(Mergeable):
         self.scaling, self.dropout, self.drops = config.scale, dropout_of(config.dropout), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
         self.widths = [stop - start for start, stop in self.slices]
-        bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
-        a = empty_like_weight(base.weight, len(self.slices), config.r, self.in_features)
+        self.bound = bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
+        a = empty_like_weight(base.weight, len(self.slices), config.rows, self.in_features)
         self.lora_A = self.make_factor(config, "A", a, partial(nn.init.uniform_, a=-bound, b=bound))
-        b = empty_like_weight(base.weight, config.r, sum(self.widths))
+        b = empty_like_weight(base.weight, config.rows, sum(self.widths))
         self.lora_B = self.make_factor(config, "B", b, nn.init.zeros_)
         self.allow_merging()
         self.train(base.training)
@@ -62,9 +62,9 @@ class Incremented(Mergeable):
     def masks(self, config: Scaled, name: str) -> np.ndarray:
         """Of the factor "A" or "B"; names that go on from there have masks of their own."""
         if name.startswith("A"):
-            shape = (config.r, self.in_features)
+            shape = (config.rows, self.in_features)
             return np.stack([mask_bits(config, self.path, f"{name}.{i}", shape) for i in range(len(self.slices))])
-        shapes = [(width, config.r) for width in self.widths]
+        shapes = [(width, config.rows) for width in self.widths]
         return np.concatenate([mask_bits(config, self.path, f"{name}.{i}", s).T for i, s in enumerate(shapes)], axis=1)
 
     @property

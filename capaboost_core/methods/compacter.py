@@ -16,15 +16,17 @@ from capaboost_core.methods.kronecker_adapter import KroneckerAdapter
 from capaboost_core.methods.registry import register_method
 from capaboost_core.plan import Plan
 from capaboost_core.roles import Roles
+from capaboost_core.sharing.settings import PLAIN, TIED, Tying
 
 
-@register_method("compacter")
-class Compacter(Method):
+@register_method("compacter", capaboost_compacter=TIED, compacter=PLAIN)
+class Compacter(Tying, Method):
     """An adapter of Kronecker products after each attention and each feed-forward part; all share the small factors.
 
     Per adapter 2 * phm_rank * (width + r) + r + width parameters, and phm_dim^3 once (arXiv 2106.04647). The defaults
     are the authors' for T5-base, whose width / 32 is 24, run with a learning rate of 3e-3 (rabeehk/compacter
     seq2seq/configs/compacter.json@e123daa). They train the norms too, which stay frozen here: 0.021 of their 0.073 %.
+    Tied, the other factors have d masked views each, and the small ones stay whole.
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: AdapterLinear}
@@ -62,7 +64,7 @@ class Compacter(Method):
         for name, size in (("r", self.r), (f"the width of {path}", width)):
             if size % self.phm_dim:
                 raise UserError(f"method {self.name}: {name} is {size}, no multiple of phm_dim {self.phm_dim}")
-        return KroneckerAdapter(self, width, weight)
+        return KroneckerAdapter(self, path, width, weight)
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """All layers read the slow weights of the first."""
@@ -73,7 +75,7 @@ class Compacter(Method):
         return layers
 
 
-@register_method("compacter++")
+@register_method("compacter++", **{"capaboost-compacter++": TIED, "compacter++": PLAIN})
 class CompacterPlusPlus(Compacter):
     """Compacter after the feed-forward parts alone."""
 

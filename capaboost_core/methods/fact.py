@@ -17,9 +17,10 @@ from capaboost_core.methods.fact_layer import FactLinear, Inner, Outer
 from capaboost_core.methods.registry import register_method
 from capaboost_core.plan import Plan
 from capaboost_core.roles import MATRICES, Roles
+from capaboost_core.sharing.settings import PLAIN, TIED, Tying
 
 
-class FacT(Method):
+class FacT(Tying, Method):
     """W + scale * V S U, with U (r, width) and V (width, r) for the whole model and an S (r, r) for each matrix.
 
     The matrices are those of (width, width) that q, k, v, o, f1 and f2 consist of: 12 a block of a ViT, 4 of them in
@@ -27,7 +28,7 @@ class FacT(Method):
 
     V starts at zero and U from U(-1/sqrt(width), 1/sqrt(width)). Places, first values, dropout and the scale of 1 are
     those of the authors' code (JieShibo/PETL-ViT FacT/fact_tt.py:60-128, fact_tk.py:59-136 at 026e4f1), which takes a
-    scale of 0.01 to 100 by the task.
+    scale of 0.01 to 100 by the task. Tied, V and U have d masked views each, with one S between.
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: FactLinear}
@@ -37,6 +38,11 @@ class FacT(Method):
 
     scale: float = Field(1.0, gt=0, description="The increments are scaled by it.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a value between S and V in training.")
+
+    @property
+    def least_entries(self) -> float:
+        """A share of r entries, for layers of width 1."""
+        return self.r * self.density
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """The matrices of all blocks.
@@ -55,7 +61,7 @@ class FacT(Method):
         layers = super().make_layers(modules, plan)
         first = next(iter(layers.values()))
         width = first.in_features
-        first.outer = outer = Outer(self.r, width, first.weight, self.core)
+        first.outer = outer = Outer(self, first.path, width, first.weight)
         pieces = {path: tuple(-(-size // width) for size in layer.weight.shape) for path, layer in layers.items()}
         total = sum(n * m for n, m in pieces.values())
         for path, layer in layers.items():
@@ -67,7 +73,7 @@ class FacT(Method):
         raise NotImplementedError
 
 
-@register_method("fact-tt")
+@register_method("fact-tt", capaboost_fact_tt=TIED, fact_tt=PLAIN)
 class FacTTT(FacT):
     """Tensor train: S is trained itself, from U(-1/sqrt(m r), 1/sqrt(m r)) where m pieces of the input meet in it."""
 
@@ -79,7 +85,7 @@ class FacTTT(FacT):
         return n * self.r, m * self.r, 1 / math.sqrt(m * self.r)
 
 
-@register_method("fact-tk")
+@register_method("fact-tk", capaboost_fact_tk=TIED, fact_tk=PLAIN)
 class FacTTK(FacT):
     """Tucker: S is a sum of the slices of a core (r, r, r), shared too, with r weights for each matrix.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,25 +14,28 @@ from capaboost_core.adapted import Product, dropout_of, empty_like_weight
 from capaboost_core.first_values import FirstValues
 from capaboost_core.mergeable import Mergeable
 from capaboost_core.plan import Target
+from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.tied import TiedWeight
 
 if TYPE_CHECKING:
     from capaboost_core.methods.fact import FacT
 
 
 class Outer(FirstValues):
-    """What all layers share: U (r, width) and V (width, r), and with `core` Tucker's core C (r, r, r)."""
+    """What all layers share: tied U (r, width) and V^T (r, width), and with `core` Tucker's core C (r, r, r)."""
 
-    def __init__(self, r: int, width: int, weight: Tensor, core: bool):
+    def __init__(self, config: FacT, path: str, width: int, weight: Tensor):
         super().__init__()
-        self.u = nn.Parameter(empty_like_weight(weight, r, width))
-        self.v = nn.Parameter(empty_like_weight(weight, width, r))
-        self.register_parameter("core", nn.Parameter(empty_like_weight(weight, r, r, r)) if core else None)
+        r, bound = config.r, 1 / math.sqrt(width)
+        fill = partial(nn.init.uniform_, a=-bound, b=bound)
+        empty = empty_like_weight(weight, r, width)
+        self.v = TiedWeight(config, mask_bits(config, path, "v", (width, r)).T, torch.zeros_like(empty))
+        self.u = TiedWeight(config, mask_bits(config, path, "u", (r, width)), fill(empty), fill)
+        core = nn.Parameter(empty_like_weight(weight, r, r, r)) if config.core else None
+        self.register_parameter("core", core)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        bound = 1 / math.sqrt(self.u.shape[1])
-        nn.init.uniform_(self.u, -bound, bound)
-        nn.init.zeros_(self.v)
         if self.core is not None:
             nn.init.xavier_uniform_(self.core)
 
@@ -56,7 +60,8 @@ class FactLinear(Mergeable, nn.Linear):
     """x W^T + b + scale * increment(x), for a W of n * m matrices (width, width) side by side.
 
     Each of the m pieces of x goes through U to r values, these m * r through S to n * r, and each r of these through
-    V to one of the n pieces of the output.
+    V to one of the n pieces of the output. With d masked views of U and V a matrix gets sum_i (V * mv_i) S (U * mu_i),
+    of rank d * r.
 
     Args:
         base: The frozen layer to adopt.
@@ -96,21 +101,26 @@ class FactLinear(Mergeable, nn.Linear):
     def increment(self, x: Tensor) -> Tensor:
         """The increment's product with x (..., in), without the scale."""
         (outer,), (n, m) = self.shared, self.pieces
-        u, s, v = (factor.to(x.dtype) for factor in (outer.u, self.matrices(), outer.v))
-        x = F.pad(x, (0, m * u.shape[1] - self.in_features)).unflatten(-1, (m, -1))
-        hidden = self.dropout(F.linear(F.linear(x, u).flatten(-2), s))
-        return F.linear(hidden.unflatten(-1, (n, -1)), v).flatten(-2)[..., : self.out_features]
+        u, s, v = (factor.to(x.dtype) for factor in (outer.u.copies(), self.matrices(), outer.v.copies()))
+        x = F.pad(x, (0, m * u.shape[-1] - self.in_features)).unflatten(-1, (m, -1))
+        pieces = F.linear(x, u.flatten(0, 1)).unflatten(-1, (len(u), -1)).transpose(-2, -3).flatten(-2)
+        hidden = self.dropout(F.linear(pieces, s)).unflatten(-1, (n, -1)).transpose(-2, -3).flatten(-2)
+        return (hidden @ v.flatten(0, 1)).flatten(-2)[..., : self.out_features]
 
     def summed(self) -> tuple[Tensor, None]:
         (outer,), (n, m) = self.shared, self.pieces
         s = self.matrices().unflatten(0, (n, -1)).unflatten(2, (m, -1))
-        whole = torch.einsum("or,nrms,si->nomi", outer.v, s, outer.u).flatten(2).flatten(0, 1)
+        u, v = outer.u.copies(False), outer.v.copies(False)
+        whole = torch.einsum("dro,nrms,dsi->nomi", v, s, u).flatten(2).flatten(0, 1)
         increment = self.scale * whole[: self.out_features, : self.in_features]
         return (self.weight + increment).to(self.weight.dtype), None
 
     def products(self, needs_gradient: bool) -> list[Product]:
         """With U, S and V; making S of a core is no matter of rows."""
         (outer,), (n, m) = self.shared, self.pieces
-        (r, width), trains = outer.u.shape, self.inner.s.requires_grad
-        sizes = ((m * r * width, needs_gradient), (n * m * r * r, True), (n * r * width, True))
-        return [Product(size, size, trains, needed) for size, needed in sizes]
+        u, v, s = outer.u, outer.v, outer.u.num_tied * n * m * outer.u.bits.shape[0] ** 2
+        return [
+            Product(m * u.executed, m * u.kept, u.trains, needs_gradient),
+            Product(s, s, self.inner.s.requires_grad, True),
+            Product(n * v.executed, n * v.kept, v.trains, True),
+        ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, Product, dropout_of, empty_like_weight
+from capaboost_core.adapted import Adapted, Product, dropout_of, empty_like_weight, products_of
 from capaboost_core.errors import UserError
 from capaboost_core.first_values import FirstValues
 from capaboost_core.mergeable import Mergeable
@@ -19,40 +21,59 @@ from capaboost_core.methods.registry import register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
 from capaboost_core.settings.base import refuse
+from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.settings import PLAIN, TIED, Tying
+from capaboost_core.sharing.tied import TiedWeight
 
 
 class LinearBottleneck(FirstValues):
-    """scale * (U dropout(D x + c) + e), U in diagonal blocks; D starts with Xavier's bound, all else at zero."""
+    """scale * (sum_i (U * mu_i) dropout((D * md_i) x + c) + e), U in diagonal blocks.
 
-    def __init__(self, config: RepAdapter, weight: Tensor):
+    D starts with Xavier's bound, all else at zero. The bias c is seen by every copy, e is added once.
+
+    Args:
+        config: The method's configuration.
+        path: Module path that keys the masks.
+        weight: A frozen weight (.., width), which gives device and precision.
+    """
+
+    def __init__(self, config: RepAdapter, path: str, weight: Tensor):
         super().__init__()
-        width, groups = weight.shape[1], config.groups
-        self.down = nn.Parameter(empty_like_weight(weight, config.r, width))
-        self.down_bias = nn.Parameter(empty_like_weight(weight, config.r))
-        self.up = nn.Parameter(empty_like_weight(weight, groups, width // groups, config.r // groups))
+        width, groups, r = weight.shape[1], config.groups, config.r
+        bound = math.sqrt(6 / (r + width))
+        fill = partial(nn.init.uniform_, a=-bound, b=bound)
+        down, up = mask_bits(config, path, "down", (r, width)), (groups, width // groups, r // groups)
+        self.down = TiedWeight(config, down, fill(empty_like_weight(weight, r, width)), fill)
+        up = mask_bits(config, path, "up", up).swapaxes(1, 2)  # the rank comes first
+        self.up = TiedWeight(config, up, nn.init.zeros_(empty_like_weight(weight, *up.shape)))
+        self.down_bias = nn.Parameter(empty_like_weight(weight, r))
         self.up_bias = nn.Parameter(empty_like_weight(weight, width))
         self.scale, self.dropout = config.scale, dropout_of(config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.down)
-        for parameter in (self.down_bias, self.up, self.up_bias):
-            nn.init.zeros_(parameter)
+        for bias in (self.down_bias, self.up_bias):
+            nn.init.zeros_(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., width) -> (..., width)."""
-        down, c, up, e = (p.to(x.dtype) for p in (self.down, self.down_bias, self.up, self.up_bias))
-        hidden = self.dropout(F.linear(x, down, c)).unflatten(-1, (len(up), -1))
-        wide = (up @ hidden.unsqueeze(-1)).flatten(-3)
-        return self.scale * (wide + e).to(x.dtype)
+        down, up = self.down.copies().to(x.dtype), self.up.copies().to(x.dtype)  # (d, r, width), (groups, d, r, width)
+        c, e = self.down_bias.to(x.dtype).repeat(len(down)), self.up_bias.to(x.dtype)
+        hidden = self.dropout(F.linear(x, down.flatten(0, 1), c)).unflatten(-1, (len(down), len(up), -1))
+        wide = hidden.transpose(-2, -3).flatten(-2).unsqueeze(-2) @ up.flatten(1, 2)
+        return self.scale * (wide.flatten(-3) + e).to(x.dtype)
+
+    def wide(self) -> Tensor:
+        """The copies of U with its blocks in place, (d, width, r), as evaluation sees them."""
+        return torch.stack([torch.block_diag(*copy.mT) for copy in self.up.copies(False).unbind(1)])
 
     def matrix(self) -> Tensor:
         """What it multiplies x by, (width, width)."""
-        return self.scale * torch.block_diag(*self.up) @ self.down
+        return self.scale * (self.wide() @ self.down.copies(False)).sum(0)
 
     def constant(self) -> Tensor:
         """What it adds for any x, (width)."""
-        return self.scale * (torch.block_diag(*self.up) @ self.down_bias + self.up_bias)
+        return self.scale * (self.wide().sum(0) @ self.down_bias + self.up_bias)
 
 
 class RepLinear(Mergeable, nn.Linear):
@@ -83,23 +104,22 @@ class RepLinear(Mergeable, nn.Linear):
         return super().forward(x + self.shared[0](x) if self.enabled else x)
 
     def summed(self) -> tuple[Tensor, Tensor]:
-        (bottleneck,), weight = self.shared, self.weight.to(self.shared[0].down.dtype)
+        (bottleneck,), weight = self.shared, self.weight.to(self.shared[0].down_bias.dtype)
         bias = self.bias + weight @ bottleneck.constant()
         return (weight + weight @ bottleneck.matrix()).to(self.weight.dtype), bias.to(self.bias.dtype)
 
     def products(self, needs_gradient: bool) -> list[Product]:
         (bottleneck,) = self.shared
-        sizes = ((bottleneck.down.numel(), needs_gradient), (bottleneck.up.numel(), True))
-        return [Product(size, size, bottleneck.down.requires_grad, needed) for size, needed in sizes]
+        return products_of([[bottleneck.down], [bottleneck.up]], needs_gradient)
 
 
-@register_method("repadapter")
-class RepAdapter(Method):
+@register_method("repadapter", capaboost_repadapter=TIED, repadapter=PLAIN)
+class RepAdapter(Tying, Method):
     """x + scale * (U dropout(D x + c) + e) in place of what attention and feed-forward part read, U in groups.
 
     Where q, k and v are apart, they read the same: one bottleneck for the three. Places, groups, dropout, width, scale
     and first values are those of the authors' code (luogen1996/RepAdapter repadapter.py:21-24, 147-172, 223-230,
-    train.py:79 at 360992f), which takes a scale of 0.1 to 10 by the task.
+    train.py:79 at 360992f), which takes a scale of 0.1 to 10 by the task. Tied, d bottlenecks are masked views of one.
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: RepLinear}
@@ -121,6 +141,11 @@ class RepAdapter(Method):
     def budget_step(self) -> int:
         return self.groups
 
+    @property
+    def least_entries(self) -> float:
+        """A share of r entries, for layers of width 1."""
+        return self.r * self.density
+
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """What reads the inputs: q, k, v and f1."""
         return Plan(roles.targets(("q", "k", "v", "f1"), whole=True), roles.head, roles.switches)
@@ -133,6 +158,6 @@ class RepAdapter(Method):
                 raise UserError(f"groups is {self.groups}, but {path} reads {width} values; type a divisor of that")
             owner = owners.setdefault(path.rpartition(".")[0], layer)
             if owner is layer:
-                owner.bottleneck = LinearBottleneck(self, layer.weight)
+                owner.bottleneck = LinearBottleneck(self, path, layer.weight)
             layer.give(owner.bottleneck)
         return layers

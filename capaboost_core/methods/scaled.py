@@ -80,6 +80,11 @@ class Scaled(Tying, Method):
         return 1.0 if self.alpha is None else self.alpha / self.r
 
     @property
+    def rows(self) -> int:
+        """Rows of A, and columns of B, that a layer has places for."""
+        return self.r
+
+    @property
     def least_entries(self) -> float:
         """A share of r entries, for layers of width 1."""
         return self.r * self.density

@@ -19,7 +19,13 @@ from capaboost_core.settings.base import hint
 from capaboost_core.sharing.settings import Tying
 
 BACKWARD = ("backward", "tied_backward")  # operators of a step's backward pass
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+}
 
 
 @dataclass(frozen=True)
@@ -130,13 +136,18 @@ def adapter_file_bytes(parameters: dict[str, nn.Parameter]) -> int:
     """Bytes of the file that `save_adapter` writes, from the format alone: no weights are needed.
 
     A safetensors file is 8 bytes of length, a JSON header filled up to a multiple of 8, and the data,
-    ordered by falling size of the entries and then by name.
+    ordered by falling size of the entries, integers last, and then by name.
     """
     header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "mask_checksum": "0" * 64}}
     offset = 0
-    for name, p in sorted(parameters.items(), key=lambda item: (-item[1].element_size(), item[0])):
+    for name, p in sorted(parameters.items(), key=_place_in_file):
         size = p.numel() * p.element_size()
         header[name] = {"dtype": DTYPES[p.dtype], "shape": list(p.shape), "data_offsets": [offset, offset + size]}
         offset += size
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + -(-length // 8) * 8 + offset
+
+
+def _place_in_file(item: tuple[str, nn.Parameter]) -> tuple[int, bool, str]:
+    name, parameter = item
+    return -parameter.element_size(), not parameter.is_floating_point(), name

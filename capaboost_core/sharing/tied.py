@@ -57,6 +57,11 @@ class TiedWeight(nn.Module):
         self._place({"bits": torch.from_numpy(np.ascontiguousarray(masks)), "flags": torch.from_numpy(flags)})
 
     @property
+    def held(self) -> nn.Parameter:
+        """A parameter that the module registers, which says where it is."""
+        return self.packed
+
+    @property
     def trains(self) -> bool:
         return self.packed.requires_grad
 
@@ -96,10 +101,10 @@ class TiedWeight(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TiedWeight:
         """Masks keep their values over every move: `to_empty` and the meta device would lose them."""
-        masks, was_meta = self.masks or {"bits": self.bits, "flags": self.flags}, self.packed.is_meta
+        masks, was_meta = self.masks or {"bits": self.bits, "flags": self.flags}, self.held.is_meta
         super()._apply(fn, recurse)
         self._place(masks)
-        if was_meta and not self.packed.is_meta:
+        if was_meta and not self.held.is_meta:
             self.reset_parameters()
         return self
 
@@ -111,10 +116,10 @@ class TiedWeight(nn.Module):
         self._place(self.masks or {})
 
     def _place(self, masks: dict[str, Tensor]) -> None:
-        """Put the masks on the device of `packed`; on the meta device their values are kept separately."""
+        """Put the masks where the module is; on the meta device their values are kept separately."""
         for name, mask in masks.items():
-            setattr(self, name, mask.to(self.packed.device))
-        self.masks = {name: mask.cpu() for name, mask in masks.items()} if self.packed.is_meta else None
+            setattr(self, name, mask.to(self.held.device))
+        self.masks = {name: mask.cpu() for name, mask in masks.items()} if self.held.is_meta else None
 
     def extra_repr(self) -> str:
         shape = tuple(self.bits.shape)

@@ -16,11 +16,12 @@ R, WIDTH, DEPTH = 4, 16, 2
 BOTTLENECK = (2 * R * WIDTH, R + WIDTH)
 N = 4  # Compacter's Kronecker products of a sum
 UNIPELT = 2 * (10 + 48) * WIDTH  # prefix and bottleneck
-COMPACTER = N * (WIDTH // N + R // N) + R + N * (R // N + WIDTH // N) + WIDTH
+COMPACTER = 2 * (WIDTH + R)  # entries of the factors of both projections
 # (in, out) of the layers of a block that peft adapts, by kind: a fused qkv as a whole; q and v apart. Then those that
 # (IA)^3 scales: their outputs, and the inputs of the last.
 SHAPES = {"vit": [(WIDTH, 3 * WIDTH)], "bert": [(WIDTH, WIDTH)] * 2}
 GAINS = {"vit": 3 * WIDTH + 4 * WIDTH, "bert": 2 * WIDTH + 24}
+OUTER = 2 * R * WIDTH // DEPTH  # FacT's U and V, a share of a block
 START, BASES = 6, WIDTH // R  # AdaLoRA's rank at first, 1.5 r; RandLoRA's number of bases
 KRONECKER = {(16, 16): 4 * 4 + 4 * 4, (16, 48): 6 * 4 + 8 * 4}  # LoKr's two factors of the most nearly square shapes
 
@@ -47,14 +48,15 @@ VIT_OUTPUTS, BERT_OUTPUTS = (4 + 4 + 1 + 2) * WIDTH, 4 * WIDTH + 24 + WIDTH + 2 
 # whole model has once. Where the kinds of model differ, by kind.
 ADDED = {
     "lora": (2 * (R * WIDTH + WIDTH * R), 0),  # q and v
+    "lora-allocated": (2 * 2 * (R * WIDTH + WIDTH * R), 0),  # twice the places
     "padapter": BOTTLENECK,
     "hadapter": (2 * BOTTLENECK[0], 2 * BOTTLENECK[1]),
     "adaptformer": BOTTLENECK,
     "vpt-deep": (R * WIDTH, 0),
     "vpt-shallow": (R * WIDTH // DEPTH, 0),
     "prefix": (2 * R * WIDTH, 0),  # keys and values
-    "compacter": (0, 2 * COMPACTER, N**3),
-    "compacter++": (0, COMPACTER, N**3),
+    "compacter": (2 * COMPACTER, 2 * (R + WIDTH), N**3),
+    "compacter++": (COMPACTER, R + WIDTH, N**3),
     "adakron": (WIDTH * (4 + R // 4 + R), 4 + R // 4 + WIDTH),
     "madakron": (WIDTH * (2 * (4 + R // 4) + R), 2 * (4 + R // 4) + WIDTH),
     "madakron-partial": (WIDTH * (2 * 4 + R // 4 + R), 2 * 4 + R // 4 + WIDTH),
@@ -71,9 +73,9 @@ ADDED = {
     **{method: {kind: (0, entries(kind)) for kind in SHAPES} for method, entries in PEFT.items()},
     # Beside the blocks: the embedding of patches and the last norm, or the embeddings' norm, and biases of the pooler.
     # A core or matrices for 12 square matrices of a ViT's block; BERT's f1 and f2 count as two each.
-    "fact-tt": {"vit": (0, 12 * R**2, 2 * R * WIDTH), "bert": (0, 8 * R**2, 2 * R * WIDTH)},
-    "fact-tk": {"vit": (0, 12 * R, 2 * R * WIDTH + R**3), "bert": (0, 8 * R, 2 * R * WIDTH + R**3)},
-    "repadapter": (0, 2 * (R * WIDTH + R + R * WIDTH // 2 + WIDTH)),  # two groups
+    "fact-tt": {"vit": (OUTER, 12 * R**2), "bert": (OUTER, 8 * R**2)},
+    "fact-tk": {"vit": (OUTER, 12 * R, R**3), "bert": (OUTER, 8 * R, R**3)},
+    "repadapter": (2 * (R * WIDTH + R * WIDTH // 2), 2 * (R + WIDTH)),  # two groups
     "ssf": {"vit": (0, 2 * VIT_OUTPUTS, 4 * WIDTH), "bert": (0, 2 * BERT_OUTPUTS, 2 * WIDTH)},
     "hadamard": (0, 4 * WIDTH),
     "bitfit": {"vit": (0, VIT_OUTPUTS, 2 * WIDTH), "bert": (0, BERT_OUTPUTS, 2 * WIDTH)},
@@ -112,6 +114,11 @@ def settings(preset: str, **changes) -> Method:
     return config.replace(**known)
 
 
+def rows_at_first(config: Method) -> slice:
+    """Of the rows of its tied weights those that have entries before training."""
+    return slice(R if "max_r" in type(config).model_fields else None)
+
+
 def put_in(model: nn.Module, config: Method) -> nn.Module:
     return (capaboost_text if hasattr(model, "config") else capaboost_vision).inject(model, config)
 
@@ -125,6 +132,8 @@ def trained(preset: str, kind: str, **changes) -> nn.Module:
     model = adapted(preset, kind, **changes)
     with torch.no_grad():
         for name, parameter in own_parameters(adapted_layers(model)).items():
+            if not parameter.is_floating_point():
+                continue  # the places of entries
             parameter.copy_(drawn(name, tuple(parameter.shape), 0.2))
     return model
 

@@ -11,26 +11,34 @@ from capaboost_core.inject import adapted_layers
 from capaboost_core.methods import resolve_config
 from tests.compatibility.models import base, drawn
 from tests.methods.cases import DEPTH, WIDTH, R, adapted, out, put_in, trained
+from tests.methods.tied_by_hand import views
 
 PRESETS = pytest.mark.parametrize(("preset", "each"), [("compacter", 2), ("compacter++", 1)])
 
 
 def kronecker_sum(slow, left, right):
-    """sum_i A_i kron (s_i t_i), as (in, out); s_i is (in / n, k), t_i (k, out / n)."""
-    return sum(torch.kron(a, s.T @ t) for a, s, t in zip(slow, left, right, strict=True))
+    """sum_ij A_i kron (s_ij t_ij), as (in, out), over views j; s_ij is (in / n, k), t_ij (k, out / n)."""
+    pairs = list(zip(left, right, strict=True))
+    return sum(torch.kron(a, s[i].T @ t[i]) for i, a in enumerate(slow) for s, t in pairs)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_both_projections_are_sums_of_kronecker_products(n, rank):
-    config = resolve_config("compacter").replace(r=8, phm_dim=n, phm_rank=rank)
+@pytest.mark.parametrize("preset", ["compacter", "capaboost-compacter"])
+def test_both_projections_are_sums_of_kronecker_products(preset, n, rank):
+    config = resolve_config(preset).replace(r=8, phm_dim=n, phm_rank=rank)
     adapter = config.make_adapter("somewhere", 12, torch.zeros(1, dtype=torch.float64))
     with torch.no_grad():
         for name, parameter in adapter.named_parameters():
             parameter.copy_(drawn(name, tuple(parameter.shape), 1.0))
     h = drawn("h", (5, 3, 12), 1.0).double().requires_grad_()
-    down = kronecker_sum(adapter.slow, adapter.down_left, adapter.down_right)
-    up = kronecker_sum(adapter.slow, adapter.up_left, adapter.up_right)
+    tied = {name: getattr(adapter, name) for name in ("down_left", "down_right", "up_left", "up_right")}
+    for weight in tied.values():
+        assert all(map(torch.equal, weight.copies().unbind(1), views(weight)))
+    down, up = (
+        kronecker_sum(adapter.slow, *(tied[f"{name}_{side}"].copies().unbind(1) for side in ("left", "right")))
+        for name in ("down", "up")
+    )
     assert torch.linalg.matrix_rank(adapter.slow[0]) == n  # else a kron tells little
     expected = F.gelu(h @ down + adapter.down_bias) @ up + adapter.up_bias
     torch.testing.assert_close(adapter(h), expected)
@@ -45,7 +53,7 @@ def test_the_start_is_a_small_step_from_the_base():
     slow, (first, *_) = adapted_layers(model)[0].adapter.slow, adapted_layers(model)
     assert 0 < slow.std() < 3e-4
     bound = (12 / (WIDTH / 4 + 1)) ** 0.5
-    assert 0.7 * bound < first.adapter.down_left.abs().max() <= bound
+    assert 0.7 * bound < first.adapter.down_left.packed.abs().max() <= bound
     torch.testing.assert_close(out(model), out(base("bert")), atol=1e-4, rtol=0)
 
 

@@ -42,6 +42,7 @@ from tests.methods.cases import (
     out,
     prompted,
     put_in,
+    rows_at_first,
     settings,
     trained,
 )
@@ -91,7 +92,8 @@ def test_the_count_is_the_sum_over_the_blocks(preset, kind):
     assert sum(bits.size for bits in masks) == DEPTH * matrices
     head = [p for name, p in base(kind).named_parameters() if name.startswith(("head.", "classifier."))]
     body = sum(p.numel() for p in base(kind).parameters()) - sum(p.numel() for p in head)
-    kept = sum(np.count_nonzero(bits) for bits in masks) + DEPTH * others + sum(once)
+    filled = rows_at_first(model.capaboost.config)
+    kept = sum(np.count_nonzero(bits[..., filled, :]) for bits in masks) + DEPTH * others + sum(once)
     assert counts.trainable == (body if model.capaboost.config.trains("any") else kept)
     assert (counts.head, counts.total) == (sum(p.numel() for p in head), body)
 

@@ -13,6 +13,7 @@ from capaboost_core import UserError, merge, unload
 from capaboost_core.inject import adapted_layers
 from tests.compatibility.models import base
 from tests.methods.cases import WIDTH, R, adapted, trained
+from tests.methods.tied_by_hand import views
 from tests.methods.vit_by_hand import DEPTH, IMAGES, vit_by_hand
 
 NAMES = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -20,25 +21,25 @@ each = pytest.mark.parametrize("method", ["fact-tt", "fact-tk"])
 
 
 def increments_by_hand(model, method):
-    """scale * V S U of each (width, width) matrix in its place of a weight, one matrix after the other."""
+    """scale * sum_i V_i S U_i of each (width, width) matrix in its place of a weight, one matrix after the other."""
     outer = model.blocks[0].attn.qkv.outer
-    u, v = outer.u.detach().double(), outer.v.detach().double()
+    pairs = list(zip(views(outer.v), views(outer.u), strict=True))
     found = {}
     for layer in adapted_layers(model):
         rows, columns = (size // WIDTH for size in layer.weight.shape)
         whole, own = torch.zeros(layer.weight.shape).double(), layer.inner.s.detach().double()
         for i in range(rows):
             for j in range(columns):
-                if method == "fact-tt":
+                if method.endswith("fact-tt"):
                     s = own[i * R : (i + 1) * R, j * R : (j + 1) * R]
                 else:
                     s = sum(own[i * columns + j, c] * outer.core.detach().double()[:, :, c] for c in range(R))
-                whole[i * WIDTH : (i + 1) * WIDTH, j * WIDTH : (j + 1) * WIDTH] = v @ s @ u
+                whole[i * WIDTH : (i + 1) * WIDTH, j * WIDTH : (j + 1) * WIDTH] = sum(v.T @ s @ u for v, u in pairs)
         found[layer.path] = 2.5 * whole
     return found
 
 
-@each
+@pytest.mark.parametrize("method", ["fact-tt", "fact-tk", "capaboost-fact-tt", "capaboost-fact-tk"])
 def test_written_out_and_merged(method):
     model = trained(method, "vit", scale=2.5).double()
     increments = increments_by_hand(model, method)
@@ -59,11 +60,11 @@ def test_the_factors_of_all_layers_are_one_also_in_a_copy(method):
     for model in (trained_model, copy.deepcopy(trained_model)):
         layers = adapted_layers(model)
         assert {id(layer.shared[0]) for layer in layers} == {id(model.blocks[0].attn.qkv.outer)}
-        names = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".outer." in name}
-        assert names == {"fact-tt": {"u", "v"}, "fact-tk": {"u", "v", "core"}}[method]
+        names = {name.partition(".outer.")[2] for name, _ in model.named_parameters() if ".outer." in name}
+        assert names == {"fact-tt": {"u.packed", "v.packed"}, "fact-tk": {"u.packed", "v.packed", "core"}}[method]
         with torch.no_grad():
             before = [layer.summed()[0] for layer in layers]
-            layers[0].outer.u.add_(1.0)
+            layers[0].outer.u.packed.add_(1.0)
             assert not any(torch.allclose(layer.summed()[0], old) for layer, old in zip(layers, before, strict=True))
 
 
@@ -72,8 +73,8 @@ def test_they_leave_the_meta_device_with_their_first_values(method):
     with torch.device("meta"):
         model = timm.create_model("vit_small_patch16_224", num_classes=0, capaboost=method)
     outer = model.to_empty(device="cpu").blocks[0].attn.qkv.outer
-    assert not outer.v.any()
-    assert 0.99 / math.sqrt(384) < outer.u.abs().max() <= 1 / math.sqrt(384)
+    assert not outer.v.packed.any()
+    assert 0.99 / math.sqrt(384) < outer.u.packed.abs().max() <= 1 / math.sqrt(384)
     bounds = {"fact-tt": lambda m: 1 / math.sqrt(m * 16), "fact-tk": lambda m: math.sqrt(6 / (32 + 144))}
     own = [layer.inner.s.flatten() / bounds[method](layer.in_features // 384) for layer in adapted_layers(model)]
     assert 0.99 < torch.cat(own).abs().max() <= 1
@@ -84,7 +85,9 @@ def test_they_leave_the_meta_device_with_their_first_values(method):
 def test_a_value_between_s_and_v_is_dropped():
     layer = adapted("fact-tt", "vit", dropout=0.5).blocks[0].mlp.fc1.double().train()
     with torch.no_grad():
-        layer.shared[0].v.zero_()[:R] = torch.eye(R)  # so that the output begins with the hidden values
+        layer.shared[0].v.packed.view(R, WIDTH).zero_()[:, :R] = torch.eye(
+            R
+        )  # so that the output begins with the hidden values
         hidden = layer.increment(torch.ones(50, WIDTH).double()).unflatten(-1, (4, WIDTH))[..., :R]
         kept = layer.eval().increment(torch.ones(1, WIDTH).double()).unflatten(-1, (4, WIDTH))[..., :R]
     dropped = hidden == 0

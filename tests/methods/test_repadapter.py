@@ -11,26 +11,31 @@ from capaboost_core.inject import adapted_layers
 from capaboost_core.methods import Method
 from tests.compatibility.models import VIT, base, logits
 from tests.methods.cases import WIDTH, R, adapted, out, trained
+from tests.methods.tied_by_hand import views
 from tests.methods.vit_by_hand import IMAGES, vit_by_hand
 
 SCALE = 2.5
 
 
 def bottleneck_by_hand(layer, x):
-    """scale * (U (D x + c) + e), each group of outputs from its own share of the hidden values."""
-    own = {name: p.detach().double() for name, p in layer.shared[0].named_parameters()}
-    hidden, groups = x @ own["down"].T + own["down_bias"], len(own["up"])
-    share = R // groups
-    parts = [hidden[..., g * share : (g + 1) * share] @ own["up"][g].T for g in range(groups)]
-    return SCALE * (torch.cat(parts, -1) + own["up_bias"])
+    """scale * (sum_i U_i (D_i x + c) + e), each group of outputs from its own share of the hidden values."""
+    (bottleneck,) = layer.shared
+    c, total = bottleneck.down_bias.detach().double(), bottleneck.up_bias.detach().double()
+    for down, up in zip(views(bottleneck.down), views(bottleneck.up), strict=True):
+        hidden, share = x @ down.T + c, R // len(up)
+        parts = [hidden[..., g * share : (g + 1) * share] @ up[g] for g in range(len(up))]
+        total = total + torch.cat(parts, -1)
+    return SCALE * total
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_written_out_and_merged(groups):
-    model = trained("repadapter", "vit", groups=groups, scale=SCALE).double()
+@pytest.mark.parametrize("preset", ["repadapter", "capaboost-repadapter"])
+def test_written_out_and_merged(preset, groups):
+    model = trained(preset, "vit", groups=groups, scale=SCALE).double()
     layers = {layer.path: layer for layer in adapted_layers(model)}
     assert {path.partition("blocks.")[2][2:] for path in layers} == {"attn.qkv", "mlp.fc1"}
-    assert parameter_counts(model).trainable == 2 * 2 * (R * WIDTH * (1 + 1 / groups) + R + WIDTH)
+    if preset == "repadapter":
+        assert parameter_counts(model).trainable == 2 * 2 * (R * WIDTH * (1 + 1 / groups) + R + WIDTH)
 
     def act(path, x, compute):
         return compute(x + bottleneck_by_hand(layers[path], x) if path in layers else x)
@@ -65,7 +70,8 @@ def test_first_values_and_the_meta_device():
     model.to_empty(device="cpu")
     bound = (6 / (8 + 384)) ** 0.5
     for layer in adapted_layers(model):
-        down, *others = layer.shared[0].parameters()
+        *others, down, up = layer.shared[0].parameters()
+        others.append(up)
         assert 0.98 * bound < down.abs().max() <= bound
         assert not any(other.any() for other in others)
 
@@ -74,7 +80,7 @@ def test_hidden_values_are_dropped():
     bottleneck = adapted("repadapter", "vit", dropout=0.5).blocks[0].attn.qkv.shared[0].train()
     with torch.no_grad():
         nn.init.ones_(bottleneck.down_bias)
-        nn.init.ones_(bottleneck.up)
+        nn.init.ones_(bottleneck.up.packed)
         found = bottleneck(torch.zeros(50, WIDTH))
     assert {*found.unique().tolist()} == {0.0, 2.0, 4.0}  # two hidden values a group, each kept as 2 or dropped
 

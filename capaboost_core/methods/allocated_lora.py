@@ -1,0 +1,137 @@
+"""LoRA whose ranks move to the layers where they matter, under one budget of trained entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from capaboost_core.adapted import Adapted
+from capaboost_core.draws import draw
+from capaboost_core.methods.allocation import Places
+from capaboost_core.methods.lora import LoRA
+from capaboost_core.methods.registry import register_method
+from capaboost_core.plan import Plan
+from capaboost_core.settings.base import refuse
+from capaboost_core.sharing.pool import Pool, PooledWeight
+from capaboost_core.sharing.settings import PLAIN, TIED
+
+PAIRS = 8  # one component moves for so many increments, at a time
+
+
+@register_method("lora-allocated", capaboost_lora_allocated=TIED, lora_allocated=PLAIN)
+class AllocatedLoRA(LoRA):
+    """LoRA with r ranks for each increment at first, which move between layers in the first part of training.
+
+    All increments share one list of trained entries, as many as they have at first, so that the budget holds at each
+    step. At intervals the least important increments give a component, a row of A with its column of B, to the most
+    important ones, where B starts from zero (the future work of arXiv 2407.01320, sections 5.2 and 6). Importance is
+    that of AdaLoRA (Zhang et al., 2023, arXiv 2303.10512, Eq. 9-11): for each entry a running mean of |weight *
+    gradient|, times one of how far it is from that; of a component and of an increment the mean over its entries.
+    """
+
+    max_r: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        examples=["16"],
+        json_schema_extra={"null": "2 r"},
+        description="Largest rank of an increment.",
+    )
+    allocation_share: float = Field(1 / 3, ge=0, le=1, description="Share of the steps in which ranks move.")
+    interval: int = Field(10, ge=1, description="Steps from one allocation of ranks to the next.")
+    beta1: float = Field(0.85, gt=0, lt=1, description="Of the running mean of importance.")
+    beta2: float = Field(0.85, gt=0, lt=1, description="Of the running mean of its uncertainty.")
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        if self.max_r is None:
+            self.derive("max_r", 2 * self.r)
+        if self.max_r < self.r:
+            refuse("max_r", self.max_r, f"ranks start at r, which is {self.r}; type {2 * self.r}")
+        return self
+
+    @property
+    def rows(self) -> int:
+        return self.max_r
+
+    def make_weight(
+        self,
+        name: str,
+        masks: Callable[[], Any],
+        initial: Tensor,
+        initialise: Callable[[Tensor], Any],
+        parts: Sequence[int] = (),
+    ) -> nn.Module:
+        return PooledWeight(self, masks(), initial, initialise)
+
+    def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
+        """The first layer holds what all share."""
+        layers = super().make_layers(modules, plan)
+        weights = [weight for layer in layers.values() for weight in (layer.lora_A, layer.lora_B)]
+        next(iter(layers.values())).pool = Pool(weights)
+        return layers
+
+    def after_step(self, model: nn.Module, step: int, steps: int) -> None:
+        """In the first part: measure importance, and at intervals move components."""
+        if step > self.allocation_share * steps:
+            return
+        layers = _layers(model)
+        pool, memory = layers[0].pool, _memory(layers[0].pool)
+        product = pool.entries * pool.entries.grad
+        sensitivity = product.abs().nan_to_num(0, 0, 0)  # with fp16 a step that overflows is left out
+        memory["importance"].lerp_(sensitivity, 1 - self.beta1)
+        memory["uncertainty"].lerp_((sensitivity - memory["importance"]).abs(), 1 - self.beta2)
+        if step % self.interval == 0:
+            self._allocate(layers, step)
+
+    def _allocate(self, layers: list[Adapted], step: int) -> None:
+        pool, memory = layers[0].pool, _memory(layers[0].pool)
+        places = Places.of(layers, self.rows)
+        increments = sum(len(layer.slices) for layer in layers)
+        score = (memory["importance"] * memory["uncertainty"]).flatten()
+        taken = places.move(score, max(1, increments // PAIRS))
+        if not len(taken):
+            return
+        words = torch.from_numpy((draw(f"{self.seed}/allocation/{step}", (len(taken),)) >> 11).astype("float64"))
+        uniform = (words / 2**52 - 1).to(places.reach.device)
+        moved = places.slots[taken]
+        pool.entries[moved] = (places.reach[taken] * uniform).to(pool.entries.dtype).unsqueeze(1)
+        for values in memory.values():
+            values[moved] = 0.0
+        for slots, new in zip(_slots(layers).values(), places.slots.split(_sizes(layers)), strict=True):
+            slots.copy_(new)
+
+    def state(self, model: nn.Module) -> dict[str, Any]:
+        layers = _layers(model)
+        return {"memory": _memory(layers[0].pool), "slots": {n: s.detach() for n, s in _slots(layers).items()}}
+
+    def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        layers = _layers(model)
+        for name, slots in _slots(layers).items():
+            slots.copy_(state["slots"][name])
+        for name, values in _memory(layers[0].pool).items():
+            values.copy_(state["memory"][name])
+
+
+def _layers(model: nn.Module) -> list[Adapted]:
+    return [module for module in model.modules() if isinstance(module, Adapted)]
+
+
+def _slots(layers: list[Adapted]) -> dict[str, nn.Parameter]:
+    """Of all weights, in the order of `Places`."""
+    return {f"{layer.path}.{name}": getattr(layer, name).slots for layer in layers for name in ("lora_A", "lora_B")}
+
+
+def _sizes(layers: list[Adapted]) -> list[int]:
+    return [len(slots) for slots in _slots(layers).values()]
+
+
+def _memory(pool: Pool) -> dict[str, Tensor]:
+    """Importance and uncertainty of each entry, (n, 1)."""
+    if not hasattr(pool, "memory"):
+        pool.memory = {name: torch.zeros_like(pool.entries) for name in ("importance", "uncertainty")}
+    return pool.memory
