@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 EPOCHS ?= 20
+SINGLE_RUNS := $(wildcard results/digits results/cifar* results/glue results/squad)
 MODELS ?= vit-small vit-base roberta-base
 
 VENV := .venv
@@ -49,9 +50,9 @@ lint: install ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-tables: install ## write the tables of results/ into results/ and the README
-	$(BIN)/python tools/make_tables.py results --markdown results/tables.md --csv results/tables.csv \
-		--readme README.md
+tables: install ## write the tables of the single runs into results/ and the README; sweeps have their own pages
+	$(BIN)/python tools/make_tables.py $(SINGLE_RUNS) --markdown results/tables.md \
+		--csv results/tables.csv --readme README.md
 
 plots: install ## draw the plots of all result files
 	$(BIN)/python tools/make_plots.py
