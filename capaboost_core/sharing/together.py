@@ -33,7 +33,8 @@ class Together:
     """
 
     def __init__(self, model: nn.Module, weights: Iterable[TiedWeight]):
-        self.weights = list(dict.fromkeys(weights))  # layers may share one
+        distinct = dict.fromkeys(weights)  # layers may share one
+        self.weights = [weight for weight in distinct if "packed" in weight._parameters]  # others read a pool
         self.handles = [
             model.register_forward_pre_hook(self.begin),
             model.register_forward_hook(self.end, always_call=True),

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from capaboost_core import UserError, load_adapter, merge, parameter_counts, save_adapter, save_peft
 from capaboost_core.inject import adapted_layers, saved_parameters, trainable_parameters
@@ -156,3 +157,21 @@ def test_state_that_is_saved_and_put_back_goes_on_the_same(preset, at):
 def test_a_largest_rank_below_r_is_refused():
     with pytest.raises(UserError, match="max_r"):
         resolve_config("lora-allocated").replace(r=8, max_r=4)
+
+
+def test_copies_are_made_only_where_they_are_used():
+    """What reads a pool has other entries each time, so it is not made ahead with other layers'."""
+    model = adapted("capaboost-lora-allocated")
+    with Scatters() as counted:
+        logits(model)
+    assert counted.times == 2 * len(adapted_layers(model))
+
+
+class Scatters(TorchDispatchMode):
+    """Counts how often entries are spread to their places."""
+
+    times = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.times += func is torch.ops.aten.masked_scatter_.default
+        return func(*args, **(kwargs or {}))
