@@ -32,9 +32,8 @@ def scale(groups: list[Group]) -> Figure:
     names, titles = task_names(list(maps)), []
     beside = min(BESIDE, max(len(of) for of in maps.values()))
     for task, of in maps.items():
-        titles += [f"{names[task]}, {task.metric}\n" + label.replace(" (", "\n(", 1) for label in of] + [None] * (
-            -len(of) % beside
-        )
+        labels = [label.replace(" (", "\n(", 1) for label in of]
+        titles += [f"{names[task]}, {task.metric}\n{label}" for label in labels] + [None] * (-len(of) % beside)
     drawn = [(cells, *_range(of)) for of in maps.values() for cells in of.values()]
     rates, alphas = (max(len({at[axis] for at in cells}) for cells, *_ in drawn) for axis in (1, 0))
     figure, panels = grid(titles, {}, 0.58 * rates + 1.0, 0.42 * alphas + 1.0)
