@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from capaboost_core.files import explained
+
 RENEW_SECONDS, EXPIRE_SECONDS = 20.0, 120.0
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -43,6 +46,21 @@ def claimed(path: Path) -> Iterator[bool]:
             path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time, of all that share the folder. The lock is on a file that is open for writing, as NFS wants.
+
+    Raises:
+        UserError: If the folder cannot be written to.
+    """
+    with explained("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "a")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def holder(path: Path) -> dict[str, Any] | None:
     """What the claim says of its process; None if there is no claim, or one that is being written."""
     try:
@@ -67,16 +85,14 @@ def _take(path: Path, mine: dict[str, Any]) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f"{path.name}.{mine['id']}")
     own.write_text(json.dumps(mine))
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # between moving an expired claim away and making one, nobody else may
-        if not _link(own, path):
-            if is_held(path) or not _remove_expired(path, mine["id"]):
-                return False
-            return _link(own, path)
-        return True
+        with alone(path.parent):  # between moving an expired claim away and making one, nobody else may
+            if not _link(own, path):
+                if is_held(path) or not _remove_expired(path, mine["id"]):
+                    return False
+                return _link(own, path)
+            return True
     finally:
-        os.close(folder)
         own.unlink(missing_ok=True)
 
 

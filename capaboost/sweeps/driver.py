@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from capaboost.sweeps.claims import alone
 from capaboost.sweeps.display import Display
 from capaboost.sweeps.dry_run import all_runs
 from capaboost.sweeps.estimate import Estimator, measured_speed
@@ -85,7 +86,8 @@ def note_tuning(folder: SweepFolder, plan: Plan) -> None:
             continue
         result = folder.result(run)
         if result.get("tuning") != tuned.to_dict():
-            write_result(folder.place(run), result | {"tuning": tuned.to_dict()})
+            with alone(folder.path / CLAIMS):  # another sweep in this folder notes the same
+                write_result(folder.place(run), result | {"tuning": tuned.to_dict()})
 
 
 def report_end(folder: SweepFolder, plan: Plan) -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from capaboost.sweeps.claims import is_held
+from capaboost.sweeps.claims import alone, is_held
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.sweep_file import SweepFile
 from capaboost_core.errors import UserError
@@ -34,8 +34,9 @@ class SweepFolder:
         return self.path / CLAIMS / run.name.replace("/", "--")
 
     def write_sweep(self, sweep: SweepFile) -> None:
-        """What the workers are to do."""
-        _write(self.path / SWEEP, sweep.to_dict())
+        """What the workers are to do. Another sweep may be starting in the same folder."""
+        with alone(self.path / CLAIMS):
+            _write(self.path / SWEEP, sweep.to_dict())
 
     def sweep(self) -> SweepFile:
         return SweepFile.from_dict(json.loads((self.path / SWEEP).read_text()))

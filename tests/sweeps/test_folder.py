@@ -1,0 +1,21 @@
+"""What two sweeps that start in one folder at a time both write."""
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from capaboost.sweeps.folder import SweepFolder
+from capaboost.sweeps.sweep_file import SweepFile
+
+SWEEP = SweepFile.from_dict({"command": "train-vtab", "tasks": ["digits"], "methods": ["lora"], "seeds": [42]})
+
+
+def test_sweeps_that_start_together_in_one_folder_do_not_take_each_others_file_away(tmp_path):
+    with ProcessPoolExecutor(4) as pool:
+        list(pool.map(write_often, [tmp_path] * 4))
+    assert SweepFolder(tmp_path).sweep() == SWEEP
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def write_often(folder: Path) -> None:
+    for _ in range(50):
+        SweepFolder(folder).write_sweep(SWEEP)
