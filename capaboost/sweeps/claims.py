@@ -48,17 +48,19 @@ def claimed(path: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One process at a time, of all that share the folder. The lock is on a file that is open for writing, as NFS wants.
+    """One process at a time, of all that share the folder. The lock's file is open for writing, as NFS wants it.
 
     Raises:
         UserError: If the folder cannot be written to.
     """
     with explained("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a")
-    with lock:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def holder(path: Path) -> dict[str, Any] | None:
