@@ -67,8 +67,10 @@ def command_of(run: Run):
 
 
 def command_line(run: Run, place: Path) -> str:
-    """What to type to do the run by itself."""
-    return shlex.join(["capaboost", run.command, *run.arguments, "--output-dir", str(place), "--resume"])
+    """What to type, in the folder where the sweep was started, to do the run by itself."""
+    here = Path.cwd()
+    shown = place.relative_to(here) if place.is_relative_to(here) else place
+    return shlex.join(["capaboost", run.command, *run.arguments, "--output-dir", str(shown), "--resume"])
 
 
 def _train(folder: SweepFolder, run: Run) -> bool:
