@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from capaboost.sweeps.around_best import most_around_best, runs_around_best
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import Run, combinations, final_runs, groups, label, tuning_runs
+from capaboost.sweeps.scores import best_of, have_ended, mean_value
 from capaboost.sweeps.sweep_file import SweepFile, Values
 
 Grid = dict[str, tuple[Any, ...]]
@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
         runs: Of all groups, in order. What tuning still decides is not among them.
-        undecided: Final runs that wait for their group's tuning.
+        undecided: Final runs that wait for their group's tuning, or at most as many for the best of a map.
     """
 
     runs: list[Run]
@@ -49,13 +49,13 @@ class Plan:
 def plan_of(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int] = (1, 1)) -> Plan:
     """The plan by what the folder holds; of a shard (i, n) every n-th group from the i-th, from 1."""
     part, parts = shard
+    mine = groups(sweep)[part - 1 :: parts]
+    if sweep.tune is None:
+        return _untuned(sweep, folder, mine)
     runs: list[Run] = []
     chosen: dict[tuple[str, ...], Tuned] = {}
     undecided = 0
-    for group in groups(sweep)[part - 1 :: parts]:
-        if sweep.tune is None:
-            runs += final_runs(sweep, group, {})
-            continue
+    for group in mine:
         tuning, tuned = _tune(sweep, folder, group)
         runs += tuning
         if tuned is None:
@@ -71,12 +71,24 @@ def open_runs(folder: SweepFolder, shard: tuple[int, int]) -> list[Run]:
     return [run for run in plan_of(folder.sweep(), folder, shard).runs if folder.is_open(run)]
 
 
+def _untuned(sweep: SweepFile, folder: SweepFolder, mine: list[tuple[str, ...]]) -> Plan:
+    runs = [run for group in mine for run in final_runs(sweep, group, {})]
+    if not sweep.seeds_at_best:
+        return Plan(runs, {}, 0)
+    undecided = 0
+    for task, method in dict.fromkeys(group[:2] for group in mine):
+        more = runs_around_best(sweep, folder, task, method)
+        undecided += most_around_best(sweep) if more is None else 0
+        runs += [run for run in more or [] if run.group in mine]
+    return Plan(runs, {}, undecided)
+
+
 def _tune(sweep: SweepFile, folder: SweepFolder, group: tuple[str, ...]) -> tuple[list[Run], Tuned | None]:
     """The group's tuning runs so far, and once all have ended well what is best."""
     grid: Grid = dict(sweep.tune.grid)
     for widened in range(sweep.tune.widen + 1):
         runs = tuning_runs(sweep, group, grid)
-        if not all(folder.is_done(run) or _diverged(folder, run) for run in runs):
+        if not have_ended(folder, runs):
             return runs, None
         tuned = _best(folder, runs, grid)
         if tuned is None:
@@ -92,22 +104,12 @@ def _best(folder: SweepFolder, runs: list[Run], grid: Grid) -> Tuned | None:
     """The combination with the highest mean over the tuning seeds, of equal ones the first."""
     choices = combinations(grid)
     seeds = len(runs) // len(choices)
-    means = [_mean(folder, runs[i * seeds : (i + 1) * seeds]) for i in range(len(choices))]
-    if all(mean is None for mean in means):
+    means = [mean_value(folder, runs[i * seeds : (i + 1) * seeds]) for i in range(len(choices))]
+    best = best_of(means)
+    if best is None:
         return None
-    best = max(range(len(choices)), key=lambda i: -math.inf if means[i] is None else means[i])
     edges = tuple(key for key, values in grid.items() if _is_end(values, choices[best][key]))
     return Tuned(choices[best], {label(c): mean for c, mean in zip(choices, means, strict=True)}, edges)
-
-
-def _mean(folder: SweepFolder, runs: list[Run]) -> float | None:
-    """None where a run diverged, or its metric is undefined."""
-    values = [folder.result(run)["value"] if folder.is_done(run) else None for run in runs]
-    return None if None in values else statistics.fmean(values)
-
-
-def _diverged(folder: SweepFolder, run: Run) -> bool:
-    return folder.is_failed(run) and folder.failure(run)["kind"] == "diverged"
 
 
 def _is_end(values: tuple[Any, ...], value: Any) -> bool:

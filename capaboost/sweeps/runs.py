@@ -61,9 +61,11 @@ def tuning_runs(sweep: SweepFile, group: tuple[str, ...], grid: dict[str, tuple[
     return [_run(sweep, group, seed, values | protocol, label(values)) for values in chosen for seed in seeds]
 
 
-def final_runs(sweep: SweepFile, group: tuple[str, ...], tuned: Values) -> list[Run]:
-    """A group's run for each seed, with the settings that were chosen."""
-    return [_run(sweep, group, seed, tuned) for seed in sweep.seeds]
+def final_runs(
+    sweep: SweepFile, group: tuple[str, ...], tuned: Values, seeds: tuple[int, ...] | None = None
+) -> list[Run]:
+    """A group's run for each seed, the sweep's by default, with the settings that were chosen."""
+    return [_run(sweep, group, seed, tuned) for seed in (sweep.seeds if seeds is None else seeds)]
 
 
 def combinations(grid: dict[str, tuple[Any, ...]]) -> list[Values]:

@@ -76,13 +76,18 @@ class SweepFile(Settings):
         examples=["{adapter.r: [4, 8]}"],
         description="More values by section.key; all combinations are run.",
     )
+    seeds_at_best: tuple[int, ...] = Field(
+        (),
+        examples=["[43, 44]"],
+        description="More seeds at the best combination of `vary`, of each task and method, and those next to it.",
+    )
     tune: Tune | None = Field(
         None,
         examples=["{grid: {train.lr: [1e-3, 1e-2]}}"],
         description="What is chosen for each task and method before the seeds are run.",
     )
 
-    @field_validator("seeds", "vary", mode="before")
+    @field_validator("seeds", "seeds_at_best", "vary", mode="before")
     @classmethod
     def _lists(cls, value: Any) -> Any:
         return _tuples(value)
@@ -102,8 +107,11 @@ class SweepFile(Settings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds holds a seed twice; drop one")
+        all_seeds = self.seeds + self.seeds_at_best
+        if len(set(all_seeds)) < len(all_seeds):
+            raise ValueError("seeds and seeds_at_best hold a seed twice; drop one")
+        if self.seeds_at_best and (self.tune is not None or not self.vary):
+            raise ValueError("seeds_at_best needs vary, and no tune, which chooses the best by itself")
         for name in (*self.tasks, *self.methods):
             if not name or Path(name).name != name or name.startswith("."):
                 raise ValueError(f"{name!r} names a folder of the sweep; type a name without slashes")
