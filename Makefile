@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 EPOCHS ?= 20
+TIME ?= 25m
 SINGLE_RUNS := $(wildcard results/digits results/cifar* results/glue results/squad)
 MODELS ?= vit-small vit-base roberta-base
 
@@ -15,7 +16,7 @@ DIGITS := $(LAUNCH) tools/train_vtab.py --dataset digits --model capaboost_vit_m
 	--epochs $(EPOCHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hard lint tables plots reliability bench clean
+.PHONY: help install demo test test-hard lint tables plots reliability bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +68,9 @@ bench: install ## measure speed and memory beside peers (about an hour on an idl
 	-$(BIN)/python -m benchmarks.sparse # refuses where there are no sparse tensor cores
 	$(BIN)/python -m benchmarks.make_tables
 	$(BIN)/python tools/make_plots.py benchmarks/results
+
+gpu: install ## all that a GPU can tell within TIME=25m, resumable; DATA=DIR pretrains, FLAGS="--device cpu --quick" rehearses
+	$(BIN)/python tools/measure_gpu.py --time $(TIME) $(if $(DATA),--data-dir $(DATA)) $(FLAGS)
 
 clean: ## remove the demo's runs, caches and build output; .venv and other runs stay
 	rm -rf runs/demo build dist capaboost.egg-info .pytest_cache .ruff_cache

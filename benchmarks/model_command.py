@@ -19,6 +19,7 @@ from capaboost_core import UserError
 
 # Each compiled peer is a specialisation of the same code; torch's own limit is meant for one model.
 COMPILED_PEERS = 8 * len(PEERS)
+COMPILED = {"default": "compiled", "reduce-overhead": "graphs"}  # modes of torch.compile, and what results call them
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Setup:
 
     def callable(self, model: nn.Module) -> nn.Module:
         """The model, compiled if requested."""
-        return torch.compile(model) if self.options.compile else model
+        return torch.compile(model, mode=self.options.compile) if self.options.compile else model
 
     @property
     def variant(self) -> str:
@@ -53,7 +54,7 @@ class Setup:
         options, (batch, precision) = self.options, usual(self.device)
         parts = {
             options.model: True,
-            "compiled": options.compile,
+            COMPILED.get(options.compile): options.compile is not None,
             options.precision: options.precision != precision,
             f"batch{options.batch}": options.batch != batch and not options.quick,
             f"r{options.rank}": options.rank != 8,
@@ -64,7 +65,7 @@ class Setup:
     @property
     def settings(self) -> dict[str, Any]:
         """What was measured, for the result file."""
-        mode = "compiled" if self.options.compile else "eager"
+        mode = COMPILED.get(self.options.compile, "eager")
         names = ("model", "batch", "rank", "precision")
         return {**{name: getattr(self.options, name) for name in names}, "mode": mode}
 
@@ -86,7 +87,14 @@ def set_up(description: str, default_peers: tuple[str, ...], arguments: list[str
     add("--batch", type=int, metavar="N", help="default: 8 on the CPU, 64 on CUDA")
     add("--rank", type=int, default=8, metavar="R", help="default: 8")
     add("--precision", choices=("fp32", "bf16"), help="default: fp32 on the CPU, bf16 autocast on CUDA")
-    add("--compile", action="store_true", help="through torch.compile, whose time is part of the warm-up")
+    add(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=COMPILED,
+        metavar="MODE",
+        help="through torch.compile, whose time is part of the warm-up; reduce-overhead: as CUDA graphs",
+    )
     add("--peers", nargs="+", default=list(default_peers), metavar="PEER", help=f"some of: {', '.join(PEERS)}")
     options = parser.parse_args(arguments)
     device = prepare(options)

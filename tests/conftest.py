@@ -1,4 +1,4 @@
-"""Options of the suite: how long the generated cases run, and where their counts go."""
+"""Options of the suite: how long the generated cases run, where their counts go, and what stands for a GPU."""
 
 from pathlib import Path
 
@@ -16,6 +16,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("hard cases")
     group.addoption("--hard", action="store_true", help="the long profile: more generated cases, more kills")
     group.addoption("--hard-report", type=Path, metavar="FILE", help="write the counts of generated cases as JSON")
+    help_device = "of tests/gpu, which are skipped where it is not; cpu rehearses them"
+    parser.getgroup("GPU").addoption("--device", default="cuda", choices=("cuda", "cpu"), help=help_device)
 
 
 def pytest_configure(config: pytest.Config) -> None:

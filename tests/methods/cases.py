@@ -132,8 +132,8 @@ def trained(preset: str, kind: str, **changes) -> nn.Module:
     model = adapted(preset, kind, **changes)
     with torch.no_grad():
         for name, parameter in own_parameters(adapted_layers(model)).items():
-            if not parameter.is_floating_point():
-                continue  # the places of entries
+            if not parameter.requires_grad:
+                continue  # the places of entries, AdaLoRA's count of ranks
             parameter.copy_(drawn(name, tuple(parameter.shape), 0.2))
     return model
 
