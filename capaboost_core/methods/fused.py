@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from capaboost_core.methods.lowered import lowered
+
 
 def incremented_linear(
     x: Tensor,
@@ -39,7 +41,7 @@ def incremented_linear(
     """
     dtype = precision(x)
     dropped = dropped if dropped is None else dropped.to(dtype)
-    return _IncrementedLinear.apply(x.to(dtype), dropped, weight, bias, slices, a.to(dtype), b.to(dtype), scaling)
+    return _IncrementedLinear.apply(x, dropped, weight, bias, slices, a.to(dtype), b.to(dtype), scaling)
 
 
 def precision(x: Tensor) -> torch.dtype:
@@ -53,6 +55,8 @@ def precision(x: Tensor) -> torch.dtype:
 class _IncrementedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dropped, weight, bias, slices, a, b, scaling):
+        ctx.dtype = x.dtype
+        x = lowered(x, a.dtype)
         rows = x.reshape(-1, x.shape[-1])
         seen = rows if dropped is None else dropped.reshape(rows.shape)
         hidden = seen @ a.T  # before the large product, while what was just computed is in the cache
@@ -83,9 +87,9 @@ class _IncrementedLinear(torch.autograd.Function):
         grad_x = grad_dropped = None
         if needs_x and ctx.undropped:
             grad_x = (grad_hidden @ a).to(grad.dtype)  # a backward pass within autocast has lowered it
-            grad_x = grad_x.addmm_(grad, weight.to(grad.dtype)).view(ctx.shape)
+            grad_x = grad_x.addmm_(grad, weight.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
         elif needs_x:
-            grad_x = (grad @ weight.to(grad.dtype)).view(ctx.shape)
+            grad_x = (grad @ weight.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
         if needs_dropped:
             grad_dropped = (grad_hidden @ a).view(ctx.shape)
         grad_weight = grad.T @ rows if needs_weight else None
