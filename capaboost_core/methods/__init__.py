@@ -19,6 +19,7 @@ from capaboost_core.methods import (
     compacter,
     propetl,
     unipelt,
+    noah,
     linear,
     full,
     from_peft,

@@ -1,0 +1,103 @@
+"""The evolutionary search of NOAH (Zhang et al., 2022, arXiv 2206.04673): the best subnet under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from capaboost_core.errors import UserError
+from capaboost_core.methods.subnets import Space, Subnet
+
+TRIES = 10  # draws for each subnet that is wanted: near a tight budget few are new and within it
+RANDOM_TRIES = 1000
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """How long a search is, and how its generations come about.
+
+    The defaults are the authors' (ZhangYuanhan-AI/NOAH evolution.py:336-343, of VTAB-1k
+    configs/NOAH/VTAB/search/slurm_search_vtab.sh at e9c55f3).
+
+    Attributes:
+        generations: Times that a population is scored.
+        population: New subnets of a generation, those that are neither mutated nor crossed being random.
+        parents: The best of all so far, which the next are made of.
+        mutated: How many come from one of them.
+        crossed: How many come from two of them.
+        rate: Probability that a part changes in a mutation, and each width in it.
+        depth_rate: Probability that its depth does.
+    """
+
+    generations: int = 15
+    population: int = 50
+    parents: int = 10
+    mutated: int = 25
+    crossed: int = 25
+    rate: float = 0.2
+    depth_rate: float = 0.4
+
+
+@dataclass
+class Search:
+    """The search for the subnet of the largest score that costs no more than a budget.
+
+    It follows from the seed and the scores alone. No subnet is scored twice, and none above the budget; of equal ones
+    the first counts.
+
+    Attributes:
+        space: What is searched.
+        cost: Of a subnet, in the unit of the budget.
+        budget: What it may cost.
+        score: Of a subnet; larger is better.
+        how: Sizes and probabilities.
+        scores: All scored so far, in their order.
+    """
+
+    space: Space
+    cost: Callable[[Subnet], int]
+    budget: int
+    score: Callable[[Subnet], float]
+    how: Evolution = Evolution()
+    scores: dict[Subnet, float] = field(default_factory=dict)
+
+    def run(self, seed: int) -> Subnet:
+        """The best subnet of all generations.
+
+        Raises:
+            UserError: If no subnet is within the budget.
+        """
+        random, population = Random(seed), self.how.population
+        found = self._take(self.space.smallest, 1, 1)
+        for _ in range(self.how.generations):
+            self._take(lambda: self.space.random(random), population - found, RANDOM_TRIES)
+            if not self.scores:
+                raise UserError(f"no subnet has {self.budget:,} parameters or less; raise the budget, or lower dims or depths")
+            found = self._take_children(random)
+        return self.best(1)[0]
+
+    def best(self, number: int) -> list[Subnet]:
+        return sorted(self.scores, key=self.scores.__getitem__, reverse=True)[:number]
+
+    def _take_children(self, random: Random) -> int:
+        how, parents = self.how, self.best(self.how.parents)
+
+        def mutated() -> Subnet:
+            return self.space.mutated(random.choice(parents), random, how.rate, how.depth_rate)
+
+        def crossed() -> Subnet:
+            return self.space.crossed(random.choice(parents), random.choice(parents), random)
+
+        return self._take(mutated, how.mutated, TRIES) + self._take(crossed, how.crossed, TRIES)
+
+    def _take(self, draw: Callable[[], Subnet], number: int, tries: int) -> int:
+        """Score up to so many new subnets within the budget; returns how many were found."""
+        before = len(self.scores)
+        for _ in range(tries * number):
+            if len(self.scores) - before == number:
+                break
+            subnet = draw()
+            if subnet not in self.scores and 0 < self.cost(subnet) <= self.budget:
+                self.scores[subnet] = self.score(subnet)
+        return len(self.scores) - before
