@@ -20,6 +20,7 @@ from capaboost_core.methods import (
     propetl,
     unipelt,
     noah,
+    noah_supernet,
     linear,
     full,
     from_peft,

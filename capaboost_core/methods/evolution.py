@@ -9,8 +9,7 @@ from random import Random
 from capaboost_core.errors import UserError
 from capaboost_core.methods.subnets import Space, Subnet
 
-TRIES = 10  # draws for each subnet that is wanted: near a tight budget few are new and within it
-RANDOM_TRIES = 1000
+TRIES = 1000  # draws in a row that are not new or above the budget, after which a generation stays smaller
 
 
 @dataclass(frozen=True)
@@ -68,16 +67,17 @@ class Search:
         Raises:
             UserError: If no subnet is within the budget.
         """
-        random, population = Random(seed), self.how.population
-        found = self._take(self.space.smallest, 1, 1)
-        for _ in range(self.how.generations):
-            self._take(lambda: self.space.random(random), population - found, RANDOM_TRIES)
+        random = Random(seed)
+        found = self._take(self.space.smallest, 1)
+        for generation in range(self.how.generations):
+            found = self._take_children(random) if generation else found
+            self._take(lambda: self.space.random(random), self.how.population - found)
             if not self.scores:
-                raise UserError(f"no subnet has {self.budget:,} parameters or less; raise the budget, or lower dims or depths")
-            found = self._take_children(random)
+                raise UserError(f"no subnet has {self.budget:,} parameters or less; raise it, or lower dims or depths")
         return self.best(1)[0]
 
     def best(self, number: int) -> list[Subnet]:
+        """Those of the largest scores so far."""
         return sorted(self.scores, key=self.scores.__getitem__, reverse=True)[:number]
 
     def _take_children(self, random: Random) -> int:
@@ -89,15 +89,16 @@ class Search:
         def crossed() -> Subnet:
             return self.space.crossed(random.choice(parents), random.choice(parents), random)
 
-        return self._take(mutated, how.mutated, TRIES) + self._take(crossed, how.crossed, TRIES)
+        return self._take(mutated, how.mutated) + self._take(crossed, how.crossed)
 
-    def _take(self, draw: Callable[[], Subnet], number: int, tries: int) -> int:
+    def _take(self, draw: Callable[[], Subnet], number: int) -> int:
         """Score up to so many new subnets within the budget; returns how many were found."""
-        before = len(self.scores)
-        for _ in range(tries * number):
-            if len(self.scores) - before == number:
-                break
+        found = failures = 0
+        while found < number and failures < TRIES:
             subnet = draw()
-            if subnet not in self.scores and 0 < self.cost(subnet) <= self.budget:
-                self.scores[subnet] = self.score(subnet)
-        return len(self.scores) - before
+            if subnet in self.scores or not 0 < self.cost(subnet) <= self.budget:
+                failures += 1
+                continue
+            self.scores[subnet] = self.score(subnet)
+            found, failures = found + 1, 0
+        return found

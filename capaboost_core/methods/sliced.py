@@ -71,7 +71,8 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 def parts_of(model: nn.Module) -> list[list[Any]]:
     """The parts by block, in the order of `Subnet`."""
-    return [[m for m in model.modules() if isinstance(m, kind)] for kind in (SlicedLinear, SlicedBottleneck, SlicedPrompts)]
+    kinds = (SlicedLinear, SlicedBottleneck, SlicedPrompts)
+    return [[module for module in model.modules() if isinstance(module, kind)] for kind in kinds]
 
 
 def cut(model: nn.Module, subnet: Subnet) -> None:
