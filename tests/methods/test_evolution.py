@@ -59,11 +59,9 @@ def test_the_same_seed_gives_the_same_search_and_another_one_another():
 
 
 def test_children_of_the_best_beat_as_many_random_subnets():
-    alone = Evolution(generations=SHORT.generations, population=SHORT.population, mutated=0, crossed=0)
-    evolved, random = (
-        sum(score(search(LARGE, 100, how=how).run(seed)) for seed in range(10)) for how in (SHORT, alone)
-    )
-    assert evolved > 1.05 * random
+    hows = Evolution(), Evolution(mutated=0, crossed=0)
+    evolved, random = (sum(score(search(LARGE, 60, how=how).run(seed)) for seed in range(3)) for how in hows)
+    assert evolved > 1.1 * random
 
 
 def test_a_space_that_is_exhausted_ends_the_search():
