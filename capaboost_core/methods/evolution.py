@@ -45,42 +45,57 @@ class Search:
     It follows from the seed and the scores alone. No subnet is scored twice, and none above the budget; of equal ones
     the first counts.
 
-    Attributes:
+    Args:
         space: What is searched.
         cost: Of a subnet, in the unit of the budget.
         budget: What it may cost.
-        score: Of a subnet; larger is better.
         how: Sizes and probabilities.
+
+    Attributes:
         scores: All scored so far, in their order.
+
+    Raises:
+        UserError: If the smallest subnet is above the budget.
     """
 
     space: Space
     cost: Callable[[Subnet], int]
     budget: int
-    score: Callable[[Subnet], float]
     how: Evolution = Evolution()
     scores: dict[Subnet, float] = field(default_factory=dict)
 
-    def run(self, seed: int) -> Subnet:
+    def __post_init__(self) -> None:
+        least = self.cost(self.space.smallest())
+        if least > self.budget:
+            raise UserError(
+                f"the smallest subnet has {least:,} parameters, and the budget is {self.budget:,}; raise it, or lower "
+                "dims or depths"
+            )
+
+    def run(self, score: Callable[[Subnet], float], seed: int) -> Subnet:
         """The best subnet of all generations.
 
+        Args:
+            score: Of a subnet; larger is better.
+            seed: Of the draws.
+
         Raises:
-            UserError: If no subnet is within the budget.
+            UserError: If none was found within the budget.
         """
         random = Random(seed)
-        found = self._take(self.space.smallest, 1)
+        found = self._take(self.space.smallest, 1, score)
         for generation in range(self.how.generations):
-            found = self._take_children(random) if generation else found
-            self._take(lambda: self.space.random(random), self.how.population - found)
+            found = self._take_children(random, score) if generation else found
+            self._take(lambda: self.space.random(random), self.how.population - found, score)
             if not self.scores:
-                raise UserError(f"no subnet has {self.budget:,} parameters or less; raise it, or lower dims or depths")
+                raise UserError(f"no subnet of {self.budget:,} parameters or less was found; raise the budget")
         return self.best(1)[0]
 
     def best(self, number: int) -> list[Subnet]:
         """Those of the largest scores so far."""
         return sorted(self.scores, key=self.scores.__getitem__, reverse=True)[:number]
 
-    def _take_children(self, random: Random) -> int:
+    def _take_children(self, random: Random, score: Callable[[Subnet], float]) -> int:
         how, parents = self.how, self.best(self.how.parents)
 
         def mutated() -> Subnet:
@@ -89,9 +104,9 @@ class Search:
         def crossed() -> Subnet:
             return self.space.crossed(random.choice(parents), random.choice(parents), random)
 
-        return self._take(mutated, how.mutated) + self._take(crossed, how.crossed)
+        return self._take(mutated, how.mutated, score) + self._take(crossed, how.crossed, score)
 
-    def _take(self, draw: Callable[[], Subnet], number: int) -> int:
+    def _take(self, draw: Callable[[], Subnet], number: int, score: Callable[[Subnet], float]) -> int:
         """Score up to so many new subnets within the budget; returns how many were found."""
         found = failures = 0
         while found < number and failures < TRIES:
@@ -99,6 +114,6 @@ class Search:
             if subnet in self.scores or not 0 < self.cost(subnet) <= self.budget:
                 failures += 1
                 continue
-            self.scores[subnet] = self.score(subnet)
+            self.scores[subnet] = score(subnet)
             found, failures = found + 1, 0
         return found

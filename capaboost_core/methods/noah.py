@@ -55,7 +55,7 @@ class NOAH(Composed):
                 refuse(name, getattr(self, name), f"type whole numbers from 0 to {LARGEST}")
         if not any(map(any, given)):
             refuse(DIMS[0], self.lora_dim, "all widths are 0; type one above 0, or choose method linear")
-        if "r" in self.model_fields_set and "r" not in self.used(self.__dict__):
+        if "r" not in self.used(self.__dict__) and self.r != type(self).model_fields["r"].default:
             refuse("r", self.r, f"it means nothing where {', '.join(DIMS)} are given; drop it")
         return self
 

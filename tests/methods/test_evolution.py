@@ -30,22 +30,21 @@ def everything(space):
     return [Subnet(*three) for three in product(parts, repeat=3)]
 
 
-def search(space, budget, seed=0, how=SHORT, score=score):
-    return Search(space, cost, budget, score, how)
+def search(space, budget, how=SHORT):
+    return Search(space, cost, budget, how)
 
 
 @pytest.mark.parametrize("budget", [8, 12, 20, 30, 1000])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_finds_the_best_of_all_within_the_budget(budget, seed):
-    found = search(SMALL, budget, how=Evolution(generations=20, population=40)).run(seed)
+    found = search(SMALL, budget, how=Evolution(generations=20, population=40)).run(score, seed)
     assert score(found) == max(score(subnet) for subnet in everything(SMALL) if cost(subnet) <= budget)
     assert cost(found) <= budget
 
 
 def test_nothing_above_the_budget_is_scored_and_nothing_twice():
     asked = []
-    run = search(LARGE, 60, score=lambda subnet: asked.append(subnet) or score(subnet))
-    best = run.run(0)
+    best = search(LARGE, 60).run(lambda subnet: asked.append(subnet) or score(subnet), 0)
     assert all(0 < cost(subnet) <= 60 for subnet in asked)
     assert len(asked) == len({*asked}) == SHORT.generations * SHORT.population
     assert score(best) == max(map(score, asked))
@@ -53,27 +52,29 @@ def test_nothing_above_the_budget_is_scored_and_nothing_twice():
 
 def test_the_same_seed_gives_the_same_search_and_another_one_another():
     runs = [search(LARGE, 60) for _ in range(3)]
-    found = [run.run(seed) for run, seed in zip(runs, (3, 3, 4), strict=True)]
+    found = [run.run(score, seed) for run, seed in zip(runs, (3, 3, 4), strict=True)]
     assert found[0] == found[1]
     assert [*runs[0].scores] == [*runs[1].scores] != [*runs[2].scores]
 
 
 def test_children_of_the_best_beat_as_many_random_subnets():
     hows = Evolution(), Evolution(mutated=0, crossed=0)
-    evolved, random = (sum(score(search(LARGE, 60, how=how).run(seed)) for seed in range(3)) for how in hows)
+    evolved, random = (sum(score(search(LARGE, 60, how=how).run(score, seed)) for seed in range(3)) for how in hows)
     assert evolved > 1.1 * random
 
 
 def test_a_space_that_is_exhausted_ends_the_search():
     run = search(Space((1,), (1, 2), 2), 1000, how=Evolution(generations=3, population=50))
-    run.run(0)
+    run.run(score, 0)
     assert {*run.scores} == {*everything(run.space)}
 
 
 def test_a_budget_below_every_subnet_is_refused_in_a_line():
-    with pytest.raises(UserError, match="no subnet has 7 parameters or less; raise it"):
-        search(SMALL, 7).run(0)
-    assert cost(SMALL.smallest()) == 8
+    assert search(SMALL, 8).run(score, 0) == SMALL.smallest()
+    with pytest.raises(UserError, match="the smallest subnet has 8 parameters, and the budget is 7; raise it"):
+        search(SMALL, 7)
+    with pytest.raises(UserError, match="no subnet of 0 parameters or less was found; raise the budget"):
+        search(Space((0, 1), (1, 2), 2), 0).run(score, 0)  # one without any part is no subnet
 
 
 @pytest.mark.parametrize("space", [SMALL, LARGE])
