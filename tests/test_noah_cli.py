@@ -4,30 +4,60 @@ import json
 import re
 from random import Random
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from capaboost.commands import noah, train_vtab
 from capaboost.subjects import Sizes, make_subject
 from capaboost_core import parameter_counts, resolve_config
+from capaboost_core.methods.sliced import parts_of
 from capaboost_core.methods.subnets import Subnet
 from capaboost_core.report.subnet_costs import SubnetCosts
 from capaboost_core.training.run_config import to_dict
 from capaboost_vision.image_task import ImageTask
 
 BUDGET = 4000
-TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--dataset", "digits", "--source", "digits"]
+TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--set", "model.img_size=32"]
 SEARCH = ["--budget", str(BUDGET), "--generations", "2", "--population", "4", "--set", "adapter.dims=[1,2,8]"]
 RUN = [*TINY, *SEARCH, "--epochs", "1", "--supernet-epochs", "2", "--set", "adapter.dropout=0.2"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a finished search, and how often its test rows were looked at."""
-    folder, looks, test = tmp_path_factory.mktemp("runs") / "digits", [], ImageTask.test
+def images(tmp_path_factory):
+    """Flags of a folder source with 16 images of two classes."""
+    task = tmp_path_factory.mktemp("data") / "greys"
+    (task / "images").mkdir(parents=True)
+    for index in range(16):
+        pixels = np.full((32, 32, 3), 100 * (index % 2) + 5 * index, np.uint8)
+        Image.fromarray(pixels).save(task / "images" / f"{index}.png")
+    rows = [f"images/{index}.png {index % 2}" for index in range(16)]
+    splits = {"train800": rows[:6], "val200": rows[6:10], "train800val200": rows[:10], "test": rows[10:]}
+    for split, part in splits.items():
+        (task / f"{split}.txt").write_text("\n".join(part) + "\n")
+    return ["--dataset", "greys", "--source", "folder", "--data-dir", str(task.parent)]
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """A finished command with its folder, and the subnets that val200 and the test rows were asked about."""
+    folder, asked = tmp_path_factory.mktemp("runs") / "greys", {"evaluate": [], "test": []}
+
+    def spied(name):
+        real = getattr(ImageTask, name)
+
+        def spy(task, model):
+            asked[name].append(Subnet(*(tuple(part.width for part in parts) for parts in parts_of(model))))
+            return real(task, model)
+
+        return spy
+
+    command = [*RUN, *images, "--output-dir", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageTask, "test", lambda *given: looks.append(given) or test(*given))
-        assert noah.main([*RUN, "--output-dir", str(folder)]) == 0
-    return folder, len(looks)
+        for name in asked:
+            patch.setattr(ImageTask, name, spied(name))
+        assert noah.main(command) == 0
+    return command, folder, asked
 
 
 def read(path):
@@ -35,7 +65,7 @@ def read(path):
 
 
 def test_the_stages_leave_a_supernet_a_search_and_a_subnet_within_the_budget(finished):
-    folder, looks = finished
+    _, folder, asked = finished
     supernet, found, subnet = (
         read(folder / name) for name in ("supernet/result.json", "search.json", "subnet/result.json")
     )
@@ -46,12 +76,16 @@ def test_the_stages_leave_a_supernet_a_search_and_a_subnet_within_the_budget(fin
     dims = [subnet["config"]["adapter"][name] for name in ("lora_dim", "adapter_dim", "prompt_dim")]
     assert dims == found["found"]["subnet"]
     assert subnet["config"]["adapter"]["dropout"] == supernet["config"]["adapter"]["dropout"] == 0.2
-    assert looks == 1
+    whole, scored, plain = Subnet(*((8,) * 6,) * 3), asked["evaluate"][2:-1], asked["evaluate"][-1]
+    assert asked["evaluate"][:2] == [whole] * 2  # after the supernet's epochs
+    assert len(scored) == len({*scored}) == 8
+    assert Subnet(*map(tuple, dims)) in scored
+    assert asked["test"] == [plain]  # once, of the subnet, whose parts are not cut
     assert supernet["split_note"].endswith("not tested")
 
 
 def test_the_settings_that_it_writes_are_those_of_the_subnet_s_run(finished):
-    folder, _ = finished
+    _, folder, _ = finished
     run = train_vtab.load(train_vtab.vtab_parser().parse_args(["--config", str(folder / "subnet.yaml")]))
     ran = read(folder / "subnet" / "result.json")["config"]
     chosen = {"mixed_precision": ran["train"]["mixed_precision"]}  # what auto became
@@ -59,12 +93,16 @@ def test_the_settings_that_it_writes_are_those_of_the_subnet_s_run(finished):
 
 
 def test_the_same_command_goes_on_from_what_is_there(finished, capsys):
-    folder, _ = finished
+    command, folder, _ = finished
     files = [folder / name for name in ("supernet/result.json", "search.json", "subnet/result.json")]
-    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
-    assert noah.main([*RUN, "--output-dir", str(folder), "--resume"]) == 0
-    assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
-    assert noah.main([*RUN, "--output-dir", str(folder)]) == 2
+    before = [file.read_bytes() for file in files]
+    times = [file.stat().st_mtime_ns for file in files]
+    assert noah.main([*command, "--resume"]) == 0
+    assert [file.stat().st_mtime_ns for file in files] == times
+    files[1].unlink()  # the search is made again, with the same result
+    assert noah.main([*command, "--resume"]) == 0
+    assert [file.read_bytes() for file in files] == before
+    assert noah.main(command) == 2
     assert "supernet holds a run already" in capsys.readouterr().err
 
 
@@ -80,9 +118,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_wrong_requests_are_refused_in_a_line_before_a_run(name, capsys, tmp_path):
+def test_wrong_requests_are_refused_in_a_line_before_a_run(name, images, capsys, tmp_path):
     arguments, message = REFUSED[name]
-    assert noah.main([*RUN, *arguments, "--output-dir", str(tmp_path / "run")]) == 2
+    assert noah.main([*RUN, *images, *arguments, "--output-dir", str(tmp_path / "run")]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert not (tmp_path / "run").exists()
@@ -90,7 +128,7 @@ def test_wrong_requests_are_refused_in_a_line_before_a_run(name, capsys, tmp_pat
 
 def test_a_search_needs_a_budget(capsys):
     with pytest.raises(SystemExit):
-        noah.main(TINY)
+        noah.main(["--dataset", "digits"])
     assert re.search("give --budget N", capsys.readouterr().err)
 
 
