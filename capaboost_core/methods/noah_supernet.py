@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
-from random import Random
 from typing import Any, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -71,9 +70,9 @@ class NOAHSupernet(Composed):
         return NOAH(**self.shared(), **dict(zip(DIMS, subnet, strict=True)))
 
     def objective(self, loss_of: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
-        """The loss of a random subnet; the run's stream on the host draws it, so that nothing waits for a device."""
-        bare, seed = unwrap(model), int(torch.randint(2**63 - 1, (), device="cpu"))
-        cut(bare, self.space(_blocks(bare)).random(Random(seed)))
+        """The loss of a random subnet, drawn from the run's stream on the host: nothing waits for a device."""
+        bare = unwrap(model)
+        cut(bare, self.space(_blocks(bare)).random(random.Random(random.getrandbits(64))))
         return loss_of(model, batch)
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:

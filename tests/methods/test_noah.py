@@ -1,5 +1,6 @@
 """NOAH's parts written out, subnets that share the weights of their supernet, and the draw of one a step."""
 
+import random
 import re
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from torch import nn
 
 import capaboost_vision
+from benchmarks.fake_cuda import autocast, backward, fake_cuda
 from capaboost_core import UserError, parameter_counts, resolve_config, trainable_parameters
 from capaboost_core.methods.sliced import cut, parts_of
 from capaboost_core.methods.subnets import Subnet
 from tests.compatibility.models import base, drawn
+from tests.fake_cuda import OnDevice
 from tests.methods.cases import WIDTH, adapted, out, put_in, trained
 from tests.methods.vit_by_hand import IMAGES, vit_by_hand
 
@@ -130,19 +133,19 @@ def step(model):
 
 def test_each_step_draws_a_subnet_of_the_space():
     model = trained("noah-supernet", "vit", dims=(1, 3)).train()
-    torch.manual_seed(0)
+    random.seed(0)
     seen = [step(model) for _ in range(60)]
     for widths in map(set, zip(*seen, strict=True)):
         assert widths == {(1, 0), (3, 0), (1, 1), (1, 3), (3, 1), (3, 3)}
     assert len({*seen}) > 40  # the parts are drawn apart
-    torch.manual_seed(0)
+    random.seed(0)
     assert [step(model) for _ in range(3)] == seen[:3]
 
 
 def test_a_step_trains_the_widths_that_it_drew_and_leaves_the_rest_without_gradient():
     model = trained("noah-supernet", "vit", dims=(1, 3)).train()
     for seed in range(6):
-        torch.manual_seed(seed)
+        random.seed(seed)
         model.zero_grad()
         subnet = step(model)
         for parts, widths in zip(parts_of(model), subnet, strict=True):
@@ -153,10 +156,24 @@ def test_a_step_trains_the_widths_that_it_drew_and_leaves_the_rest_without_gradi
         assert all(p.grad is not None for p in trainable_parameters(model).values())
 
 
+@pytest.mark.parametrize("widths", [(0, 0), (4, 1)])
+def test_a_drawn_step_stays_on_the_gpu_and_waits_for_nothing(widths):
+    model = adapted("noah-supernet", "vit", dims=(0, 1, 4), dropout=0.5).train()
+    with fake_cuda():
+        model, images = model.to("cuda"), torch.zeros(2, 3, 32, 32, device="cuda")
+        with OnDevice(), autocast(torch.bfloat16):
+            loss = model.capaboost.config.objective(lambda model, x: model(x).float().sum(), model, images)
+            cut(model, Subnet(widths, widths, widths))
+            loss = loss + model(images).float().sum()
+        with OnDevice():
+            backward(loss)
+    assert all(parameter.grad is not None for parameter in trainable_parameters(model).values())
+
+
 def test_evaluation_after_a_step_has_the_whole():
     model = trained("noah-supernet", "vit", dims=(1, 3))
     whole = out(model)
-    torch.manual_seed(0)
+    random.seed(0)
     assert step(model) != Subnet((3, 3), (3, 3), (3, 3))
     assert not torch.equal(out(model), whole)
     model.capaboost.config.after_step(model, 1, 1)
