@@ -11,6 +11,7 @@ from capaboost_core.methods.adapter_settings import AfterFeedForward
 from capaboost_core.methods.bottleneck import Bottleneck
 from capaboost_core.methods.experts import ExpertBottleneck, Mixture
 from capaboost_core.methods.registry import register_method
+from capaboost_core.methods.scaled import Scaling
 from capaboost_core.settings.base import refuse
 from capaboost_core.sharing.settings import PLAIN, TIED
 
@@ -41,6 +42,7 @@ class AdaKron(AfterFeedForward):
     """
 
     left: int = Field(4, ge=1, le=65536, description="Entries of the left vector of the Kronecker product; divides r.")
+    scaling: Scaling = Field("alpha-r", description="stable does not count a hidden value as a product.")
 
     @property
     def budget_step(self) -> int:

@@ -22,7 +22,7 @@ from capaboost_core.sharing.settings import PLAIN, TIED
 
 @register_method("lora", capaboost_lora=TIED, lora=PLAIN)
 class LoRA(Scaled):
-    """alpha/r * sum_i (B * mb_i)(A * ma_i) on frozen linear layers; at the default 0.75 of LoRA's parameters."""
+    """s * sum_i (B * mb_i)(A * ma_i) on frozen linear layers, s = `config.scale`; by default 0.75 of LoRA's size."""
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: CapaLinear}
     wanted: ClassVar[str] = "nn.Linear"

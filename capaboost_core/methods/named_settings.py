@@ -26,6 +26,7 @@ class NamedSettings(Settings):
 
     kind: ClassVar[str] = "adapter setting"
     name: ClassVar[str] = ""
+    if_unrecorded: ClassVar[Mapping[str, Any]] = {}  # what a setting was that older adapter files do not tell
 
     def __new__(cls, method: Any = None, **_: Any) -> Self:
         return super().__new__(cls if cls.name else find_method("lora" if method is None else method))
@@ -100,6 +101,7 @@ class NamedSettings(Settings):
         found = find_method(values.get("method", "lora"))
         known = {name for method in METHODS.values() for name in method.model_fields}
         used = found.used(values) | {"method"}
+        values = {**found.if_unrecorded, **values}
         return found.from_dict({name: value for name, value in values.items() if name in used or name not in known})
 
     @classmethod

@@ -13,6 +13,7 @@ from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.padapter import PAdapter
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.methods.registry import register_method
+from capaboost_core.methods.scaled import Scaling
 from capaboost_core.plan import Plan
 from capaboost_core.sharing.borrowing import Borrower
 from capaboost_core.sharing.learned import LearnedMaskWeight
@@ -75,6 +76,7 @@ class ProPETLLoRA(ProPETL, LoRA):
 
     density: float = Field(0.1, gt=0, le=1, examples=["0.1"], description="Share of entries that each mask keeps.")
     mask_lr_factor: float = Field(300.0, gt=0, description="Rate of the mask's scores, in rates of all else.")
+    scaling: Scaling = Field("alpha-r", description="As the authors have it; see docs/scale.md.")
 
 
 @register_method("propetl-padapter", propetl_padapter={"r": 64})
@@ -84,6 +86,7 @@ class ProPETLPAdapter(ProPETL, PAdapter):
     starts_as_base: ClassVar[bool] = False
 
     init: Literal["lora", "official"] = Field("official", description="lora: up = 0; official: N(0, 0.02) everywhere.")
+    scaling: Scaling = Field("alpha-r", description="As the authors have it; see docs/scale.md.")
 
 
 @register_method("propetl-prefix", propetl_prefix={"r": 64})

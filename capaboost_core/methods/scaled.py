@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -14,18 +15,21 @@ from capaboost_core.settings.base import Text, Texts, refuse
 from capaboost_core.sharing.settings import Tying
 
 WORDS = ("attention-qv", "fused-qkv", "all-linear")  # for targets, LoRA's
+Scaling = Literal["alpha-r", "stable"]
 FLOAT32 = (2.0**-126, 2.0**127)  # within its normal range
 
 
 class Scaled(Tying, Method):
-    """Two tied factors of inner dimension r, whose product is scaled by alpha / r or what `scaling` says.
+    """Two tied factors of inner dimension r, whose product is scaled by what `scaling` makes of alpha.
 
     `stable` divides by the r d density^2 products of entries that lie behind an entry of the increment in the mean,
-    whatever the kind of mask. docs/scale.md derives how an increment then moves in its first steps of Adam.
+    whatever the kind of mask; `alpha-r` by r, as the paper does. docs/scale.md derives how an increment then moves in
+    its first steps of Adam, and why `stable` is the default.
     """
 
     budget: ClassVar[str | None] = "r"
     words: ClassVar[tuple[str, ...]] = ()  # that `targets` may be
+    if_unrecorded: ClassVar[Mapping[str, Any]] = {"scaling": "alpha-r"}
 
     r: int = Field(8, ge=1, le=65536, description="Inner dimension of one module: LoRA's rank, a bottleneck's width.")
     alpha: float | None = Field(
@@ -33,12 +37,13 @@ class Scaled(Tying, Method):
         gt=0,
         examples=["16"],
         json_schema_extra={"null": "alpha = r"},
-        description="The increment is scaled by alpha / r.",
+        description="The scale of the increment, before what `scaling` divides it by.",
     )
-    scaling: Literal["alpha-r", "stable"] = Field(
-        "alpha-r",
-        description="alpha-r: the increment is scaled by alpha / r; stable: by alpha / (r d density^2), so that alpha "
-        "and the learning rate mean the same for every d, density and r. Equal for d = 1 and density 1.",
+    scaling: Scaling = Field(
+        "stable",
+        description="stable: the increment is scaled by alpha / (r d density^2), so that alpha and the learning rate "
+        "mean the same for every d, density and r; alpha-r: by alpha / r, as in the paper. Equal for d = 1 and "
+        "density 1.",
     )
     dropout: float = Field(
         0.0,

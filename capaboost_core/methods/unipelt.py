@@ -60,7 +60,7 @@ class UniPELTAP(Tying, Method):
 
     def parts(self) -> list[Method]:
         """The methods side by side; an attention comes before the layers within it, which it adopts."""
-        adapter = GatedPAdapter(r=self.bottleneck, init="official", **self.tying())
+        adapter = GatedPAdapter(r=self.bottleneck, init="official", scaling="alpha-r", **self.tying())
         return [GatedPrefixTuning(r=self.prefix_length, **self.tying()), adapter]
 
     def tying(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def capa_linear(slices=Q_AND_V, bias=True, dtype=DOUBLE, trained_base=False, **s
     """A layer whose increments are not zero."""
     torch.manual_seed(0)
     base = nn.Linear(IN, OUT, bias, dtype=dtype).requires_grad_(trained_base)
-    layer = CapaLinear(base, CapaBoostConfig(r=RANK, alpha=ALPHA, **settings), Target("p", slices))
+    layer = CapaLinear(base, CapaBoostConfig(r=RANK, alpha=ALPHA, scaling="alpha-r", **settings), Target("p", slices))
     for parameter in layer.own_parameters().values():
         nn.init.normal_(parameter)
     return layer

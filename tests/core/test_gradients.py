@@ -12,7 +12,7 @@ KINDS = [("random", {}), ("nm", {"n": 2, "m": 4}), ("same", {})]
 
 
 def config_of(method, num_tied, kind, groups):
-    return CapaBoostConfig(method, r=4, num_tied=num_tied, mask=kind, alpha=6, **groups)
+    return CapaBoostConfig(method, r=4, num_tied=num_tied, mask=kind, alpha=6, scaling="alpha-r", **groups)
 
 
 def dense_and_masks(tied):
@@ -96,7 +96,9 @@ def test_adapter(base, num_tied, kind, groups):
 
 def test_dropout_masks_are_redrawn_in_training_and_averaged_in_evaluation():
     torch.manual_seed(0)
-    layer = CapaLinear(nn.Linear(16, 16).double(), CapaBoostConfig(r=4, mask="dropout"), Target("p"))
+    layer = CapaLinear(
+        nn.Linear(16, 16).double(), CapaBoostConfig(r=4, mask="dropout", scaling="alpha-r"), Target("p")
+    )
     randomise(layer)
     x = torch.randn(2, 16, dtype=torch.float64)
     first, second = layer(x), layer(x)

@@ -118,7 +118,8 @@ def test_adapters_follow_the_same_law(d, density, r):
 
 
 SETTINGS = {  # scale of the products, of what is added once
-    "default": ({"alpha": 16.0, "r": 4, "num_tied": 4, "density": 0.25}, 4, 4),
+    "default": ({"alpha": 16.0, "r": 4, "num_tied": 4, "density": 0.25}, 16, 4),
+    "alpha-r": ({"alpha": 16.0, "r": 4, "num_tied": 4, "density": 0.25, "scaling": "alpha-r"}, 4, 4),
     "stable": ({"alpha": 16.0, "r": 4, "num_tied": 4, "density": 0.25, "scaling": "stable"}, 16, 4),
     "without alpha": ({"r": 4, "num_tied": 2, "density": 0.5, "scaling": "stable"}, 2, 1),
     "plain": ({"alpha": 16.0, "r": 4, "num_tied": 1, "density": 1.0, "scaling": "stable"}, 4, 4),

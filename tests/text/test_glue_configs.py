@@ -128,6 +128,12 @@ SHARES = {  # percent of the model, biases of adapters included
 }
 
 
+@pytest.mark.parametrize(("model", "method"), [row for row in SHARES if row[1].startswith("capaboost")])
+def test_the_papers_alpha_is_over_r(model, method):
+    adapter = run_of(model, "cola", method).adapter
+    assert adapter.scale == (adapter.alpha or adapter.r) / adapter.r
+
+
 def share(run):
     with torch.device("meta"):
         model = architectures.build(run.model.name)

@@ -45,6 +45,14 @@ def test_the_embedded_backbone_keeps_its_own_statistics(name):
     assert run_of("cifar", None, f"model.name={name}", "data.normalize=imagenet").data.normalize == "imagenet"
 
 
+@pytest.mark.parametrize("method", [None, "capaboost-lora", "capaboost-padapter"])
+def test_the_papers_alpha_is_over_r_and_that_of_the_embedded_tasks_is_stable(method):
+    scalings = {dataset: run_of(dataset, method).adapter.scaling for dataset in TASKS}
+    assert scalings == dict.fromkeys(TASKS, "alpha-r")
+    for dataset in ("digits", "shapes_joint"):
+        assert run_of(dataset, method).adapter.scaling == "stable"
+
+
 PARAMETERS = {  # of ViT-B/16 at r = 8: 12 layers, width 768
     ("lora", "attention-qv"): 12 * 2 * (768 + 768) * 8,
     ("lora", "fused-qkv"): 12 * (768 + 3 * 768) * 8,

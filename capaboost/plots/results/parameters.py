@@ -14,7 +14,7 @@ from capaboost.tables.compare import Cell, Comparison
 from capaboost.tables.groups import Group
 from capaboost.tables.labels import label_groups
 
-TICKS = 5  # at most
+TICKS = 4  # at most, beside 0
 SPREAD = 4  # from here on a logarithmic axis has two round ticks
 
 
