@@ -3,7 +3,7 @@
 Examples:
   capaboost noah --dataset dtd --budget 0.43M
   capaboost noah --dataset digits --budget 40k --epochs 10 --generations 5 --population 20
-  capaboost noah --dataset shapes_joint --source rendered --model capaboost_vit_micro_patch8_64 --budget 5%
+  capaboost noah --dataset shapes_joint --source rendered --budget-percent 1
   capaboost noah --dataset cifar --method capaboost-noah --budget 0.43M --set adapter.dims=[5,10,20]
 
 Three stages, as in arXiv 2206.04673. supernet/: training on train800, another random subnet each step. search.json:
