@@ -56,6 +56,7 @@ def by_block(parts, subnet):
 def test_written_out(subnet, tying, targets):
     model = static(subnet, f"{tying}noah", targets=targets)
     lora, adapters, prompts = by_block(parts_of(model), subnet)
+    scale = 1 / (2 * 0.5**2) if tying else 1.0  # 1 / (d density^2): as of capaboost-lora
 
     def increment(part, x):
         if targets == "fused-qkv":
@@ -67,12 +68,12 @@ def test_written_out(subnet, tying, targets):
     def adapter(part, h):
         hidden = [h @ down.T + part.down_bias for down in part.down.copies()]
         ups = part.up.copies()
-        return part.up_bias + sum(x / (1 + (-1.702 * x).exp()) @ up for x, up in zip(hidden, ups, strict=True))
+        return part.up_bias + scale * sum(x / (1 + (-1.702 * x).exp()) @ up for x, up in zip(hidden, ups, strict=True))
 
     def act(path, x, compute):
         y, (_, index, layer) = compute(x), [*path.split(".", 2), "0", ""][:3] if "blocks" in path else ("", "0", "")
         if layer == "attn.qkv" and lora[int(index)] is not None:
-            return y + increment(lora[int(index)], x)
+            return y + scale * increment(lora[int(index)], x)
         if layer == "mlp.fc2" and adapters[int(index)] is not None:
             return y + adapter(adapters[int(index)], y)
         return y
