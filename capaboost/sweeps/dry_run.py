@@ -38,7 +38,10 @@ def list_runs(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int], ter
     total = sum(estimator.seconds(run) for run in runs)
     open_time = sum(estimator.seconds(run) for run in runs if folder.is_open(run))
     basis = "by finished runs" if estimator.speeds else f"at {speed / 1e12:.2g} x 10^12 multiply-adds a second"
-    print(f"{len(runs)} runs, {duration(total)} one after another, of which {duration(open_time)} are left ({basis})")
+    more = 0 if sweep.tune else plan_of(sweep, folder, shard).undecided
+    around = f"; then at most {more} at the best of each map" if more else ""
+    total, left = duration(total), duration(open_time)
+    print(f"{len(runs)} runs, {total} one after another, of which {left} are left ({basis}){around}")
 
 
 def all_runs(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int]) -> list[Run]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from capaboost.sweeps.dry_run import list_runs
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
 from capaboost_core.errors import UserError
@@ -70,6 +71,12 @@ def test_shards_share_them_out(tmp_path):
     measure(folder, "dora", (8, 0.01))
     parts = [later(plan_of(sweep, folder, (i, 5))) for i in range(1, 6)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 2 * (9 + 4)
+
+
+def test_a_dry_run_tells_how_many_there_may_be(tmp_path, capsys):
+    sweep = sweep_file(methods=["lora"], seeds=[1], seeds_at_best=[2], vary={"train.lr": [0.01, 0.02]})
+    list_runs(sweep, SweepFolder(tmp_path), (1, 1), tera=1.0)
+    assert "; then at most 2 at the best of each map" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
