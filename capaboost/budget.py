@@ -52,13 +52,24 @@ def solve(subject: Subject, method: Any, budget: str) -> Budgeted:
     Raises:
         UserError: If the method has no knob, or the budget is no number.
     """
+    from capaboost_core.report.budget import within_budget
+
+    return within_budget(subject, method, entries_of(subject, method, budget))
+
+
+def entries_of(subject: Subject, method: Any, budget: str) -> int:
+    """A budget as trained parameters of the method on a model.
+
+    Raises:
+        UserError: If it is no number, or the model does not take the method.
+    """
     from capaboost_core.inject import parameter_counts
-    from capaboost_core.report.budget import parse_budget, parse_percent, within_budget
+    from capaboost_core.report.budget import parse_budget, parse_percent
 
     if not budget.endswith("%"):
-        return within_budget(subject, method, parse_budget(budget))
+        return parse_budget(budget)
     total = parameter_counts(subject.inject(subject.build(), method)).total
-    return within_budget(subject, method, round(total * parse_percent(budget) / 100))
+    return round(total * parse_percent(budget) / 100)
 
 
 def subject_of(run: Any) -> Subject:

@@ -14,6 +14,7 @@ COMMANDS = {  # module of capaboost.commands, and what it does
     "flops": ("flops", "report parameters, multiply-adds, bytes and peak memory of each method"),
     "rank": ("rank", "report the rank of trained increments"),
     "sweep": ("sweep", "run every task, method and seed of a file, on this machine or a cluster"),
+    "noah": ("noah", "search widths of LoRA, adapter and prompts for a timm ViT under a budget, and train them"),
     "compare": ("compare", "train several methods on one task under one budget, and print one table"),
     "tables": ("tables", "make tables from the result.json files of finished runs"),
     "plots": ("plots", "draw the plots of the JSON reports in a folder"),

@@ -31,6 +31,13 @@ GRID = "1e-4,3e-4,1e-3,3e-3"
 
 def vtab_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog, add_help=False)
+    add_data_flags(parser)
+    add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>", "capaboost_vision.vtab_run.VtabRun")
+    return parser
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of images and model."""
     add = parser.add_argument
     add("--dataset", type=given, metavar="NAME", help="a VTAB-1k task such as dtd, digits, a rendered task such "
         "as shapes_joint, or a folder's name")  # fmt: skip
@@ -48,8 +55,6 @@ def vtab_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add(
         "--weights", type=given, metavar="FILE", help="pretrained weights from a .safetensors, .pth, .bin or .npz file"
     )
-    add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>", "capaboost_vision.vtab_run.VtabRun")
-    return parser
 
 
 def load(options: argparse.Namespace) -> VtabRun:

@@ -19,6 +19,8 @@ from capaboost_core.methods import (
     compacter,
     propetl,
     unipelt,
+    noah,
+    noah_supernet,
     linear,
     full,
     from_peft,

@@ -53,8 +53,7 @@ class VPT(Tying, Method):
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         layers = super().make_layers(modules, plan)
-        embedding = next(module for module in modules.values() if isinstance(module, (nn.Conv2d, nn.Linear)))
-        self.place(list(layers.values()), embedding.weight[0].numel())
+        self.place(list(layers.values()), embedding_fan_in(modules))
         return layers
 
     def place(self, blocks: list[PromptedBlock], fan_in: int) -> None:
@@ -91,6 +90,12 @@ class VPTShallow(VPT):
         blocks[-1].removed = blocks[0].prompts.length
 
 
+def embedding_fan_in(modules: Mapping[str, nn.Module]) -> int:
+    """Of the embedding of patches, the first layer of a model."""
+    embedding = next(module for module in modules.values() if isinstance(module, (nn.Conv2d, nn.Linear)))
+    return embedding.weight[0].numel()
+
+
 class Prompts(nn.Module):
     """The d masked views of r prompts, as d * r tokens.
 
@@ -106,12 +111,21 @@ class Prompts(nn.Module):
         bound = math.sqrt(6 / (fan_in + start.shape[1]))
         fill = partial(nn.init.uniform_, a=-bound, b=bound)
         self.tokens = TiedWeight(config, mask_bits(config, block.path, "prompts", start.shape), fill(start), fill)
-        self.dropout, self.length = dropout_of(config.dropout), config.num_tied * config.r
+        self.dropout, self.num_tied, self.r = dropout_of(config.dropout), config.num_tied, config.r
         self.train(block.training)
+
+    @property
+    def length(self) -> int:
+        """How many tokens it adds."""
+        return self.num_tied * self.r
+
+    def copies(self) -> Tensor:
+        """The masked views (d, r, width)."""
+        return self.tokens.copies()
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (batch, tokens, width) -> (batch, tokens + d*r, width)."""
-        prompts = self.tokens.copies().flatten(0, 1).to(x.dtype).expand(len(x), -1, -1)
+        prompts = self.copies().flatten(0, 1).to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([x, self.dropout(prompts)], 1)
 
 

@@ -68,6 +68,8 @@ ADDED = {
     "propetl-prefix": (0, 2 * R * WIDTH, 2 * R * WIDTH),
     "unipelt-ap": (UNIPELT, 2 * (WIDTH + 1) + 48 + WIDTH),
     "unipelt": (UNIPELT + 2 * 2 * R * WIDTH, 4 * (WIDTH + 1) + 48 + WIDTH),
+    "noah": ((4 + 2 + 1) * R * WIDTH, R + WIDTH),
+    "noah-supernet": ((4 + 2 + 1) * R * WIDTH, R + WIDTH),  # the widest
     "linear": (0, 0),
     "full": (0, 0),
     **{method: {kind: (0, entries(kind)) for kind in SHAPES} for method, entries in PEFT.items()},
@@ -86,6 +88,8 @@ UNSEEN = ("attention.self.key.bias", "attention.self.key.scale_shift.shift")
 ONLY = {
     "vpt-deep": ("vit",),
     "vpt-shallow": ("vit",),
+    "noah": ("vit",),
+    "noah-supernet": ("vit",),
 }  # the kind of model that a method is made for, where it is but one
 KINDS = ("vit", "bert")
 CASES = [(preset, kind) for preset in PRESETS for kind in KINDS if kind in ONLY.get(PRESETS[preset].method, KINDS)]
@@ -100,16 +104,25 @@ def added(method: str, kind: str) -> tuple[int, ...]:
 
 def prompted(config: Method, tokens: int) -> int:
     """Multiply-adds of frozen layers with the tokens that a method adds: 12 square matrices a block, attention."""
-    more = config.num_tied * config.r if config.method.startswith("vpt") else 0
+    more = prompts(config)
     return DEPTH * (12 * more * WIDTH**2 + 2 * WIDTH * ((tokens + more) ** 2 - tokens**2))
 
 
-# Of four ReLUs with half of their weights none might be alive at the two rows of the ViT that a class depends on.
-ALIVE = {"propetl-padapter": {"activation": "gelu"}}
+def prompts(config: Method) -> int:
+    """Tokens that a method adds to those of each block."""
+    return config.num_tied * R if config.method.startswith(("vpt", "noah")) else 0
+
+
+OWN = {
+    # Of four ReLUs with half of their weights none might be alive at the two rows that a class of the ViT depends on.
+    "propetl-padapter": {"activation": "gelu"},
+    "noah-supernet": {"dims": (1, R)},
+}
 
 
 def settings(preset: str, **changes) -> Method:
-    config, changes = resolve_config(preset), {"r": R} | ALIVE.get(preset, {}) | changes
+    config = resolve_config(preset)
+    changes = {"r": R} | OWN.get(config.method, {}) | changes
     known = {name: value for name, value in changes.items() if name in type(config).model_fields}
     return config.replace(**known)
 

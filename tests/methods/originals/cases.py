@@ -11,6 +11,8 @@ from capaboost_core.inject import adapted_layers, own_parameters
 from capaboost_core.methods import resolve_config
 from capaboost_core.methods.adaptformer import ParallelBottleneck
 from capaboost_core.methods.gates import GatedLinear
+from capaboost_core.methods.sliced import cut
+from capaboost_core.methods.subnets import Subnet
 from capaboost_core.plan import Target
 from capaboost_core.sharing.learned import LearnedMaskWeight
 from capaboost_vision import inject
@@ -26,7 +28,8 @@ ADAPTERS = {  # settings beside r
     "adakron": {},
     "madakron-partial": {"num_experts": 3},
 }
-VITS = ("vpt-shallow", "vpt-deep", "ssf", "fact-tt", "fact-tk", "repadapter")
+VITS = ("vpt-shallow", "vpt-deep", "ssf", "fact-tt", "fact-tk", "repadapter", "noah-supernet")
+SUBNET = Subnet(lora=(3, 8), adapter=(8, 0), prompt=(5, 0))  # of NOAH's supernet
 CASES = (*ADAPTERS, "propetl", "unipelt", "adaptformer", *VITS)
 
 
@@ -44,6 +47,10 @@ def addition(name: str) -> nn.Module:
 
 def adapted_vit(name: str) -> nn.Module:
     config = resolve_config(name)
+    if name == "noah-supernet":
+        model = inject(base("vit").double(), config.replace(dims=(R,)))
+        cut(model, SUBNET)
+        return model
     return inject(base("vit").double(), config.replace(r=R) if config.budget == "r" else config)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from importlib import import_module
 from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
 from capaboost_core.inject import adapted_layers
+from capaboost_core.methods.sliced import parts_of
 from tests.compatibility.models import VIT, base, logits
-from tests.methods.originals.cases import IMAGES, R
+from tests.methods.originals.cases import IMAGES, SUBNET, R
 
 
 def vit() -> nn.Module:
@@ -99,6 +101,30 @@ def of_repadapter(theirs: ModuleType, ours: nn.Module) -> Tensor:
     return logits(model)
 
 
+def of_noah(theirs: ModuleType, ours: nn.Module) -> Tensor:
+    """The adapter is a file of its own, which the model's imports."""
+    theirs.AdapterSuper = import_module(f"{theirs.__package__}.adapter_super").AdapterSuper
+    names, sizes = ("prompt_tuning", "LoRA", "adapter"), dict(super_prefix_dim=0, patch_size=16)
+    model = theirs.VisionTransformer(**VIT, **sizes, **{f"super_{name}_dim": R for name in names}).double().eval()
+    state, found = vit().state_dict(), zip(*parts_of(ours), strict=True)
+    for block, (lora, adapter, prompts) in enumerate(found):
+        state |= {
+            f"blocks.{block}.attn.LoRA_a.weight": lora.lora_A.packed.view(R, -1),
+            f"blocks.{block}.attn.LoRA_b.weight": lora.lora_B.packed.view(R, -1).T,
+            f"blocks.{block}.adapter.ln1.weight": adapter.down.packed.view(R, -1),
+            f"blocks.{block}.adapter.ln1.bias": adapter.down_bias,
+            f"blocks.{block}.adapter.ln2.weight": adapter.up.packed.view(R, -1).T,
+            f"blocks.{block}.adapter.ln2.bias": adapter.up_bias,
+            f"blocks.{block}.visual_prompt_token": prompts.tokens.packed.view(1, R, -1),
+        }
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected, unexpected
+    assert {*missing} == {"visual_prompt_token", "visual_prompt_token_pos_embed"}  # the first block replaces them
+    widths = dict(visual_prompt_dim=SUBNET.prompt, lora_dim=SUBNET.lora, adapter_dim=SUBNET.adapter)
+    model.set_sample_config(widths | {"prefix_dim": (0,) * VIT["depth"]})
+    return model(IMAGES)
+
+
 MODELS = {
     "vpt-shallow": of_vpt,
     "vpt-deep": of_vpt,
@@ -106,4 +132,5 @@ MODELS = {
     "fact-tt": of_fact,
     "fact-tk": of_fact,
     "repadapter": of_repadapter,
+    "noah-supernet": of_noah,
 }

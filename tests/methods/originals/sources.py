@@ -17,6 +17,10 @@ VPT = TORCH + (
     "import math\nfrom functools import reduce\nfrom operator import mul\nfrom torch.nn import Dropout\n"
     "from torch.nn.modules.utils import _pair\nfrom tests.methods.originals.stand_ins import Transformer\n"
 )
+NOAH = TIMM + (
+    "import math\nfrom collections import OrderedDict\n"
+    "from timm.layers import Mlp, PatchEmbed, lecun_normal_, trunc_normal_\n"
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Source:
 PETL, FORWARDS = ("JieShibo/PETL-ViT", "026e4f12"), ("fact_forward_attn", "fact_forward_mlp")
 PROMPTS = Source("KMnP/vpt", "4410440e", "src/models/vit_prompt/vit.py", names=("PromptedTransformer",), header=VPT)
 SSF = ("init_ssf_scale_shift", "ssf_ada", "Mlp", "Attention", "LayerScale", "Block", "PatchEmbed", "VisionTransformer")
+NOAH_NAMES = ("Attention", "Block", "VisionTransformer", "_init_vit_weights", "QuickGELU", "AdapterSuper")
 SOURCES = {
     "compacter": Source(
         "rabeehk/compacter", "e123daaa", "seq2seq/hypercomplex/layers.py", ("kronecker.py", "inits.py")
@@ -85,4 +90,12 @@ SOURCES = {
     "fact-tt": Source(*PETL, "FacT/fact_tt.py", names=FORWARDS),
     "fact-tk": Source(*PETL, "FacT/fact_tk.py", names=FORWARDS),
     "repadapter": Source("luogen1996/RepAdapter", "360992fc", "repadapter.py"),
+    "noah-supernet": Source(
+        "ZhangYuanhan-AI/NOAH",
+        "e9c55f36",
+        "model/supernet_vision_transformer_timm.py",
+        ("module/adapter_super.py",),
+        NOAH_NAMES,
+        NOAH,
+    ),
 }
