@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # of a checkout that is not installed
 
+from capaboost.command_line import exit_code  # noqa: E402
 from capaboost_core import UserError  # noqa: E402
 
 MODELS = ("vit-base", "roberta-base", "vit-small")
@@ -138,33 +139,29 @@ def stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def measure(arguments: list[str] | None) -> int:
-    """Exit status 1 where a stage failed.
+def measure(options: argparse.Namespace) -> None:
+    """Run the stages, and say how they ended.
 
     Raises:
-        UserError: If CUDA is wanted and not there, or the data is not there.
+        UserError: If CUDA is wanted and not there, the data is not there, or a stage failed.
     """
     import torch  # here, so that --help is quick
 
-    options = parse_arguments(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch finds no CUDA device here; pass --device cpu --quick for a rehearsal")
     if options.data_dir and not list(options.data_dir.glob("train-*.parquet")):
         raise UserError(f"{options.data_dir} holds no train-*.parquet; give the folder of the Parquet files")
-    attempts = run_stages(stages(options), options.output_dir, options.time, options.device)
-    print(f"results: {options.output_dir}; {options.output_dir / 'stages.jsonl'} tells how each stage ended")
-    return int(any(line["state"] == "failed" for line in attempts))
+    out = options.output_dir
+    attempts = run_stages(stages(options), out, options.time, options.device)
+    print(f"results: {out}; {out / 'stages.jsonl'} tells how each stage ended")
+    failed = [line["name"] for line in attempts if line["state"] == "failed"]
+    if failed:
+        raise UserError(f"{len(failed)} stages failed, first {failed[0]}; see {out / 'logs' / failed[0]}.log")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        return measure(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    options = parse_arguments(arguments)
+    return exit_code(lambda: measure(options), "the same command goes on")
 
 
 if __name__ == "__main__":
