@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # of a checkout that is not installed
 
 from capaboost.command_line import exit_code  # noqa: E402
-from capaboost_core import UserError  # noqa: E402
 
 MODELS = ("vit-base", "roberta-base", "vit-small")
 FEW = ("--peers", "capaboost-d2", "peft", "floor")  # since each peer is compiled by itself, which takes long
@@ -146,6 +145,8 @@ def measure(options: argparse.Namespace) -> None:
         UserError: If CUDA is wanted and not there, the data is not there, or a stage failed.
     """
     import torch  # here, so that --help is quick
+
+    from capaboost_core.errors import UserError
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch finds no CUDA device here; pass --device cpu --quick for a rehearsal")
