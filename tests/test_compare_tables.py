@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from capaboost.commands import tables
-from capaboost.tables.compare import compare
+from capaboost.tables.compare import MANY, compare
 from capaboost.tables.groups import group_runs
 from capaboost.tables.labels import label_groups, natural_order
 from capaboost.tables.latex import escape
@@ -80,6 +80,27 @@ def test_every_format_shows_best_differences_and_what_is_missing(study, capsys):
     assert digits.startswith("| digits | accuracy | 3 | 92.00 ± 2.65 | **94.50 ± 4.95 (2 of 3 seeds)**<br>")
     assert "| **72.00 ± 2.65** | missing | 60.00 (1 of 3 seeds)<br>" in dtd
     assert "94.50 ± 4.95 (2 of 3 seeds) *" in texts["terminal"]
+
+
+def test_many_methods_are_lines_with_the_best_first(tmp_path):
+    for r in range(1, MANY + 2):  # r is the value on the first task, and its settings
+        adapter = {**LORA, "r": r}
+        for seed in (42, 43):
+            write_run(tmp_path / f"a{r}", seed, r, adapter, task="a")
+        if r != MANY + 1:
+            write_run(tmp_path / f"b{r}", 42, 10 * r, adapter, task="b")
+    head, _, *lines = made(tmp_path, "--compare", "lora (r 3)")["markdown"].splitlines()
+    assert head == "| method | settings | trainable | a (accuracy) | b (accuracy) |"
+    rows = [line for line in lines if line.startswith("| lora")]
+    order = [*range(MANY, 0, -1), MANY + 1]  # which lacks a task
+    assert [line.split(" | ")[0] for line in rows] == [f"| lora (r {r})" for r in order]
+    assert rows[0].endswith(
+        f"| {MANY}.00 ± 0.00<br>+9.00 [+9.00, +9.00] | **120.00**<br>+90.00 (1 pair, no interval) |"
+    )
+    assert rows[-1].endswith(f"| **{MANY + 1}.00 ± 0.00**<br>+10.00 [+10.00, +10.00] | missing |")
+    notes = [line for line in lines if line.startswith("- ")]
+    assert not any("Settings of" in note for note in notes)
+    assert f"Missing runs of lora (r {MANY + 1})" in notes[-1]
 
 
 def test_latex_has_a_cell_for_each_column(study):

@@ -4,8 +4,9 @@
     capaboost tables runs/sweep --compare lora --latex table.tex --plots runs/sweep/plots
 
 Runs that differ in nothing but their seeds become one row: mean and sample standard deviation. With
-`--compare` the rows are tasks and the columns methods, each with its paired difference to the one named. With
-`--readme` the table goes between the lines `<!-- results:begin -->` and `<!-- results:end -->`.
+`--compare` the rows are tasks and the columns methods, each with its paired difference to the one named; more than
+twelve methods are the rows, the best first. With `--readme` the table goes between the lines
+`<!-- results:begin -->` and `<!-- results:end -->`.
 """
 
 from __future__ import annotations

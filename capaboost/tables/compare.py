@@ -1,10 +1,11 @@
-"""Methods beside each other, a column for each: means over seeds, and paired differences to one of them."""
+"""Methods beside each other: means over seeds, and paired differences to one of them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from capaboost.tables.groups import Group, Task, group_runs
@@ -12,6 +13,8 @@ from capaboost.tables.labels import label_groups, natural_order
 from capaboost.tables.statistics import Difference, Spread, paired_difference, spread_of
 from capaboost_core import UserError
 from capaboost_core.errors import shown
+
+MANY = 12  # methods, more than which a page does not hold beside each other
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Comparison:
 
     Attributes:
         reference: The method to which there are differences, if any.
-        methods: The columns by their labels, the reference first.
+        methods: Their labels, the reference first; of more than MANY, the best first.
         cells: By task and method; there is none where a method did not run.
     """
 
@@ -49,6 +52,11 @@ class Comparison:
     tasks: list[Task]
     methods: list[str]
     cells: dict[tuple[Task, str], Cell]
+
+    @property
+    def is_ranking(self) -> bool:
+        """Whether methods are the lines of the table, the best first, and not its columns."""
+        return len(self.methods) > MANY
 
     def row(self, task: Task) -> dict[str, Cell]:
         return {method: self.cells[task, method] for method in self.methods if (task, method) in self.cells}
@@ -75,7 +83,15 @@ def compare(results: dict[Path, dict[str, Any]], reference: str | None) -> Compa
         raise UserError(f"--compare is {shown(reference)}; give one of: {'; '.join(methods)}")
     rows = _by_task(labels)
     cells = {(task, label): cell for task, row in rows.items() for label, cell in _cells(row, reference).items()}
-    return Comparison(reference, sorted(rows), methods, cells)
+    return Comparison(reference, sorted(rows), _ranked(methods, cells) if len(methods) > MANY else methods, cells)
+
+
+def _ranked(methods: list[str], cells: dict[tuple[Task, str], Cell]) -> list[str]:
+    """By the mean over tasks; a method that lacks a task comes after those that have more."""
+    means = defaultdict(list)
+    for (_, method), cell in cells.items():
+        means[method].append(cell.spread.mean)
+    return sorted(methods, key=lambda method: (len(means[method]), fmean(means[method])), reverse=True)
 
 
 def _by_task(labels: dict[Group, str]) -> dict[Task, dict[str, Group]]:

@@ -25,7 +25,7 @@ ESCAPES = str.maketrans(ESCAPED)
 def to_latex(layout: Layout) -> str:
     r"""A tabular with the rules of booktabs, and the notes as a paragraph, for `\input` in a table environment.
 
-    A cell of two lines takes two lines of the tabular, the second smaller; the best cell of a row is bold.
+    A cell of two lines takes two lines of the tabular, the second smaller; the best cell of a task is bold.
     """
     columns = "l" * layout.numeric + "c" * (len(layout.titles) - layout.numeric)
     lines = ["% in the preamble: \\usepackage{booktabs}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from capaboost.tables.compare import Cell, Comparison
 from capaboost.tables.groups import Task
-from capaboost.tables.notes import notes_on, varying
+from capaboost.tables.notes import notes_on, settings_text, task_names, varying
 from capaboost.tables.rows import TITLES, Row
 from capaboost.tables.statistics import Difference
 
 
 @dataclass(frozen=True)
 class Text:
-    """A cell: its lines, and whether it is the best of its row."""
+    """A cell: its lines, and whether it is the best of its task."""
 
     lines: tuple[str, ...]
     is_best: bool = False
@@ -40,7 +40,38 @@ def of_rows(rows: list[Row], notes: list[str]) -> Layout:
 
 
 def of_comparison(table: Comparison, notes: list[str]) -> Layout:
-    """A line for each task, a column for each method: its value, and below it the difference to the reference."""
+    """A line for each task, a column for each method: its value, and below it the difference to the reference.
+
+    In a ranking a line for each method, a column for each task.
+    """
+    return _ranking(table, notes) if table.is_ranking else _by_task(table, notes)
+
+
+def _ranking(table: Comparison, notes: list[str]) -> Layout:
+    fixed = ("method", "settings", "trainable")
+    tasks = [f"{name} ({task.metric})" for task, name in task_names(table.tasks).items()]
+    rows = []
+    for method in table.methods:
+        texts = (method, settings_text(table, method), _trainable(table, method))
+        rows.append([*(Text((text,)) for text in texts), *_values(table, method)])
+    return Layout((*fixed, *tasks), rows, fixed.index("trainable"), notes_on(table) + notes)
+
+
+def _trainable(table: Comparison, method: str) -> str:
+    """The number, or the least and the most where tasks differ."""
+    counts = [cell.trainable for (_, name), cell in table.cells.items() if name == method]
+    return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+
+
+def _values(table: Comparison, method: str) -> list[Text]:
+    missing = Text(("missing",))
+    return [
+        _cell(cell, len(table.seeds(task))) if (cell := table.cells.get((task, method))) else missing
+        for task in table.tasks
+    ]
+
+
+def _by_task(table: Comparison, notes: list[str]) -> Layout:
     names = varying(table.tasks)
     rows = [_row(table, task, names) for task in table.tasks]
     titles = ("task", *(name for name in names if name != "task"), "seeds", *table.methods)

@@ -29,12 +29,13 @@ def task_names(tasks: list[Task]) -> dict[Task, str]:
 
 
 def notes_on(table: Comparison) -> list[str]:
-    return [_how_to_read(table), _common(table), *_settings(table), *_missing(table)]
+    settings = [] if table.is_ranking else [f"Settings of {of}: {settings_text(table, of)}." for of in table.methods]
+    return [_how_to_read(table), _common(table), *settings, *_missing(table)]
 
 
 def _how_to_read(table: Comparison) -> str:
     return (
-        "Mean ± sample standard deviation over seeds, the best mean of a row marked. Below it the mean difference to "
+        "Mean ± sample standard deviation over seeds, the best mean of a task marked. Below it the mean difference to "
         f"{table.reference} over the seeds of both, with its 95 % interval (Student's t over paired seeds); one pair "
         "gives no interval."
     )
@@ -47,17 +48,16 @@ def _common(table: Comparison) -> str:
     return f"In all rows: {'; '.join(parts)}."
 
 
-def _settings(table: Comparison) -> Iterator[str]:
-    """A line for each method; where its settings are not the same everywhere, with the tasks of each."""
+def settings_text(table: Comparison, method: str) -> str:
+    """A method's settings; where they are not the same everywhere, with the tasks of each."""
     names = task_names(table.tasks)
     groups = [cell.group for cell in table.cells.values()]
-    for method in table.methods:
-        places = defaultdict(list)
-        for task in table.tasks:
-            if cell := table.cells.get((task, method)):
-                places[cell.group.shown_settings(groups)].append(names[task])
-        texts = [f"{text or 'none'} ({', '.join(tasks)})" for text, tasks in places.items()]
-        yield f"Settings of {method}: {'; '.join(texts) if len(texts) > 1 else next(iter(places)) or 'none'}."
+    places = defaultdict(list)
+    for task in table.tasks:
+        if cell := table.cells.get((task, method)):
+            places[cell.group.shown_settings(groups) or "none"].append(names[task])
+    texts = [f"{text} ({', '.join(tasks)})" for text, tasks in places.items()]
+    return "; ".join(texts) if len(texts) > 1 else next(iter(places))
 
 
 def _missing(table: Comparison) -> Iterator[str]:

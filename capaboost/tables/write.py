@@ -19,7 +19,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def to_markdown(layout: Layout) -> str:
-    """The table, the best cell of a row in bold, and the notes as a list."""
+    """The table, the best cell of a task in bold, and the notes as a list."""
     table = markdown_table(layout.titles, [[_markdown_cell(text) for text in row] for row in layout.rows])
     notes = "".join(f"- {note}\n" for note in layout.notes)
     return f"{table}\n{notes}" if notes else table
@@ -56,7 +56,7 @@ def fill(path: Path, table: str) -> str:
 
 
 def show(layout: Layout) -> None:
-    """Print the table, the best cell of a row with a star, and the notes below it."""
+    """Print the table, the best cell of a task with a star, and the notes below it."""
     table = Table(show_lines=any(len(text.lines) > 1 for row in layout.rows for text in row))
     for title in layout.titles:
         table.add_column(title, overflow="fold")
