@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import timm
 import torch
@@ -96,8 +97,11 @@ def _image(name: str, sizes: Sizes, device: str) -> Subject:
 
 
 def _on(device: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """What builds on the device. Without values one model is built and copied: initial values take most of the time."""
+
     def built() -> nn.Module:
         with torch.device(device):
             return build()
 
-    return built
+    first = cache(built)
+    return (lambda: deepcopy(first())) if device == "meta" else built
