@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 EPOCHS ?= 20
 TIME ?= 25m
-SINGLE_RUNS := $(wildcard results/digits results/cifar* results/glue results/squad)
+SINGLE_RUNS := $(wildcard results/digits results/cifar* results/sst2 results/squad)
 MODELS ?= vit-small vit-base roberta-base
 
 VENV := .venv
