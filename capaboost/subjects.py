@@ -97,7 +97,7 @@ def _image(name: str, sizes: Sizes, device: str) -> Subject:
 
 
 def _on(device: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """What builds on the device. Without values one model is built and copied: initial values take most of the time."""
+    """What builds on the device; without values it copies one model, since initial values take most of the time."""
 
     def built() -> nn.Module:
         with torch.device(device):

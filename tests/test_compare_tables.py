@@ -103,6 +103,24 @@ def test_many_methods_are_lines_with_the_best_first(tmp_path):
     assert f"Missing runs of lora (r {MANY + 1})" in notes[-1]
 
 
+def test_lines_of_a_ranking_leave_out_what_most_methods_have(tmp_path):
+    for r in range(1, MANY + 2):
+        path = write_run(tmp_path / f"{r}", 42, r, {**LORA, "r": r}, task="digits")
+        result = json.loads(path.read_text())
+        result["config"]["train"]["warmup_lr"] = 0.5 if r == 5 else 0.25
+        path.write_text(json.dumps(result))
+    table = made(tmp_path, "--compare", "lora (r 3)")["markdown"]
+    assert "- Where a line has nothing else: warmup lr 0.25.\n" in table
+    (line,) = [line for line in table.splitlines() if "warmup lr 0.5" in line]
+    assert line.startswith("| lora (r 5) | lr 0.005, r 5, alpha 16, warmup lr 0.5 |")
+
+
+def test_alpha_is_shown_of_methods_that_have_one(tmp_path):
+    adapter = {"method": "adaptformer", "r": 4, "num_tied": 1, "density": 1.0}
+    write_run(tmp_path, 42, 90.0, adapter, task="digits")
+    assert "| lr 0.005, r 4 |" in made(tmp_path)["markdown"]
+
+
 def test_latex_has_a_cell_for_each_column(study):
     text = made(study, "--compare", "lora")["latex"]
     body = text.partition("\\toprule")[2].partition("\\bottomrule")[0]

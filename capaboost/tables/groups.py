@@ -37,11 +37,16 @@ class Group:
     def values(self) -> list[float]:
         return [float(run["value"]) for run in self.runs]
 
-    def shown_settings(self, groups: list[Group]) -> str:
-        """The settings that every row shows, and those in which it differs from others of its task."""
+    def shown_settings(self, groups: list[Group], usual: frozenset[str] = frozenset()) -> str:
+        """The settings that every row shows, and those in which it differs from others of its task but the usual."""
+        further = [text for text in self.differences(groups) if text not in usual]
+        return ", ".join(filter(None, (settings_of(self.runs), *further)))
+
+    def differences(self, groups: list[Group]) -> list[str]:
+        """The settings in which it differs from others of its task."""
         peers = [(g.method, g.settings) for g in groups if g.task[:3] == self.task[:3]]
         own = {name: value for name, value in self.settings.items() if name not in tried(self.runs[0])}
-        return ", ".join(filter(None, (settings_of(self.runs), *differences(own, self.method, peers))))
+        return differences(own, self.method, peers)
 
 
 def group_runs(results: dict[Path, Result], apart: tuple[str, ...] = ()) -> list[Group]:

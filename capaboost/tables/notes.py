@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from capaboost.tables.compare import Comparison
-from capaboost.tables.groups import Task
+from capaboost.tables.groups import Group, Task
 
 
 def varying(tasks: list[Task]) -> list[str]:
@@ -29,7 +29,9 @@ def task_names(tasks: list[Task]) -> dict[Task, str]:
 
 
 def notes_on(table: Comparison) -> list[str]:
-    settings = [] if table.is_ranking else [f"Settings of {of}: {settings_text(table, of)}." for of in table.methods]
+    settings = [f"Settings of {of}: {settings_text(table, of)}." for of in table.methods]
+    if table.is_ranking:  # each line has its own
+        settings = [f"Where a line has nothing else: {', '.join(sorted(usual))}."] if (usual := _usual(table)) else []
     return [_how_to_read(table), _common(table), *settings, *_missing(table)]
 
 
@@ -51,13 +53,24 @@ def _common(table: Comparison) -> str:
 def settings_text(table: Comparison, method: str) -> str:
     """A method's settings; where they are not the same everywhere, with the tasks of each."""
     names = task_names(table.tasks)
-    groups = [cell.group for cell in table.cells.values()]
+    groups, usual = _groups(table), _usual(table) if table.is_ranking else frozenset()
     places = defaultdict(list)
     for task in table.tasks:
         if cell := table.cells.get((task, method)):
-            places[cell.group.shown_settings(groups) or "none"].append(names[task])
+            places[cell.group.shown_settings(groups, usual) or "none"].append(names[task])
     texts = [f"{text} ({', '.join(tasks)})" for text, tasks in places.items()]
     return "; ".join(texts) if len(texts) > 1 else next(iter(places))
+
+
+def _usual(table: Comparison) -> frozenset[str]:
+    """Of the settings in which methods differ, what most cells have."""
+    groups = _groups(table)
+    counts = Counter(text for group in groups for text in group.differences(groups))
+    return frozenset(text for text, count in counts.items() if 2 * count > len(groups))
+
+
+def _groups(table: Comparison) -> list[Group]:
+    return [cell.group for cell in table.cells.values()]
 
 
 def _missing(table: Comparison) -> Iterator[str]:

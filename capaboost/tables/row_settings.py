@@ -51,13 +51,20 @@ def settings_of(results: list[dict[str, Any]]) -> str:
     parts = [] if model.get("pretrained", True) else ["random weights"]
     parts += [f"lr {_values(results, 'train.lr')}"] if "lr" in train else []
     if has_rank(adapter):
-        alpha = _values(results, "adapter.alpha") if adapter.get("alpha") else f"{adapter['r']:g}"
-        scaling = " stable" if adapter.get("scaling") == "stable" else ""
-        parts += [f"r {_values(results, 'adapter.r')}", f"alpha {alpha}{scaling}"]
+        parts += [f"r {_values(results, 'adapter.r')}", *_alpha(results)]
         targets = adapter.get("targets") if "targets" in METHODS[adapter["method"]].used(adapter) else None
         chosen = targets not in (None, LoRA.model_fields["targets"].default)
         parts += [" ".join([targets] if isinstance(targets, str) else targets)] if chosen else []
     return ", ".join(parts + [shown_setting(name, _values(results, name)) for name in grids if name not in NAMED])
+
+
+def _alpha(results: list[dict[str, Any]]) -> list[str]:
+    """The scale of increments, for a method that has one; without an alpha it is r."""
+    adapter = results[0]["config"]["adapter"]
+    if "alpha" not in METHODS[adapter["method"]].model_fields:
+        return []
+    alpha = _values(results, "adapter.alpha") if adapter.get("alpha") else f"{adapter['r']:g}"
+    return [f"alpha {alpha} stable" if adapter.get("scaling") == "stable" else f"alpha {alpha}"]
 
 
 def _values(results: list[dict[str, Any]], name: str) -> str:
