@@ -39,6 +39,13 @@ def test_a_budget_below_the_least_gives_the_least():
     assert within_budget(SUBJECT, resolve_config("lora"), 1).method.r == 1
 
 
+def test_a_budget_above_the_most_gives_the_least_value_that_has_it():
+    found = within_budget(SUBJECT, resolve_config("lokr"), 10**9)
+    counts = [count(found.method.replace(r=r)) for r in range(1, 3 * found.method.r)]
+    assert found.trainable == max(counts)
+    assert found.method.r == counts.index(max(counts)) + 1
+
+
 @pytest.mark.parametrize("preset", ["linear", "full"])
 def test_a_method_without_a_knob_says_so(preset):
     with pytest.raises(UserError, match="has no setting that a budget changes"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from capaboost_core.errors import UserError
@@ -69,7 +70,8 @@ def parse_percent(text: str) -> float:
 def within_budget(subject: Subject, method: Method, entries: int) -> Budgeted:
     """The method with the knob that `Method.budget` names, so that what it trains is nearest to the budget.
 
-    Counts rise with the knob, so a search by halves finds the two values around the budget.
+    Counts rise with the knob, so a search by halves finds the two values around the budget. Where they rise no further,
+    as with LoKr, whose layer bounds r, another one finds where they began to stay; of all counted, the nearest is taken.
 
     Args:
         subject: The base model, on the meta device.
@@ -86,15 +88,26 @@ def within_budget(subject: Subject, method: Method, entries: int) -> Budgeted:
     def at(steps: int) -> Method:
         return method.replace(**{knob: steps * method.budget_step})
 
+    counts: dict[int, int] = {}
+
     def count(steps: int) -> int:
-        return parameter_counts(subject.inject(subject.build(), at(steps))).trainable
+        if steps not in counts:
+            counts[steps] = parameter_counts(subject.inject(subject.build(), at(steps))).trainable
+        return counts[steps]
 
     low, high = 1, 2
     while count(high) < entries and 2 * high * method.budget_step <= LARGEST:
         low, high = high, 2 * high
+    low, high = _around(entries, count, low, high)
+    if count(low) == count(high):
+        _around(count(low), count, 0, low)
+    best = min(sorted(counts), key=lambda steps: abs(counts[steps] - entries))
+    return Budgeted(at(best), counts[best])
+
+
+def _around(entries: int, count: Callable[[int], int], low: int, high: int) -> tuple[int, int]:
+    """Neighbours between the two, of which the second is the first value that has as many entries."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) < entries else (low, middle)
-    counts = {steps: count(steps) for steps in (low, high)}
-    best = min(counts, key=lambda steps: abs(counts[steps] - entries))
-    return Budgeted(at(best), counts[best])
+    return low, high
