@@ -70,8 +70,8 @@ def parse_percent(text: str) -> float:
 def within_budget(subject: Subject, method: Method, entries: int) -> Budgeted:
     """The method with the knob that `Method.budget` names, so that what it trains is nearest to the budget.
 
-    Counts rise with the knob, so a search by halves finds the two values around the budget. Where they rise no further,
-    as with LoKr, whose layer bounds r, another one finds where they began to stay; of all counted, the nearest is taken.
+    Counts rise with the knob, so a search by halves finds the two values around the budget. Where they rise no
+    further, as with LoKr, whose layer bounds r, a second search finds where that began; the nearest of all is taken.
 
     Args:
         subject: The base model, on the meta device.
