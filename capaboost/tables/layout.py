@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from capaboost.tables.compare import Cell, Comparison
 from capaboost.tables.groups import Task
-from capaboost.tables.notes import notes_on, settings_text, task_names, varying
+from capaboost.tables.notes import notes_on, settings_text, task_names, usual_settings, varying
 from capaboost.tables.rows import TITLES, Row
 from capaboost.tables.statistics import Difference
 
@@ -50,9 +50,9 @@ def of_comparison(table: Comparison, notes: list[str]) -> Layout:
 def _ranking(table: Comparison, notes: list[str]) -> Layout:
     fixed = ("method", "settings", "trainable")
     tasks = [f"{name} ({task.metric})" for task, name in task_names(table.tasks).items()]
-    rows = []
+    rows, usual = [], usual_settings(table)
     for method in table.methods:
-        texts = (method, settings_text(table, method), _trainable(table, method))
+        texts = (method, settings_text(table, method, usual), _trainable(table, method))
         rows.append([*(Text((text,)) for text in texts), *_values(table, method)])
     return Layout((*fixed, *tasks), rows, fixed.index("trainable"), notes_on(table) + notes)
 

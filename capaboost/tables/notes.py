@@ -29,9 +29,11 @@ def task_names(tasks: list[Task]) -> dict[Task, str]:
 
 
 def notes_on(table: Comparison) -> list[str]:
-    settings = [f"Settings of {of}: {settings_text(table, of)}." for of in table.methods]
-    if table.is_ranking:  # each line has its own
-        settings = [f"Where a line has nothing else: {', '.join(sorted(usual))}."] if (usual := _usual(table)) else []
+    if table.is_ranking:  # whose lines have their settings
+        usual = ", ".join(sorted(usual_settings(table)))
+        settings = [f"Where a line has nothing else: {usual}."] if usual else []
+    else:
+        settings = [f"Settings of {of}: {settings_text(table, of)}." for of in table.methods]
     return [_how_to_read(table), _common(table), *settings, *_missing(table)]
 
 
@@ -50,10 +52,10 @@ def _common(table: Comparison) -> str:
     return f"In all rows: {'; '.join(parts)}."
 
 
-def settings_text(table: Comparison, method: str) -> str:
-    """A method's settings; where they are not the same everywhere, with the tasks of each."""
+def settings_text(table: Comparison, method: str, usual: frozenset[str] = frozenset()) -> str:
+    """A method's settings but the usual; where they are not the same everywhere, with the tasks of each."""
     names = task_names(table.tasks)
-    groups, usual = _groups(table), _usual(table) if table.is_ranking else frozenset()
+    groups = _groups(table)
     places = defaultdict(list)
     for task in table.tasks:
         if cell := table.cells.get((task, method)):
@@ -62,7 +64,7 @@ def settings_text(table: Comparison, method: str) -> str:
     return "; ".join(texts) if len(texts) > 1 else next(iter(places))
 
 
-def _usual(table: Comparison) -> frozenset[str]:
+def usual_settings(table: Comparison) -> frozenset[str]:
     """Of the settings in which methods differ, what most cells have."""
     groups = _groups(table)
     counts = Counter(text for group in groups for text in group.differences(groups))

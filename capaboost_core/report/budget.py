@@ -99,7 +99,7 @@ def within_budget(subject: Subject, method: Method, entries: int) -> Budgeted:
     while count(high) < entries and 2 * high * method.budget_step <= LARGEST:
         low, high = high, 2 * high
     low, high = _around(entries, count, low, high)
-    if count(low) == count(high):
+    if count(low) == count(high):  # the knob does nothing here; count where that begins too
         _around(count(low), count, 0, low)
     best = min(sorted(counts), key=lambda steps: abs(counts[steps] - entries))
     return Budgeted(at(best), counts[best])
