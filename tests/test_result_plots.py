@@ -144,7 +144,7 @@ def test_the_forest_shows_the_intervals_of_the_table(study):
         label: cell.difference.interval for label, cell in table.row(table.tasks[0]).items() if cell.difference
     }
     assert drawn == expected
-    assert rows == ["digits", *table.methods[1:]]
+    assert rows == ["digits", *(method for method in table.methods if method != "lora")]
 
 
 def test_the_map_has_a_number_in_each_cell_and_marks_the_best(tmp_path):
