@@ -21,13 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capaboost.command_line import at_least_one, exit_code, given_path, make_parser
-from capaboost.shipped import shipped
 
 if TYPE_CHECKING:
     from capaboost.sweeps.engines.local import LocalEngine
-
-if TYPE_CHECKING:
-    pass
 
 ENGINES = ("local", "ray", "slurm")
 
@@ -67,10 +63,10 @@ def sweep(options: argparse.Namespace) -> None:
     """Check the whole sweep, then list it or run it."""
     from capaboost.sweeps.budget import within_budget
     from capaboost.sweeps.folder import SweepFolder
+    from capaboost.sweeps.inputs import file_of
     from capaboost.sweeps.sweep_file import read_sweep
 
-    shipped_file = shipped("configs") / "sweeps" / f"{options.file}.yaml"
-    file = within_budget(read_sweep(shipped_file if shipped_file.is_file() else options.file))
+    file = within_budget(read_sweep(file_of(options.file)))
     folder = SweepFolder((options.output_dir or Path("runs/sweeps") / options.file.stem).absolute())
     if options.dry_run:
         from capaboost.sweeps.dry_run import list_runs

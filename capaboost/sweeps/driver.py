@@ -13,6 +13,7 @@ from capaboost.sweeps.display import Display
 from capaboost.sweeps.dry_run import all_runs
 from capaboost.sweeps.estimate import Estimator, measured_speed
 from capaboost.sweeps.folder import CLAIMS, FAILURE, WAITING, SweepFolder
+from capaboost.sweeps.inputs import check_inputs
 from capaboost.sweeps.plan import Plan, plan_of
 from capaboost.sweeps.progress import Progress, progress_of
 from capaboost.sweeps.runs import Run
@@ -57,7 +58,7 @@ def drive(
 
 
 def check_all(folder: SweepFolder, runs: list[Run], estimator: Estimator) -> None:
-    """Refuse wrong settings, and a folder whose finished runs had others.
+    """Refuse wrong settings, inputs that are missing, and a folder whose finished runs had other settings.
 
     Raises:
         UserError: It names the run.
@@ -67,11 +68,13 @@ def check_all(folder: SweepFolder, runs: list[Run], estimator: Estimator) -> Non
     if os.path.lexists(claims) and not claims.is_dir():
         raise UserError(f"{claims} must be a folder, but is none; move it away, or choose another --output-dir")
     for run in tqdm(runs, "checking", leave=False, disable=None):
-        settings = to_dict(estimator.settings_of(run))
+        settings = estimator.settings_of(run)
         check_folder(folder.place(run), resume=True)
         if not folder.is_done(run):
+            check_inputs(settings)
             continue
-        unequal = [text for text in differences(folder.result(run)["config"], settings) if not _is_precision(text)]
+        there = folder.result(run)["config"]
+        unequal = [text for text in differences(there, to_dict(settings)) if not _is_precision(text)]
         if unequal:
             raise UserError(
                 f"{folder.place(run)} was run with other settings ({unequal[0]}); choose another --output-dir"

@@ -85,6 +85,8 @@ def test_shards_share_the_groups_out(tmp_path):
         ({"set": {"train.epocs": 2}}, "digits/linear/seed1: unknown setting train.epocs; did you mean train.epochs?"),
         ({"methods": {"lora": {"adapter.r": 0}}}, "digits/lora/seed1: adapter.r is 0"),
         ({"tune": {"grid": {"train.lr": [1, 0]}}}, "train.lr is 0"),
+        ({"set": {"model.name": "test_vit", "model.weights": "none.pth"}}, "model.weights: none.pth does not exist"),
+        ({"set": {"data.source": "folder", "data.dir": "none"}}, "data.dir: none does not exist, seen from "),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_written(changes, message, tmp_path, capsys):
@@ -128,6 +130,19 @@ def test_a_dry_run_lists_every_run_and_the_total_and_writes_nothing(tmp_path, ca
         assert name in out
     assert "8 runs" in out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("bensh", "did you mean bench?"), ("of/mine.yaml", ", bench, ")],
+)
+def test_a_name_that_is_no_sweep_is_refused(name, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command.main([name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"there is no file {name}, and no shipped sweep of this name" in line
+    assert message in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_where_the_claims_go_is_refused(tmp_path, capsys):
