@@ -100,3 +100,15 @@ def test_a_reader_that_goes_away_is_no_error():
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    "command", [["tables", "none"], ["sweep", "none"], ["flops", "--model", "none"]], ids=" ".join
+)
+def test_a_mistake_is_one_line_in_a_process_of_its_own(command):
+    """Without the warnings of what is imported."""
+    process = commands.start("-m", "capaboost", *command.split())
+    out, err = process.communicate(timeout=400)
+    assert (process.returncode, out) == (2, "")
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("error: ")

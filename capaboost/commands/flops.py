@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -177,5 +176,4 @@ def _words(values: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     options = flops_parser(prog).parse_args(arguments)
-    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # fvcore's import
     return exit_code(lambda: report(options), "nothing was written")
