@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,18 +28,36 @@ def budgeted(run: Any, options: argparse.Namespace) -> Any:
     """The run with its method within the budget, told in a line; the run itself without one.
 
     Raises:
-        UserError: If the method has no knob, or the budget is no number.
+        UserError: If the method has no knob or `--set` gives it, or the budget is no number.
     """
     budget = budget_of(options)
     if budget is None:
         return run
     from capaboost_core.console import tell
     from capaboost_core.training.processes import is_first
+    from capaboost_core.training.run_file import flat, parse_assignments
 
+    refuse_given(run.adapter, flat(parse_assignments(options.set)))
     found = solve(subject_of(run), run.adapter, budget)
     if is_first():
         tell(told(found))
     return dataclasses.replace(run, adapter=found.method)
+
+
+def refuse_given(method: Any, given: Iterable[str]) -> None:
+    """Refuse a knob that is given beside a budget, which would take its place.
+
+    Args:
+        method: Whose knob it is.
+        given: Settings by section.key.
+
+    Raises:
+        UserError: If so.
+    """
+    from capaboost_core.errors import UserError
+
+    if (knob := f"adapter.{method.budget}") in given:
+        raise UserError(f"{knob} is given beside a budget, which sets it; leave one of them out")
 
 
 def solve(subject: Subject, method: Any, budget: str) -> Budgeted:

@@ -94,6 +94,7 @@ def test_flops_report_methods_at_one_budget(tmp_path, capsys):
         (["--budget", "x"], "budget is 'x'; type a number of parameters"),
         (["--budget-percent", "200"], "a budget of 200.0%: type a number above 0, up to 100"),
         (["--set", "model.kwargs.depth=2", "--budget", "10k"], "models without model.kwargs"),
+        (["--set", "adapter.r=4", "--budget", "10k"], "adapter.r is given beside a budget, which sets it"),
     ],
 )
 def test_a_wrong_budget_is_one_line(flags, message, tmp_path, capsys):
@@ -102,6 +103,12 @@ def test_a_wrong_budget_is_one_line(flags, message, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_report_refuses_a_knob_beside_a_budget(capsys):
+    flags = ["--model", "vit_base_patch16_224", "--methods", "lora", "--budget", "0.22M", "--set", "adapter.r=4"]
+    assert flops.main(flags) == 2
+    assert "adapter.r is given beside a budget, which sets it; leave one of them out" in capsys.readouterr().err
 
 
 def test_a_comparison_trains_each_method_within_the_budget_and_shows_one_table(tmp_path, capfd):

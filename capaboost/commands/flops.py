@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaboost.budget import add_budget_flags, budget_of, solve, told
+from capaboost.budget import add_budget_flags, budget_of, refuse_given, solve, told
 from capaboost.command_line import at_least_one, exit_code, make_parser
 from capaboost.shipped import shipped
 
@@ -83,6 +83,7 @@ def report_methods(options: argparse.Namespace) -> None:
         budget = budget_of(options)
         if budget is None:
             return config
+        refuse_given(config, [f"adapter.{name}" for name in changes])
         found.append(told(solved := solve(subject, config, budget)))
         return solved.method
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capaboost.budget import solve, subject_of, told
+from capaboost.budget import refuse_given, solve, subject_of, told
 from capaboost.sweeps.runs import combinations, final_runs, label
 from capaboost.sweeps.sweep_file import SweepFile, Values
 from capaboost.sweeps.work import command_of, options_of
@@ -12,10 +12,10 @@ from capaboost_core.errors import UserError
 
 def within_budget(sweep: SweepFile) -> SweepFile:
     """The sweep with the knob of each method that comes nearest to its budget, told in a line each; without a budget
-    itself. A method that has no knob takes part as it is.
+    itself. A method that has no knob takes part as it is, and so does one whose own settings in the file give it.
 
     Raises:
-        UserError: If a setting is wrong, or the budget is no number.
+        UserError: If a setting is wrong, the budget is no number, or a knob is given for all methods.
     """
     if sweep.budget is None:
         return sweep
@@ -29,11 +29,16 @@ def _settings(sweep: SweepFile, group: tuple[str, ...]) -> Values:
     run = final_runs(sweep, group, {})[0]
     try:
         settings = command_of(run).load(options_of(run))
-        if settings.adapter.budget is None:
+        knob = settings.adapter.budget
+        if knob is None:
             tell(f"budget: {group[1]} has no knob and takes part as it is")
             return own
+        if f"adapter.{knob}" in own:
+            tell(f"budget: {group[1]} keeps its own {knob}, {own[f'adapter.{knob}']}")
+            return own
+        refuse_given(settings.adapter, {**run.values, **(sweep.tune.grid if sweep.tune else {})})
         found = solve(subject_of(settings), settings.adapter, sweep.budget)
     except UserError as error:
         raise UserError(f"{run.name}: {error}") from error
     tell(told(found))
-    return own | {f"adapter.{found.method.budget}": getattr(found.method, found.method.budget)}
+    return own | {f"adapter.{knob}": getattr(found.method, knob)}
