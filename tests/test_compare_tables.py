@@ -115,6 +115,15 @@ def test_lines_of_a_ranking_leave_out_what_most_methods_have(tmp_path):
     assert line.startswith("| lora (r 5) | lr 0.005, r 5, alpha 16, warmup lr 0.5 |")
 
 
+def test_a_line_of_a_ranking_has_the_settings_of_each_task(tmp_path):
+    for r in range(1, MANY + 2):
+        for task, lr in (("a", 0.005), ("b", 0.25 if r == 5 else 0.005)):
+            write_run(tmp_path / f"{task}{r}", 42, r, {**LORA, "r": r}, task=task, lr=lr)
+    texts = made(tmp_path, "--compare", "lora (r 3)")
+    assert "| lora (r 5) | lr 0.005, r 5, alpha 16 (a)<br>lr 0.25, r 5, alpha 16 (b) |" in texts["markdown"]
+    assert "| lora (r 4) | lr 0.005, r 4, alpha 16 |" in texts["markdown"]
+
+
 def test_alpha_is_shown_of_methods_that_have_one(tmp_path):
     adapter = {"method": "adaptformer", "r": 4, "num_tied": 1, "density": 1.0}
     write_run(tmp_path, 42, 90.0, adapter, task="digits")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from capaboost.tables.compare import Cell, Comparison
 from capaboost.tables.groups import Task
-from capaboost.tables.notes import notes_on, settings_text, task_names, usual_settings, varying
+from capaboost.tables.notes import notes_on, settings_lines, task_names, usual_settings, varying
 from capaboost.tables.rows import TITLES, Row
 from capaboost.tables.statistics import Difference
 
@@ -52,8 +52,8 @@ def _ranking(table: Comparison, notes: list[str]) -> Layout:
     tasks = [f"{name} ({task.metric})" for task, name in task_names(table.tasks).items()]
     rows, usual = [], usual_settings(table)
     for method in table.methods:
-        texts = (method, settings_text(table, method, usual), _trainable(table, method))
-        rows.append([*(Text((text,)) for text in texts), *_values(table, method)])
+        cells = ((method,), settings_lines(table, method, usual), (_trainable(table, method),))
+        rows.append([*map(Text, cells), *_values(table, method)])
     return Layout((*fixed, *tasks), rows, fixed.index("trainable"), notes_on(table) + notes)
 
 

@@ -33,7 +33,7 @@ def notes_on(table: Comparison) -> list[str]:
         usual = ", ".join(sorted(usual_settings(table)))
         settings = [f"Where a line has nothing else: {usual}."] if usual else []
     else:
-        settings = [f"Settings of {of}: {settings_text(table, of)}." for of in table.methods]
+        settings = [f"Settings of {of}: {'; '.join(settings_lines(table, of))}." for of in table.methods]
     return [_how_to_read(table), _common(table), *settings, *_missing(table)]
 
 
@@ -52,16 +52,17 @@ def _common(table: Comparison) -> str:
     return f"In all rows: {'; '.join(parts)}."
 
 
-def settings_text(table: Comparison, method: str, usual: frozenset[str] = frozenset()) -> str:
-    """A method's settings but the usual; where they are not the same everywhere, with the tasks of each."""
+def settings_lines(table: Comparison, method: str, usual: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """A method's settings but the usual: one line, or where tasks have not the same a line for the tasks of each."""
     names = task_names(table.tasks)
     groups = _groups(table)
     places = defaultdict(list)
     for task in table.tasks:
         if cell := table.cells.get((task, method)):
             places[cell.group.shown_settings(groups, usual) or "none"].append(names[task])
-    texts = [f"{text} ({', '.join(tasks)})" for text, tasks in places.items()]
-    return "; ".join(texts) if len(texts) > 1 else next(iter(places))
+    if len(places) == 1:
+        return tuple(places)
+    return tuple(f"{text} ({', '.join(tasks)})" for text, tasks in places.items())
 
 
 def usual_settings(table: Comparison) -> frozenset[str]:
