@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -97,12 +98,19 @@ def subject_of(run: Any) -> Subject:
     Raises:
         UserError: If its architecture is not known offline.
     """
-    from capaboost.subjects import Sizes, make_subject
     from capaboost_core.errors import UserError
 
     if getattr(run.model, "kwargs", {}):
         raise UserError("a budget is solved for models without model.kwargs; set the method's own knob")
-    return make_subject(run.model.name, Sizes(image_size=getattr(run.model, "img_size", None)))
+    return _subject(run.model.name, getattr(run.model, "img_size", None))
+
+
+@cache
+def _subject(name: str, image_size: int | None) -> Subject:
+    """One for all methods of a sweep, as a subject copies the model that it built first."""
+    from capaboost.subjects import Sizes, make_subject
+
+    return make_subject(name, Sizes(image_size=image_size))
 
 
 def told(found: Budgeted) -> str:

@@ -9,7 +9,6 @@ import argparse
 import importlib
 import os
 import textwrap
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -161,7 +160,6 @@ def _say_what_is_missing() -> None:
 
 def exit_code(command: Callable[[], None], stopped: str = "the same command with --resume goes on") -> int:
     """`capaboost_core.exit_code.exit_code_of`, imported once the flags are read."""
-    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # fvcore's import
     from capaboost_core.exit_code import exit_code_of
 
     return exit_code_of(command, stopped)

@@ -12,7 +12,8 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn.jit_handles import conv_flop_jit, get_shape
+
+from capaboost_core.report.fvcore_names import conv_flop_jit, get_shape
 
 Handle = Callable[[list[Any], list[Any]], int | Counter[str]]
 

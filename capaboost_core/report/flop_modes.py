@@ -9,7 +9,6 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from capaboost_core.errors import UserError
 from capaboost_core.report.flop_handles import HANDLES
+from capaboost_core.report.fvcore_names import FlopCountAnalysis
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 

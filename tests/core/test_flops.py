@@ -1,5 +1,8 @@
 """Multiply-adds of small nets against numbers worked out by hand, and against torch's own counter."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -251,3 +254,8 @@ def test_refuses_what_it_cannot_count():
     with pytest.raises(UserError, match="inputs has a str"):
         count_flops(frozen, {"input": "x"})
     assert count_flops(frozen, {"input": torch.ones(TOKENS)}).executed == FIRST
+
+
+def test_fvcore_is_imported_without_a_warning():
+    imported = [sys.executable, "-c", "import capaboost_core.report.flops"]
+    assert subprocess.run(imported, capture_output=True, text=True).stderr == ""
