@@ -15,9 +15,9 @@ from PIL import Image
 from tests.commands import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
-import backbone_training
 import pretrain_backbone
-from backbone_images import augment, mix
+from pretraining.images import augment, mix
+from pretraining.run import Pretraining
 
 SMALL = ["--batch-size", "4", "--epochs", "2", "--patch-drop", "0.75"]
 
@@ -51,7 +51,7 @@ def records(folder: Path) -> list[dict]:
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(images, tmp_path, monkeypatch, capsys):
     assert pretrain(images, tmp_path / "whole") == 0
 
-    whole_epoch = backbone_training.Pretraining.train_epoch
+    whole_epoch = Pretraining.train_epoch
 
     def stopped_in_second(run, *data):
         if run.epoch == 1:
@@ -59,11 +59,11 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(images, tmp_path
         return whole_epoch(run, *data)
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(backbone_training.Pretraining, "train_epoch", stopped_in_second)
+        stopping.setattr(Pretraining, "train_epoch", stopped_in_second)
         assert pretrain(images, tmp_path / "stopped") == 130
     assert len(records(tmp_path / "stopped")) == 1
     assert pretrain(images, tmp_path / "stopped", "--lr", "0.1") == 2
-    assert "began with --lr 0.002" in capsys.readouterr().err
+    assert "lr: 0.002 there, 0.1 here" in capsys.readouterr().err
     assert pretrain(images, tmp_path / "stopped") == 0
 
     assert records(tmp_path / "stopped") == records(tmp_path / "whole")
@@ -74,14 +74,40 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(images, tmp_path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch-size", "5"], "type 1 to 4"),
-        (["--epochs", "0"], "type 1 or more"),
-        (["--patch-drop", "1"], "a share in [0, 1)"),
+        (["--epochs", "0"], "epochs is 0"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--lr", "-1"], "lr is -1.0"),
+        (["--lr", "nan"], "lr is nan"),
+        (["--patch-drop", "1"], "patch_drop is 1.0"),
+        (["--mixup", "-0.1"], "mixup is -0.1"),
+        (["--seed", "-1"], "seed is -1"),
     ],
 )
 def test_a_wrong_number_is_one_line(images, tmp_path, flags, message, capsys):
-    assert pretrain(images, tmp_path, *flags) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    out = tmp_path / "out"
+    assert pretrain(images, out, *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not out.exists()
+
+
+def test_a_batch_of_more_images_than_there_are_is_one_line(images, tmp_path, capsys):
+    assert pretrain(images, tmp_path, "--batch-size", "5") == 2
+    assert "type at most 4" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_other_images_are_decoded_anew_and_refused_by_a_run_that_has_begun(images, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert pretrain(images, out, "--epochs", "1") == 0
+    other.mkdir()
+    for file in images.iterdir():
+        table = pyarrow.table({"image": [png(i) for i in range(5, 10)], "label": [0, 1, 2, 1, 0]})
+        parquet.write_table(table, other / file.name)
+    assert pretrain(other, out) == 2
+    assert "was run with other settings (data:" in capsys.readouterr().err.splitlines()[-1]
+    (out / pretrain_backbone.CHECKPOINT).write_bytes(b"half")
+    assert pretrain(other, out) == 2
+    assert "no checkpoint of this command" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

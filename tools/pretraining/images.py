@@ -1,4 +1,4 @@
-"""Images for `pretrain_backbone.py`: Parquet files decoded once, and what training does to a batch on its device."""
+"""Images to pretrain on: Parquet files decoded once, and what training does to a batch on its device."""
 
 from __future__ import annotations
 
@@ -21,17 +21,30 @@ from capaboost_core.files import explained, write_atomically
 MEAN, STD = 127.5, 127.5
 
 
-def load_split(paths: Sequence[Path], cache: Path) -> tuple[Tensor, Tensor]:
-    """(N, 3, height, width) uint8 images and (N,) labels, decoded once and kept in `cache`.
+def image_files(folder: Path) -> tuple[list[Path], Path]:
+    """Those to train on and the one to validate on.
 
     Raises:
-        UserError: If a file is missing, is no Parquet file of images and labels, or the images are of several sizes.
+        UserError: If they are not there.
     """
-    if not cache.exists():
+    training, validation = sorted(folder.glob("train-*.parquet")), folder / "val.parquet"
+    if not (training and validation.is_file()):
+        raise UserError(f"{folder} holds no train-*.parquet and val.parquet; give the folder of the Parquet files")
+    return training, validation
+
+
+def load_split(paths: Sequence[Path], cache: Path) -> tuple[Tensor, Tensor]:
+    """(N, 3, height, width) uint8 images and (N,) labels, decoded once and kept in `cache` with the files' sizes.
+
+    Raises:
+        UserError: If a file is no Parquet file of images and labels, or the images are of several sizes.
+    """
+    sizes = np.array([path.stat().st_size for path in paths])
+    if not (cache.exists() and np.array_equal(np.load(cache)["sizes"], sizes)):
         images, labels = zip(*(row for path in paths for row in _decoded(path)), strict=True)
         if len({image.shape for image in images}) != 1:
             raise UserError(f"{paths[0].parent} holds images of several sizes; give images of one size")
-        arrays = {"images": np.stack(images).transpose(0, 3, 1, 2), "labels": np.array(labels)}
+        arrays = {"images": np.stack(images).transpose(0, 3, 1, 2), "labels": np.array(labels), "sizes": sizes}
         write_atomically(cache, lambda file: np.savez(file, **arrays))
     data = np.load(cache)
     return torch.from_numpy(data["images"]), torch.from_numpy(data["labels"]).long()

@@ -1,20 +1,21 @@
-"""What `pretrain_backbone.py` trains: the model with its averaged weights, optimizers, and place in the run."""
+"""What is pretrained: the model with its averaged weights, optimizers, and place in the run."""
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from backbone_images import augment, mix, scaled
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import capaboost_vision  # noqa: F401  registers the architecture with timm
+from capaboost_core.weight_decay import weight_decay_groups
+from pretraining.images import augment, mix, scaled
+from pretraining.recipe import Recipe
 
 
 def make_optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
@@ -23,12 +24,8 @@ def make_optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[to
     matrices = [p for n, p in named if n.startswith("blocks.") and p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for _, p in named if id(p) not in chosen]
-    groups = [
-        {"params": [p for p in others if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
-    ]
     return [
-        torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98)),
+        torch.optim.AdamW(weight_decay_groups(others, weight_decay), lr=lr, betas=(0.9, 0.98)),
         torch.optim.Muon(matrices, lr=10 * lr, weight_decay=weight_decay, momentum=0.95),
     ]
 
@@ -56,31 +53,31 @@ class Pretraining:
     """A run between two of its epochs.
 
     Args:
-        options: Of the command.
+        recipe: Its settings.
         architecture: A name of timm.
         classes: Of the head.
         steps: Optimizer steps of an epoch.
         device: Where the model is.
     """
 
-    def __init__(self, options: argparse.Namespace, architecture: str, classes: int, steps: int, device: torch.device):
-        self.options, self.device, self.classes, self.steps = options, device, classes, steps
-        torch.manual_seed(options.seed)
-        model = timm.create_model(architecture, num_classes=classes, patch_drop_rate=options.patch_drop)
+    def __init__(self, recipe: Recipe, architecture: str, classes: int, steps: int, device: torch.device):
+        self.recipe, self.device, self.classes, self.steps = recipe, device, classes, steps
+        torch.manual_seed(recipe.seed)
+        model = timm.create_model(architecture, num_classes=classes, patch_drop_rate=recipe.patch_drop)
         self.model = model.to(device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
-        self.optimizers = make_optimizers(self.model, options.lr, options.weight_decay)
+        self.optimizers = make_optimizers(self.model, recipe.lr, recipe.weight_decay)
         self.base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.epoch, self.seconds = 0, 0.0
 
     def train_epoch(self, images: Tensor, labels: Tensor) -> float:
         """One pass in an order that follows from seed and epoch; returns the last loss."""
-        if self.epoch >= self.options.epochs - self.options.full_epochs:
+        if self.epoch >= self.recipe.epochs - self.recipe.full_epochs:
             self.model.patch_drop = nn.Identity()
-        torch.manual_seed(self.options.seed * 1000 + self.epoch)
-        np.random.seed(self.options.seed * 1000 + self.epoch)
-        order, size = torch.randperm(len(labels)), self.options.batch_size
-        bar = tqdm(range(self.steps), f"epoch {self.epoch + 1}/{self.options.epochs}", mininterval=5)
+        torch.manual_seed(self.recipe.seed * 1000 + self.epoch)
+        np.random.seed(self.recipe.seed * 1000 + self.epoch)
+        order, size = torch.randperm(len(labels)), self.recipe.batch_size
+        bar = tqdm(range(self.steps), f"epoch {self.epoch + 1}/{self.recipe.epochs}", mininterval=5)
         for step in bar:
             rows = order[step * size : (step + 1) * size]
             self.set_learning_rates(self.epoch * self.steps + step)
@@ -91,14 +88,14 @@ class Pretraining:
         return loss.item()
 
     def set_learning_rates(self, step: int) -> None:
-        factor = learning_rate_factor(step, self.steps * self.options.epochs, self.steps)
+        factor = learning_rate_factor(step, self.steps * self.recipe.epochs, self.steps)
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         targets = F.one_hot(labels, self.classes).float()
-        images, targets = mix(scaled(augment(images)), targets, self.options.mixup)
+        images, targets = mix(scaled(augment(images)), targets, self.recipe.mixup)
         with torch.autocast(self.device.type, torch.bfloat16):
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=0.1)

@@ -1,0 +1,1 @@
+"""The parts of `tools/pretrain_backbone.py`."""
