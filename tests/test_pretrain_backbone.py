@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -49,7 +50,9 @@ def records(folder: Path) -> list[dict]:
 
 
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(images, tmp_path, monkeypatch, capsys):
+    fused = timm.layers.use_fused_attn()
     assert pretrain(images, tmp_path / "whole") == 0
+    assert timm.layers.use_fused_attn() == fused  # timm's setting of the process is others' too
 
     whole_epoch = Pretraining.train_epoch
 

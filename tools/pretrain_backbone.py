@@ -22,7 +22,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # of a checkout that is not installed
 
-import timm  # noqa: E402
 import torch  # noqa: E402
 from pretraining.images import image_files, load_split  # noqa: E402
 from pretraining.recipe import Recipe  # noqa: E402
@@ -60,7 +59,6 @@ def pretrain(options: argparse.Namespace) -> None:
     """
     recipe = Recipe(**{name: getattr(options, name) for name in Recipe.model_fields})
     out, device = options.output_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    timm.layers.set_fused_attn(device.type == "cuda")  # the fused CPU kernel is slow backward
     training, validation = image_files(options.data_dir)
     images, labels = load_split(training, out / "train.npz")
     tested = load_split([validation], out / "val.npz")

@@ -64,6 +64,8 @@ class Pretraining:
         self.recipe, self.device, self.classes, self.steps = recipe, device, classes, steps
         torch.manual_seed(recipe.seed)
         model = timm.create_model(architecture, num_classes=classes, patch_drop_rate=recipe.patch_drop)
+        for block in model.blocks:
+            block.attn.fused_attn = device.type == "cuda"  # the fused CPU kernel is slow backward
         self.model = model.to(device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
         self.optimizers = make_optimizers(self.model, recipe.lr, recipe.weight_decay)
