@@ -12,8 +12,9 @@ from capaboost.commands import flops
 from capaboost.shipped import shipped
 from capaboost.subjects import Sizes, make_subject
 from capaboost_core.inject import parameter_counts
+from capaboost_core.methods import PRESETS
 from capaboost_core.report.cost import settings_of
-from capaboost_core.report.paper import PaperCounter, compare, read_tables
+from capaboost_core.report.paper import QUANTITIES, PaperCounter, compare, read_tables
 
 ROOT = Path(__file__).parents[1]
 VIT = "vit_base_patch16_224"
@@ -61,7 +62,14 @@ def test_report_on_a_vit(tmp_path, capsys):
 def test_a_model_of_the_paper_gets_its_tables(capsys):
     assert flops.main(["--model", "FacebookAI/roberta-base", "--methods", "lora"]) == 0
     shown = capsys.readouterr().out
-    for text in ("Table 2", "Table 8", "0.951 %", "0.713 %", ": biases are counted here", "not built here: AdaLoRA"):
+    for text in (
+        "Table 2",
+        "Table 8",
+        "0.951 %",
+        "0.713 %",
+        ": biases are counted here",
+        "not compared: AdaLoRA, whose",
+    ):
         assert text in shown, text
     assert "slips of Table 2: ProPETL-Prefix-Tuning, name: these are ProPETL-LoRA's scores" in " ".join(shown.split())
     assert "Table 3" not in shown
@@ -141,6 +149,12 @@ def test_reasons_hold_by_hand_arithmetic(comparisons):
     assert shares["PAdapter"] == pytest.approx(2 * width * 64 * tokens / (8 * (six * tokens + positions)))
     four = 4 * 2 * width  # q, k, v and o; at 256 tokens
     assert 2 * width * 64 * 256 == 8 * (four * 256 + positions)
+
+
+def test_every_row_with_a_count_is_built_here_or_says_why_not():
+    for row in (row for table in TABLES.values() for row in table["rows"]):
+        if any(row.get(quantity) is not None for quantity in QUANTITIES):
+            assert ("apart" in row) != (row.get("build", {}).get("preset") in PRESETS), row["name"]
 
 
 # Two averages of the paper are not the means of their rows.

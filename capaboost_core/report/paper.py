@@ -111,10 +111,10 @@ def compare(tables: list[dict[str, Any]], counter: PaperCounter) -> Iterator[Com
 
 
 def facts(tables: list[dict[str, Any]], comparisons: list[Comparison]) -> dict[str, str]:
-    """What a reader must know: how many numbers differ and why, what the builds are, what is not built."""
+    """What a reader must know: how many numbers differ and why, what the builds are, which rows have none."""
     differing = sum(comparison.differs for comparison in comparisons)
     compared = sum(comparison.reading is None for comparison in comparisons)
-    absent = {row["name"] for table in tables for row in table["rows"] if "build" not in row and _printed(row)}
+    apart = {f"{row['name']}, {row['apart']}" for table in tables for row in table["rows"] if "apart" in row}
     return {
         "paper": f"arXiv 2407.01320; {differing} of {compared} numbers differ by more than {TOLERANCE}"
         f"{'; a note says why' if differing else ''}",
@@ -122,7 +122,7 @@ def facts(tables: list[dict[str, Any]], comparisons: list[Comparison]) -> dict[s
         **({"FLOPs": FLOPS} if any(comparison.quantity == "flops" for comparison in comparisons) else {}),
         **{_short(table["source"]): " ".join(table["notes"]) for table in tables if "notes" in table},
         **{f"slips of {_short(table['source'])}": slips for table in tables if (slips := _slips(table))},
-        "not built here": ", ".join(sorted(absent)) or "nothing",
+        "not compared": "; ".join(sorted(apart)) or "none",
     }
 
 
@@ -145,10 +145,6 @@ def _slips(table: dict[str, Any]) -> str:
         for row in table["rows"]
         for cell, text in row.get("slips", {}).items()
     )
-
-
-def _printed(row: dict[str, Any]) -> bool:
-    return any(row.get(quantity) is not None for quantity in QUANTITIES)
 
 
 def _config(build: dict[str, Any]) -> Method:
