@@ -1,5 +1,6 @@
 """Options of the suite: how long the generated cases run, where their counts go, and what stands for a GPU."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(_profile(config))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell begins with it ignored
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
