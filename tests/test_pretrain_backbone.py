@@ -17,7 +17,8 @@ from tests.commands import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 import pretrain_backbone
-from pretraining.images import augment, mix
+from pretraining.images import augment, load_split, mix
+from pretraining.loop import CHECKPOINT, METRICS, WEIGHTS
 from pretraining.run import Pretraining
 
 SMALL = ["--batch-size", "4", "--epochs", "2", "--patch-drop", "0.75"]
@@ -45,7 +46,7 @@ def pretrain(data: Path, out: Path, *flags: str) -> int:
 
 
 def records(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / pretrain_backbone.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
@@ -70,7 +71,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(images, tmp_path
     assert pretrain(images, tmp_path / "stopped") == 0
 
     assert records(tmp_path / "stopped") == records(tmp_path / "whole")
-    weights = [(tmp_path / run / pretrain_backbone.WEIGHTS).read_bytes() for run in ("whole", "stopped")]
+    weights = [(tmp_path / run / WEIGHTS).read_bytes() for run in ("whole", "stopped")]
     assert weights[0] == weights[1]
 
 
@@ -108,7 +109,7 @@ def test_other_images_are_decoded_anew_and_refused_by_a_run_that_has_begun(image
         parquet.write_table(table, other / file.name)
     assert pretrain(other, out) == 2
     assert "was run with other settings (data:" in capsys.readouterr().err.splitlines()[-1]
-    (out / pretrain_backbone.CHECKPOINT).write_bytes(b"half")
+    (out / CHECKPOINT).write_bytes(b"half")
     assert pretrain(other, out) == 2
     assert "no checkpoint of this command" in capsys.readouterr().err.splitlines()[-1]
 
@@ -132,6 +133,27 @@ def test_images_that_cannot_be_used_are_one_line(tmp_path, table, message, capsy
     assert pretrain(data, out) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not list(out.glob("*"))
+
+
+def without_sizes(data: bytes) -> bytes:
+    file = io.BytesIO()
+    arrays = np.load(io.BytesIO(data))
+    np.savez(file, images=arrays["images"], labels=arrays["labels"])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [lambda data: b"", lambda data: b"half", lambda data: data[: len(data) // 2], without_sizes],
+    ids=["empty", "other", "cut", "without sizes"],
+)
+def test_a_cache_that_cannot_be_used_is_made_anew(images, tmp_path, damaged):
+    files, cache = [images / "train-0.parquet"], tmp_path / "train.npz"
+    whole = load_split(files, cache)
+    data = cache.read_bytes()
+    cache.write_bytes(damaged(data))
+    assert all(a.equal(b) for a, b in zip(load_split(files, cache), whole, strict=True))
+    assert cache.read_bytes() == data
 
 
 def test_augmented_images_are_crops_of_the_padded_image_or_its_mirror():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -40,14 +41,24 @@ def load_split(paths: Sequence[Path], cache: Path) -> tuple[Tensor, Tensor]:
         UserError: If a file is no Parquet file of images and labels, or the images are of several sizes.
     """
     sizes = np.array([path.stat().st_size for path in paths])
-    if not (cache.exists() and np.array_equal(np.load(cache)["sizes"], sizes)):
+    data = _cached(cache, sizes)
+    if data is None:
         images, labels = zip(*(row for path in paths for row in _decoded(path)), strict=True)
         if len({image.shape for image in images}) != 1:
             raise UserError(f"{paths[0].parent} holds images of several sizes; give images of one size")
-        arrays = {"images": np.stack(images).transpose(0, 3, 1, 2), "labels": np.array(labels), "sizes": sizes}
-        write_atomically(cache, lambda file: np.savez(file, **arrays))
-    data = np.load(cache)
+        data = {"images": np.stack(images).transpose(0, 3, 1, 2), "labels": np.array(labels), "sizes": sizes}
+        write_atomically(cache, lambda file: np.savez(file, **data))
     return torch.from_numpy(data["images"]), torch.from_numpy(data["labels"]).long()
+
+
+def _cached(path: Path, sizes: np.ndarray) -> dict[str, np.ndarray] | None:
+    """The arrays of a cache; nothing where there is none, or one of other files, or one that cannot be read."""
+    try:
+        with np.load(path) as file:
+            data = {name: file[name] for name in ("images", "labels", "sizes")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return data if np.array_equal(data["sizes"], sizes) else None
 
 
 def _decoded(path: Path) -> Iterator[tuple[np.ndarray, int]]:
