@@ -314,3 +314,70 @@ def test_a_malformed_record_of_a_failure_is_named(content, study, capsys):
     path = study / "failed.json"
     path.write_text(content)
     assert str(path) in refusal(capsys, str(study))
+
+
+def test_a_first_task_without_the_reference_has_an_empty_line(tmp_path):
+    """As in a comparison that is half done: the first task's reference has not run yet."""
+    write_run(tmp_path / "digits" / "tied", 42, 91.0, TIED, task="digits")
+    write_run(tmp_path / "dtd_1" / "lora", 42, 70.0, task="dtd_1")
+    cells = records(tmp_path, "lora")
+    assert (cells["digits", "lora"]["mean"], cells["digits", "lora"]["missing_seeds"]) == ("", "42")
+    assert (cells["digits", "capaboost-lora"]["mean"], cells["digits", "capaboost-lora"]["difference"]) == ("91.0", "")
+    assert cells["dtd_1", "lora"]["mean"] == "70.0"
+
+
+def test_other_data_are_neither_averaged_nor_compared(tmp_path, capsys):
+    for seed, (value, data) in enumerate([(100.0, "aa"), (100.0, "aa"), (30.0, "bb"), (28.0, "bb")]):
+        write_run(tmp_path / "lora", seed, value, task="digits", data_hash=data)
+    rows = list(csv.DictReader(made(tmp_path)["csv"].splitlines()))
+    assert [(row["mean"], row["seeds"]) for row in rows] == [("100.0", "2"), ("29.0", "2")]
+    assert [row["settings"].rpartition(", ")[2] for row in rows] == ["data aa", "data bb"]
+    assert "different training data (aa and bb" in refusal(capsys, str(tmp_path), "--compare", "lora")
+
+
+ORIGINS = {
+    "commit": [{"git": {"commit": commit, "dirty": False}} for commit in ("a" * 40, "b" * 40)],
+    "commit, changed": [{"git": {"commit": "a" * 40, "dirty": dirty}} for dirty in (False, True)],
+    "version of torch": [{"versions": {"torch": torch}} for torch in ("2.14.0", "2.15.0")],
+    "version of timm": [{"versions": {"timm": timm}} for timm in ("1.0.30", "1.0.31")],
+    "number of processes": [{"processes": processes} for processes in (1, 4)],
+}
+
+
+@pytest.mark.parametrize("part", ORIGINS)
+def test_averaged_runs_of_another_origin_are_said(tmp_path, part):
+    for seed, fields in enumerate(ORIGINS[part]):
+        write_run(tmp_path / "lora", seed, 90.0, task="digits", **fields)
+    write_run(tmp_path / "linear", 0, 80.0, {"method": "linear"}, task="digits", **fields)
+    said = f"- Runs of more than one {part.partition(',')[0]} in 1 of 2 rows, as in digits lora: "
+    assert said in made(tmp_path)["markdown"]
+    assert "in 1 of 1 tasks, as in digits" in made(tmp_path, "--compare", "linear")["markdown"]
+
+
+def test_one_origin_and_results_without_one_are_not_said(tmp_path):
+    git = {"commit": "a" * 40, "dirty": False}
+    for seed, fields in enumerate([{"git": git, "data_hash": "aa"}, {"git": git, "data_hash": "aa"}]):
+        write_run(tmp_path / "lora", seed, 90.0, task="digits", **fields)
+    write_run(tmp_path / "linear", 0, 80.0, {"method": "linear"}, task="digits")
+    write_run(tmp_path / "linear", 1, 80.0, {"method": "linear"}, task="digits", git=None, versions=[], processes=None)
+    assert "more than one" not in made(tmp_path)["markdown"]
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    write_run(tmp_path / "elsewhere" / "lora", 0, 90.0)
+    write_run(tmp_path / "study" / "lora", 1, 92.0)
+    (tmp_path / "study" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "study" / "again").symlink_to(tmp_path / "elsewhere" / "lora")
+    (tmp_path / "study" / "here").symlink_to(tmp_path / "study")  # a loop
+    assert [result["seed"] for result in read_results([tmp_path / "study"]).values()] == [0, 1]
+    assert len(read_results([tmp_path])) == 2
+    assert all("study/lora" in str(p) or "elsewhere/lora" in str(p) for p in read_results([tmp_path]))
+
+
+def test_failures_behind_a_link_are_told(tmp_path):
+    write_run(tmp_path / "study" / "lora", 1, 92.0)
+    place = tmp_path / "elsewhere" / "seed7"
+    place.mkdir(parents=True)
+    (place / "failed.json").write_text(json.dumps({"error": "no disk", "kind": "error", "command": "capaboost"}))
+    (tmp_path / "study" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert "no disk" in made(tmp_path / "study")["markdown"]

@@ -18,6 +18,7 @@ from capaboost_core.training.result import read_result
 from capaboost_core.training.run_folder import METRICS, RESULT
 
 SWEEP, CLAIMS, FAILED, LOG = "sweep.json", "claims", "failed.json", "log.txt"
+RECORDED = ("error", "kind", "command")  # of a failure
 DONE, FAILURE, RUNNING, WAITING = "done", "failed", "running", "waiting"
 
 
@@ -39,7 +40,16 @@ class SweepFolder:
             _write(self.path / SWEEP, sweep.to_dict())
 
     def sweep(self) -> SweepFile:
-        return SweepFile.from_dict(json.loads((self.path / SWEEP).read_text()))
+        """What `write_sweep` wrote.
+
+        Raises:
+            UserError: If it cannot be read, as when somebody deleted it.
+        """
+        try:
+            values = json.loads((self.path / SWEEP).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.path / SWEEP} cannot be read; type the command of the sweep again") from error
+        return SweepFile.from_dict(values)
 
     def is_done(self, run: Run) -> bool:
         return (self.place(run) / RESULT).is_file()
@@ -64,18 +74,22 @@ class SweepFolder:
 
     def fail(self, run: Run, error: str, kind: str, command: str) -> None:
         """Record that a run cannot be done."""
-        _write(self.place(run) / FAILED, {"error": error, "kind": kind, "command": command})
+        _write(self.place(run) / FAILED, dict(zip(RECORDED, (error, kind, command), strict=True)))
 
     def failure(self, run: Run) -> dict[str, Any]:
         """What `fail` recorded.
 
         Raises:
-            UserError: If it cannot be read.
+            UserError: If it cannot be read, or is no such record.
         """
+        path = self.place(run) / FAILED
         try:
-            return json.loads((self.place(run) / FAILED).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.place(run) / FAILED} cannot be read; delete it to run it again") from error
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} cannot be read; delete it to run its task again") from error
+        if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in RECORDED):
+            raise UserError(f"{path} lacks a usable {', '.join(RECORDED)}; delete it to run its task again")
+        return record
 
     def forget_failures(self, runs: list[Run]) -> None:
         for run in runs:

@@ -10,6 +10,8 @@ from pathlib import Path
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
 from capaboost.sweeps.work import work
+from capaboost_core.console import tell
+from capaboost_core.errors import UserError
 from capaboost_core.training.shared import share
 from capaboost_core.training.stopping import Stopped
 
@@ -41,6 +43,9 @@ def main(arguments: list[str]) -> int:
         work_all(SweepFolder(Path(path)), (int(part), int(parts)))
     except (Stopped, KeyboardInterrupt) as stop:
         return 128 + getattr(stop, "number", 2)
+    except UserError as error:  # in the sweep's folder; what is wrong in a run is recorded there
+        tell(f"error: {error}")
+        return 2
     return 0
 
 

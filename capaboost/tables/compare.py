@@ -97,7 +97,13 @@ def _ranked(methods: list[str], cells: dict[tuple[Task, str], Cell]) -> list[str
 def _by_task(labels: dict[Group, str]) -> dict[Task, dict[str, Group]]:
     rows: dict[Task, dict[str, Group]] = defaultdict(dict)
     for group, label in labels.items():
-        if label in rows[group.task]:
+        other = rows[group.task].get(label)
+        if other and other.data != group.data:
+            raise UserError(
+                f"runs of {label} on {group.task.task} have seen different training data ({other.data} and "
+                f"{group.data} as data_hash in their result.json); compare the folders of one of them"
+            )
+        if other:
             raise UserError(
                 f"two groups of runs are called {label} on {group.task.task}; compare one of them at a time"
             )

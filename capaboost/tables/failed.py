@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capaboost.sweeps.folder import FAILED
+from capaboost.tables.read import find_files
 from capaboost_core import UserError
 from capaboost_core.training.run_folder import RESULT
 
@@ -22,7 +23,7 @@ def failed_runs(folders: list[Path]) -> list[str]:
     Raises:
         UserError: If a record is malformed.
     """
-    paths = sorted({path for folder in folders for path in folder.rglob(FAILED)})
+    paths = find_files(folders, FAILED)
     records = {path.parent: _read(path) for path in paths if not path.with_name(RESULT).exists()}
     return [_line(place, record) for place, record in records.items() if not _is_tried(record)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,11 @@ class Group:
     runs: list[Result]
 
     @property
+    def data(self) -> str | None:
+        """The hash of what its runs trained on, which all of them share."""
+        return data_of(self.runs[0])
+
+    @property
     def values(self) -> list[float]:
         return [float(run["value"]) for run in self.runs]
 
@@ -46,11 +52,18 @@ class Group:
         """The settings in which it differs from others of its task."""
         peers = [(g.method, g.settings) for g in groups if g.task[:3] == self.task[:3]]
         own = {name: value for name, value in self.settings.items() if name not in tried(self.runs[0])}
-        return differences(own, self.method, peers)
+        return differences(own, self.method, peers) + ([f"data {self.data}"] if self._has_twin(groups) else [])
+
+    def _has_twin(self, groups: list[Group]) -> bool:
+        """Whether another group differs from it in nothing but the data."""
+        twins = (g for g in groups if (g.task, g.method, g.settings) == (self.task, self.method, self.settings))
+        return any(twin.data != self.data for twin in twins)
 
 
 def group_runs(results: dict[Path, Result], apart: tuple[str, ...] = ()) -> list[Group]:
-    """Put runs of one task, method and settings together, in the order of their files.
+    """Put runs of one task, method, settings and data together, in the order of their files.
+
+    Results of earlier versions say nothing of their data, and stay together.
 
     Args:
         results: By the file that holds it.
@@ -65,13 +78,55 @@ def group_runs(results: dict[Path, Result], apart: tuple[str, ...] = ()) -> list
         task = Task(*(result[name] for name in Task._fields[:-1]), result.get("split_note") or "")
         settings = run_settings(result)
         given = {name: same_value(value) for name, value in settings.items() if value is not None}
-        key = [task, result["method"], given, [result[name] for name in apart]]
+        key = [task, result["method"], given, data_of(result), [result[name] for name in apart]]
         run = _text([key, result["seed"], _seeds(result)])
         if run in files:
             raise UserError(f"{path} and {files[run]} are the same run with the same seed; delete one")
         files[run] = path
         groups.setdefault(_text(key), Group(task, result["method"], settings, [])).runs.append(result)
     return list(groups.values())
+
+
+def data_of(result: Result) -> str | None:
+    """The hash of the rows and labels that a run trained on; results of earlier versions have none."""
+    return result.get("data_hash")
+
+
+def unlike(named: Iterable[tuple[str, list[Result]]], of: str) -> list[str]:
+    """A line for each part of a run's origin in which results that stand together differ.
+
+    Args:
+        named: Results that stand together, with their name.
+        of: What such a name stands for, such as `rows`.
+    """
+    named = list(named)
+    lines = []
+    for part, get in ORIGINS.items():
+        found = {name: sorted({str(get(run)) for run in runs} - {"None"}) for name, runs in named}
+        mixed = {name: values for name, values in found.items() if len(values) > 1}
+        if mixed:
+            name, values = next(iter(mixed.items()))
+            lines.append(f"Runs of more than one {part} in {len(mixed)} of {len(named)} {of}, as in {name}: "
+                         f"{', '.join(values)}.")  # fmt: skip
+    return lines
+
+
+def _commit(result: Result) -> str | None:
+    git = result.get("git")
+    commit = git.get("commit") if isinstance(git, dict) else None
+    return commit and f"{commit}"[:8] + (" with changes" if git.get("dirty") else "")
+
+
+def _in(section: str, name: str) -> Callable[[Result], Any]:
+    return lambda result: part.get(name) if isinstance(part := result.get(section), dict) else None
+
+
+ORIGINS: dict[str, Callable[[Result], Any]] = {
+    "training data": data_of,
+    "commit": _commit,
+    **{f"version of {name}": _in("versions", name) for name in ("torch", "timm", "transformers", "capaboost")},
+    "number of processes": lambda result: result.get("processes"),
+}
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from capaboost.tables.compare import Comparison
-from capaboost.tables.groups import Group, Task
+from capaboost.tables.groups import Group, Task, unlike
 
 
 def varying(tasks: list[Task]) -> list[str]:
@@ -34,7 +34,7 @@ def notes_on(table: Comparison) -> list[str]:
         settings = [f"Where a line has nothing else: {usual}."] if usual else []
     else:
         settings = [f"Settings of {of}: {'; '.join(settings_lines(table, of))}." for of in table.methods]
-    return [_how_to_read(table), _common(table), *settings, *_missing(table)]
+    return [_how_to_read(table), _common(table), *settings, *_origins(table), *_missing(table)]
 
 
 def _how_to_read(table: Comparison) -> str:
@@ -74,6 +74,14 @@ def usual_settings(table: Comparison) -> frozenset[str]:
 
 def _groups(table: Comparison) -> list[Group]:
     return [cell.group for cell in table.cells.values()]
+
+
+def _origins(table: Comparison) -> list[str]:
+    """Runs are paired across the methods of a task, so all of these stand together."""
+    names = task_names(table.tasks)
+    of_task = ((names[task], [run for cell in table.row(task).values() for run in cell.group.runs])
+               for task in table.tasks)  # fmt: skip
+    return unlike(of_task, "tasks")
 
 
 def _missing(table: Comparison) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os.path
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from capaboost.tables.row_settings import has_rank
 from capaboost.tables.tried import is_tuning, wrong_grids
 from capaboost_core import UserError
 from capaboost_core.errors import shown
+from capaboost_core.training.json_text import is_number
 from capaboost_core.training.run_folder import RESULT
 
 TEXTS = ("task", "model", "method", "protocol", "metric", "device")
 NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs")
-LARGEST = 1e300  # what a float holds, and no infinity or NaN
 
 
 def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
@@ -29,13 +30,34 @@ def read_results(folders: list[Path]) -> dict[Path, dict[str, Any]]:
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"there is no folder {shown(str(folder))}; give one that holds runs")
-    paths = sorted({path for folder in folders for path in folder.rglob(RESULT)})
+    paths = find_files(folders, RESULT)
     if not paths:
         raise UserError(f"no result.json under {', '.join(map(str, folders))}; run `capaboost train-vtab` first")
     results = _without_tuning({path: _read(path) for path in paths})
     for path, result in results.items():
         _check(path, result)
     return results
+
+
+def find_files(folders: list[Path], name: str) -> list[Path]:
+    """Every file of this name under the folders, sorted, through links to folders too; a file that several paths
+    lead to is there once, without a link if there is such a path.
+    """
+    found: dict[str, Path] = {}
+    for links in (False, True):
+        for path in sorted(path for folder in folders for path in _below(folder, name, links)):
+            found.setdefault(os.path.realpath(path), path)
+    return sorted(found.values())
+
+
+def _below(folder: Path, name: str, links: bool) -> Iterator[Path]:
+    """Paths of that name; a folder to which links lead back is read once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=links):
+        if name in files or name in folders:
+            yield Path(place, name)
+        seen.add(os.path.realpath(place))
+        folders[:] = [each for each in folders if os.path.realpath(os.path.join(place, each)) not in seen]
 
 
 def _without_tuning(results: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
@@ -57,8 +79,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check(path: Path, result: dict[str, Any]) -> None:
     wrong = [name for name in TEXTS if not isinstance(result.get(name), str)]
-    wrong += [name for name in NUMBERS if not _is_number(result.get(name))]
+    wrong += [name for name in NUMBERS if not is_number(result.get(name))]
     wrong += [] if isinstance(result.get("split_note") or "", str) else ["split_note"]
+    wrong += [] if isinstance(result.get("data_hash") or "", str) else ["data_hash"]
     wrong += wrong_grids(result)
     wrong += _wrong_settings(result.get("config", {}))
     if wrong:
@@ -73,12 +96,8 @@ def _wrong_settings(config: Any) -> list[str]:
     if wrong := [f"config.{name}" for name, section in sections.items() if not isinstance(section, dict)]:
         return wrong
     train, adapter = sections["train"], sections["adapter"]
-    wrong = [] if _is_number(train.get("lr", 0)) else ["config.train.lr"]
+    wrong = [] if is_number(train.get("lr", 0)) else ["config.train.lr"]
     if has_rank(adapter):
-        wrong += [] if _is_number(adapter.get("r")) else ["config.adapter.r"]
-        wrong += [] if adapter.get("alpha") is None or _is_number(adapter["alpha"]) else ["config.adapter.alpha"]
+        wrong += [] if is_number(adapter.get("r")) else ["config.adapter.r"]
+        wrong += [] if adapter.get("alpha") is None or is_number(adapter["alpha"]) else ["config.adapter.alpha"]
     return wrong
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST

@@ -7,6 +7,9 @@ from typing import Any
 from capaboost.tables.compare import Cell, Comparison
 from capaboost.tables.groups import Task
 
+MEASURED = ("settings", "trainable_parameters", "seeds", "missing_seeds", "mean", "std", "best")
+MEASURED += ("difference", "low", "high", "pairs")
+
 
 def records_of(table: Comparison) -> list[dict[str, Any]]:
     """What the CSV file holds; a method that did not run on a task has 0 seeds there."""
@@ -21,23 +24,24 @@ def records_of(table: Comparison) -> list[dict[str, Any]]:
 
 def _measured(cell: Cell, groups: list) -> dict[str, Any]:
     low, high = (cell.difference and cell.difference.interval) or (None, None)
-    return {
-        "settings": cell.group.shown_settings(groups),
-        "trainable_parameters": cell.trainable,
-        "seeds": cell.spread.count,
-        "missing_seeds": _listed(cell.missing),
-        "mean": cell.spread.mean,
-        "std": cell.spread.std,
-        "best": cell.is_best,
-        "difference": cell.difference and cell.difference.mean,
-        "low": low,
-        "high": high,
-        "pairs": cell.difference.pairs if cell.difference else None,
-    }
+    values = (
+        cell.group.shown_settings(groups),
+        cell.trainable,
+        cell.spread.count,
+        _listed(cell.missing),
+        cell.spread.mean,
+        cell.spread.std,
+        cell.is_best,
+        cell.difference and cell.difference.mean,
+        low,
+        high,
+        cell.difference.pairs if cell.difference else None,
+    )
+    return dict(zip(MEASURED, values, strict=True))
 
 
 def _absent(table: Comparison, task: Task) -> dict[str, Any]:
-    return {"seeds": 0, "missing_seeds": _listed(table.seeds(task))}
+    return dict.fromkeys(MEASURED) | {"seeds": 0, "missing_seeds": _listed(table.seeds(task))}
 
 
 def _listed(seeds: list[int]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capaboost.tables.groups import Group, group_runs
+from capaboost.tables.groups import Group, group_runs, unlike
 from capaboost.tables.statistics import spread_of
 
 TITLES = ("task", "model", "method", "settings", "protocol", "value")
@@ -52,6 +52,11 @@ def make_rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
     groups = group_runs(results, APART)
     rows = [_row(group, groups) for group in groups]
     return sorted(rows, key=lambda row: (row.task, row.model, row.protocol, row.method, row.percent_trainable))
+
+
+def origin_notes(results: dict[Path, dict[str, Any]]) -> list[str]:
+    """A line for each part of their origin, such as the commit, in which the runs of a row differ."""
+    return unlike(((f"{group.task.task} {group.method}", group.runs) for group in group_runs(results, APART)), "rows")
 
 
 def _row(group: Group, groups: list[Group]) -> Row:

@@ -176,5 +176,6 @@ def make_result(
         split_note=setup.split_note,
         processes=accelerator.num_processes,
         device=device_name(accelerator.device),
+        data_hash=fitted.data_hash,
         config=to_dict(run),
     )

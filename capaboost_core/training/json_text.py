@@ -6,10 +6,17 @@ import json
 import math
 from typing import Any
 
+LARGEST = 1e300
+
 
 def to_json(values: Any, indent: int | None = None) -> str:
     """The values as JSON; a number that is not finite, which JSON does not have, becomes null."""
     return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a number that a float holds, and so neither infinite nor NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _finite(value: Any) -> Any:

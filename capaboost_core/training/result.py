@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from capaboost_core.adapter_files.save import WEIGHTS
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
 from capaboost_core.inject import parameter_counts
-from capaboost_core.training.json_text import to_json
+from capaboost_core.training.json_text import is_number, to_json
 from capaboost_core.training.provenance import command_line, git_state, library_versions
 from capaboost_core.training.run_folder import RESULT
 
@@ -30,6 +31,7 @@ class Result:
         wall_seconds: Summed over interruptions.
         split_note: Which rows the splits hold.
         config: Every setting of the run.
+        data_hash: Of the rows and labels that the run trained on, where its task knows one.
     """
 
     task: str
@@ -56,6 +58,7 @@ class Result:
     processes: int
     device: str
     config: dict[str, Any]
+    data_hash: str | None = None
     versions: dict[str, str | None] = field(default_factory=library_versions)
     git: dict[str, Any] = field(default_factory=git_state)
     command: str = field(default_factory=command_line)
@@ -91,12 +94,25 @@ def write_result(folder: Path, result: dict[str, Any]) -> Path:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result file's content.
+    """A result file's content; a value that is not finite is None, as `write_result` has it.
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If it cannot be read, or somebody changed what resuming and sweeps need of it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or no JSON; run its task again") from error
+        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is missing or no JSON; delete it to run its task again") from error
+    values = result if isinstance(result, dict) else {}
+    wrong = [name for name, fits in NEEDED.items() if not fits(values.get(name))]
+    if wrong:
+        raise UserError(f"{path} lacks a usable {', '.join(wrong)}; delete it to run its task again")
+    return result
+
+
+NEEDED: dict[str, Callable[[Any], bool]] = {
+    "value": lambda value: value is None or is_number(value),
+    "metric": lambda value: isinstance(value, str),
+    "wall_seconds": lambda value: is_number(value) and value >= 0,
+    "config": lambda value: isinstance(value, dict),
+}

@@ -29,12 +29,14 @@ class FitResult:
     Attributes:
         metrics: The last epoch's line of `metrics.jsonl`, or the selected epoch's metrics.
         epoch: The epoch, from 1, whose weights the model has now.
+        data_hash: The task's fingerprint, if it has one.
     """
 
     metrics: dict[str, float]
     epoch: int
     examples_per_second: float
     wall_seconds: float
+    data_hash: str | None = None
 
 
 def fit(
@@ -71,8 +73,9 @@ def fit(
     size = sum(parameter.nbytes for parameter in trainable_parameters(model).values())
     on_main(lambda: check_space(folder, CHECKPOINTS_AND_ADAPTER * size + SMALL_FILES))
     fingerprint = fingerprint | {"processes": accelerator.num_processes, "examples": task.examples}
-    if hasattr(task, "fingerprint"):
-        fingerprint["training rows and labels"] = task.fingerprint()
+    data_hash = task.fingerprint() if hasattr(task, "fingerprint") else None
+    if data_hash:
+        fingerprint["training rows and labels"] = data_hash
     state = RunState(accelerator, model, settings, len(task.batches(0)), fingerprint, select_by)
     record = Record(accelerator, folder)
     done, position = state.load(record.checkpoints) if resume else (0, None)
@@ -80,4 +83,4 @@ def fit(
     Loop(task, state, record).run(done, position)
     metrics = state.finish()
     speed = settings.epochs * task.examples / state.train_seconds
-    return FitResult(metrics, metrics["epoch"], speed, state.wall_seconds)
+    return FitResult(metrics, metrics["epoch"], speed, state.wall_seconds, data_hash)

@@ -34,6 +34,9 @@ class Run:
 
 
 class Scored(Toy):
+    def fingerprint(self):
+        return "of its rows"
+
     def test(self, model):
         return {"score": self.evaluate(model)["score"], "other": 1.0}
 
@@ -54,6 +57,7 @@ def test_the_result_tells_the_run(tmp_path):
     assert (result["task"], result["model"], result["method"]) == ("toy-task", "toy", "capaboost-lora")
     assert (result["metric"], result["value"]) == ("score", result["test_metrics"]["score"])
     assert result["test_metrics"]["other"] == 1.0
+    assert result["data_hash"] == "of its rows"
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     best = max(lines, key=lambda line: line["score"])
     assert (result["selected_by"], result["selected_epoch"]) == ("score", best["epoch"])
@@ -181,3 +185,13 @@ def test_a_tuning_run_leaves_the_test_rows_unseen(tmp_path):
     with pytest.raises(UserError, match=r"train\.test=false leaves protocol all no value; pass --protocol select"):
         run_experiment(make("all", test=False), tmp_path / "other", False, unseen)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "edit", [lambda r: [r], lambda r: r.pop("config"), lambda r: r | {"config": 3}, lambda r: r | {"value": "9"}]
+)
+def test_a_result_that_somebody_edited_is_one_line(tmp_path, edit):
+    result = run_experiment(make(epochs=1), tmp_path, False, prepare)
+    (tmp_path / "result.json").write_text(json.dumps(edit(result)))
+    with pytest.raises(UserError, match="delete it to run its task again"):
+        run_experiment(make(epochs=1), tmp_path, True, prepare)
