@@ -77,9 +77,9 @@ def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> Image
 
 
 def _decoded(data: DataSection, split: str, images: ResizedImages, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    key = ("decoded", data.dataset, data.source, data.dir, split, size)
+    key = ("decoded", data.dataset, data.source, data.dir, data.selection_rows, split, size)
     return once(key, lambda: decode(images, split))
 
 
 def _open(data: DataSection, split: str, size: tuple[int, int]) -> ResizedImages:
-    return open_split(data.dataset, data.source, data.dir, split, size)
+    return open_split(data.dataset, data.source, data.dir, split, size, data.selection_rows)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from capaboost_core.training.task import content_hash
 
-ACCURACY, VAL_ACCURACY = "accuracy", "val200_accuracy"
+ACCURACY, VAL_ACCURACY, VAL_LOSS = "accuracy", "val200_accuracy", "val200_loss"
 
 
 class Normalize:
@@ -86,11 +86,12 @@ class ImageTask:
         return F.cross_entropy(model(self.normalize(self.images[batch])), self.labels[batch])
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy on val200 in percent, if there is one; the test set stays closed."""
+        """Accuracy in percent and mean loss on val200, if there is one; the test set stays closed."""
         if self.val is None:
             return {}
         images, labels = (tensor[self._share()].split(self.large) for tensor in self.val)
-        return {VAL_ACCURACY: self._accuracy(model, zip(images, labels, strict=True))}
+        accuracy, loss = self._score(model, zip(images, labels, strict=True))
+        return {VAL_ACCURACY: accuracy, VAL_LOSS: loss}
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """Accuracy on the test set in percent."""
@@ -100,18 +101,21 @@ class ImageTask:
         loader = DataLoader(part, self.large, num_workers=workers, pin_memory=on_gpu)
         hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
         bar = tqdm(loader, "test", unit=" batches", leave=False, disable=hidden)
-        return {ACCURACY: self._accuracy(model, bar)}
+        return {ACCURACY: self._score(model, bar)[0]}
 
     def _share(self) -> slice:
         """This process's rows of an evaluated set."""
         return slice(self.accelerator.process_index, None, self.accelerator.num_processes)
 
     @torch.no_grad()
-    def _accuracy(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        right = torch.zeros(2, device=self.device)  # of how many
+    def _score(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Accuracy in percent, and mean cross-entropy."""
+        sums = torch.zeros(3, device=self.device)
         for images, labels in batches:
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
-            hits = model(self.normalize(images)).argmax(dim=1) == labels
-            right += torch.stack((hits.sum(), torch.ones_like(hits).sum()))
-        hits, total = self.accelerator.reduce(right, "sum").tolist()
-        return 100 * hits / total
+            logits = model(self.normalize(images)).float()
+            hits = logits.argmax(dim=1) == labels
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.stack((hits.sum(), loss, torch.ones_like(hits).sum()))
+        hits, loss, total = self.accelerator.reduce(sums, "sum").tolist()
+        return 100 * hits / total, loss / total

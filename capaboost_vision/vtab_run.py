@@ -90,6 +90,21 @@ class DataSection(Settings):
         "weights of the epoch that is best on val200.",
     )
 
+    selection_rows: int | None = Field(
+        None,
+        ge=1,
+        le=20_000,
+        json_schema_extra={"null": "200"},
+        description="Rows of val200 of a rendered task. More of them tell closer settings apart, and none is a row to "
+        "train or to test on.",
+    )
+
+    @model_validator(mode="after")
+    def _check_rendered(self) -> Self:
+        if self.selection_rows is not None and self.source != "rendered":
+            refuse("selection_rows", self.selection_rows, f"leave it out: source {self.source} has the rows it has")
+        return self
+
     @field_validator("dataset")
     @classmethod
     def _check_plain(cls, name: str) -> str:

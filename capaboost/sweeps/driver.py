@@ -103,6 +103,8 @@ def report_end(folder: SweepFolder, plan: Plan) -> None:
         if tuned.at_edge:
             place = "/".join(filter(None, group))
             print(f"{place}: the best of {', '.join(tuned.at_edge)} lies at an end of its grid; raise tune.widen")
+    for line in unequal_trials(plan):
+        print(line)
     failed = [run for run in plan.runs if folder.state(run) == FAILURE]
     bad = [run for run in failed if folder.failure(run)["kind"] != "diverged" or not run.tuning]
     waiting = [run for run in plan.runs if folder.state(run) == WAITING]
@@ -112,6 +114,19 @@ def report_end(folder: SweepFolder, plan: Plan) -> None:
         raise UserError(f"{len(bad)} of {len(plan.runs)} runs failed, first {first}; --retry runs them again")
     if waiting or plan.undecided:
         raise UserError(f"{len(waiting) + plan.undecided} runs are left; the same command goes on")
+
+
+def unequal_trials(plan: Plan) -> list[str]:
+    """A line for each task whose methods were tuned by more trials than others, as where a grid was widened."""
+    trials: dict[str, dict[str, int]] = {}
+    for (task, *names), tuned in plan.tuned.items():
+        trials.setdefault(task, {})["/".join(filter(None, names))] = len(tuned.grid)
+    return [
+        f"{task}: tuned by unequal trials, {', '.join(f'{name} {count}' for name, count in counts.items())}; "
+        "tune.trials makes them equal"
+        for task, counts in trials.items()
+        if len(set(counts.values())) > 1
+    ]
 
 
 def _is_precision(text: str) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 from capaboost.sweeps.around_best import most_around_best, runs_around_best
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import Run, combinations, final_runs, groups, label, tuning_runs
-from capaboost.sweeps.scores import best_of, have_ended, mean_value
-from capaboost.sweeps.sweep_file import SweepFile, Values
+from capaboost.sweeps.scores import best_of, have_ended, mean_loss, mean_value
+from capaboost.sweeps.sweep_file import SweepFile, Tune, Values, are_numbers
 
 Grid = dict[str, tuple[Any, ...]]
 
@@ -22,14 +23,17 @@ class Tuned:
         values: The best settings.
         grid: The mean value of each combination by its label; None where training diverged.
         at_edge: The settings whose best value still lies at an end of the grid.
+        tied: The loss on the rows for selection of each combination that shares the best mean, if several do.
     """
 
     values: Values
     grid: dict[str, float | None]
     at_edge: tuple[str, ...]
+    tied: dict[str, float | None]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"chosen": self.values, "grid": self.grid, "at_edge": list(self.at_edge)}
+        tied = {"tied": self.tied} if self.tied else {}
+        return {"chosen": self.values, "grid": self.grid, "at_edge": list(self.at_edge)} | tied
 
 
 @dataclass(frozen=True)
@@ -86,35 +90,50 @@ def _untuned(sweep: SweepFile, folder: SweepFolder, mine: list[tuple[str, ...]])
 def _tune(sweep: SweepFile, folder: SweepFolder, group: tuple[str, ...]) -> tuple[list[Run], Tuned | None]:
     """The group's tuning runs so far, and once all have ended well what is best."""
     grid: Grid = dict(sweep.tune.grid)
-    for widened in range(sweep.tune.widen + 1):
+    for widened in itertools.count():
         runs = tuning_runs(sweep, group, grid)
         if not have_ended(folder, runs):
             return runs, None
         tuned = _best(folder, runs, grid)
-        if tuned is None:
-            return runs, None
-        wider = {key: _widen(values, tuned.values[key]) for key, values in grid.items() if key in tuned.at_edge}
-        if not wider or widened == sweep.tune.widen:
-            break
+        wider = tuned and _wider(sweep.tune, grid, tuned, widened)
+        if not wider:
+            return runs, tuned
         grid |= wider
-    return runs, tuned
+
+
+def _wider(tune: Tune, grid: Grid, tuned: Tuned, widened: int) -> Grid:
+    """The settings whose values go on, with one more each; empty where the grid is as wide as it may be.
+
+    With `trials` the grid goes on until it has as many values, past the end that is nearer to the best one.
+    """
+    if tune.trials is None:
+        keys = tuned.at_edge if widened < tune.widen else ()
+        return {key: _widen(grid[key], tuned.values[key]) for key in keys}
+    ((key, values),) = grid.items()
+    ascending = sorted(values)
+    upper = 2 * ascending.index(tuned.values[key]) >= len(values)
+    return {key: _widen(values, ascending[-1 if upper else 0])} if len(values) < tune.trials else {}
 
 
 def _best(folder: SweepFolder, runs: list[Run], grid: Grid) -> Tuned | None:
-    """The combination with the highest mean over the tuning seeds, of equal ones the first."""
+    """The combination with the highest mean over the tuning seeds; of equal ones that of the lowest loss."""
     choices = combinations(grid)
     seeds = len(runs) // len(choices)
-    means = [mean_value(folder, runs[i * seeds : (i + 1) * seeds]) for i in range(len(choices))]
-    best = best_of(means)
+    of_choice = [runs[i * seeds : (i + 1) * seeds] for i in range(len(choices))]
+    means, losses = ([score(folder, runs) for runs in of_choice] for score in (mean_value, mean_loss))
+    best = best_of(means, losses)
     if best is None:
         return None
     edges = tuple(key for key, values in grid.items() if _is_end(values, choices[best][key]))
-    return Tuned(choices[best], {label(c): mean for c, mean in zip(choices, means, strict=True)}, edges)
+    labels = [label(choice) for choice in choices]
+    equal = {labels[i]: losses[i] for i in range(len(choices)) if means[i] == means[best]}
+    grid_values = dict(zip(labels, means, strict=True))
+    return Tuned(choices[best], grid_values, edges, equal if len(equal) > 1 else {})
 
 
 def _is_end(values: tuple[Any, ...], value: Any) -> bool:
     """Whether a value is the least or the greatest of a grid of numbers, which can then go on."""
-    return _are_numbers(values) and value in (min(values), max(values))
+    return are_numbers(values) and value in (min(values), max(values))
 
 
 def _widen(values: tuple[Any, ...], end: Any) -> tuple[Any, ...]:
@@ -124,7 +143,3 @@ def _widen(values: tuple[Any, ...], end: Any) -> tuple[Any, ...]:
     beyond = float(f"{end * end / near:.2g}")
     beyond = round(beyond) if all(isinstance(value, int) for value in values) and beyond >= 1 else beyond
     return tuple(sorted({*values, beyond}))
-
-
-def _are_numbers(values: tuple[Any, ...]) -> bool:
-    return all(isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 for value in values)

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from capaboost.sweeps.sweep_file import OWN_NAMES, SweepFile, Values, plain
+from capaboost.sweeps.sweep_file import MASK_SEED, OWN_NAMES, SweepFile, Values, plain
+from capaboost_core.methods import resolve_config
 
 MODEL = "model.name"
 TASK_FLAGS = {"train-vtab": "--dataset", "train-glue": "--task", "train-squad": "--dataset"}
@@ -58,6 +59,7 @@ def tuning_runs(sweep: SweepFile, group: tuple[str, ...], grid: dict[str, tuple[
     chosen = combinations(grid)
     seeds = sweep.tune.seeds or sweep.seeds[:1]
     protocol = {"data.protocol": sweep.tune.protocol}
+    protocol |= {"train.select": "last"} if sweep.tune.epoch == "last" else {}
     return [_run(sweep, group, seed, values | protocol, label(values)) for values in chosen for seed in seeds]
 
 
@@ -85,7 +87,17 @@ def _run(sweep: SweepFile, group: tuple[str, ...], seed: int, own: Values, tunin
     varied = next(values for values in combinations(sweep.vary) if label(values) == of_group)
     place = [*filter(None, group), *(["tune", tuning] if tuning else []), f"seed{seed}"]
     values = sweep.set | of_task | of_method | varied | own
+    if sweep.mask_seed and draws_by_seed(names[1], values):
+        values |= {MASK_SEED: seed}
     return Run("/".join(place), group, sweep.command, *names, seed, values, bool(tuning))
+
+
+def draws_by_seed(preset: str, values: Values) -> bool:
+    """Whether the method of a preset, with these settings over its own, draws something by `adapter.seed`."""
+    method = resolve_config(preset)
+    own = {name: getattr(method, name) for name in method.model_fields_set}
+    typed = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("adapter.")}
+    return "seed" in method.used(own | typed)
 
 
 def _yaml(value: Any) -> str:

@@ -14,6 +14,7 @@ from capaboost_core.settings.yaml_file import read_yaml
 
 Values = dict[str, Any]  # settings by section.key, such as train.lr
 OWN_NAMES = {"tasks": "task", "methods": "preset"}  # the key for the real name, where a sweep calls it otherwise
+MASK_SEED = "adapter.seed"
 OWN_FLAGS = ("train.seed", "train.test", "adapter.method")  # the sweep sets these itself
 
 
@@ -28,10 +29,23 @@ class Tune(Settings):
         examples=["{train.lr: [1e-3, 1e-2]}"],
         description="Values to try by section.key; every combination is a run.",
     )
-    protocol: Text = Field("select", description="The protocol of the tuning runs, one that selects an epoch.")
+    protocol: Text = Field("select", description="The protocol of the tuning runs, one with rows for selection.")
+    epoch: Literal["last", "best"] = Field(
+        "last",
+        description="The epoch by which a tuning run is judged; last, unless the final runs select their best one.",
+    )
     seeds: tuple[int, ...] = Field((), description="Of the tuning runs; by default the sweep's first seed.")
     widen: int = Field(
         2, ge=0, le=20, description="How often a grid of numbers goes on past an end that holds the best value."
+    )
+    trials: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        json_schema_extra={"null": "as widen says"},
+        description="How many values each method tries of the one setting of the grid: past the end that is nearer to "
+        "the best, of equal distances the lower, until there are as many. In place of widen, by which methods differ in "
+        "their number.",
     )
 
     @field_validator("grid", "seeds", mode="before")
@@ -44,6 +58,19 @@ class Tune(Settings):
     def _check_grid(cls, grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         _check_values("tune.grid", grid, least=2)
         return grid
+
+    @model_validator(mode="after")
+    def _check_trials(self) -> Self:
+        if self.trials is None:
+            return self
+        if "widen" in self.model_fields_set:
+            raise ValueError("tune.trials takes the place of tune.widen; drop one")
+        sizes = [len(values) for values in self.grid.values() if are_numbers(values)]
+        if len(self.grid) != 1 or not sizes or sizes[0] > self.trials:
+            raise ValueError(
+                f"tune.trials is {self.trials}; it needs a grid of one setting, of at most so many numbers"
+            )
+        return self
 
 
 class SweepFile(Settings):
@@ -67,6 +94,11 @@ class SweepFile(Settings):
         description="Settings of each method by its preset; or by any name, with its own in `preset`.",
     )
     seeds: tuple[int, ...] = Field(min_length=1, description="A run for each.")
+    mask_seed: Literal["run"] | None = Field(
+        None,
+        json_schema_extra={"null": "adapter.seed for all runs"},
+        description="run: masks, and all else that a method draws by adapter.seed, move with the seed of the run.",
+    )
     budget: Text | None = Field(
         None, description="Trained parameters of each method, such as 220k or 0.26%: its knob follows."
     )
@@ -116,6 +148,8 @@ class SweepFile(Settings):
             if not name or Path(name).name != name or name.startswith("."):
                 raise ValueError(f"{name!r} names a folder of the sweep; type a name without slashes")
         _check_keys("set", self.set)
+        if self.mask_seed and any(MASK_SEED in values for values in self._all_values()):
+            raise ValueError(f"mask_seed: run sets {MASK_SEED} itself; drop one")
         _check_values("vary", self.vary, least=1)
         if self.budget is not None:
             check_budget(self.budget)
@@ -123,6 +157,10 @@ class SweepFile(Settings):
             for name, values in getattr(self, room).items():
                 _check_keys(f"{room}.{name}", {key: value for key, value in values.items() if key != own_name})
         return self
+
+    def _all_values(self) -> list[Values]:
+        grid = self.tune.grid if self.tune else {}
+        return [self.set, self.vary, grid, *self.tasks.values(), *self.methods.values()]
 
 
 def read_sweep(path: Path) -> SweepFile:
@@ -152,6 +190,11 @@ def _check_values(place: str, grid: dict[str, tuple[Any, ...]], least: int) -> N
     for key, values in grid.items():
         if len({plain(value) for value in values}) < max(len(values), least):
             raise ValueError(f"{place}.{key} must list {('one', 'two')[least - 1]} or more different values")
+
+
+def are_numbers(values: tuple[Any, ...]) -> bool:
+    """Whether a grid can go on past its ends."""
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 for value in values)
 
 
 def plain(value: Any) -> str:

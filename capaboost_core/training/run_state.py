@@ -48,7 +48,7 @@ class RunState:
         self.surroundings = surroundings(accelerator.device)
         self.parameters, self.hooks = trainable_parameters(model), Hooks(model)
         self.stepper = Stepper(accelerator, model, self.parameters, settings, steps, self.hooks)
-        self.selection, self.metrics = Selection(select_by), {}
+        self.selection, self.metrics = Selection(select_by, settings.select == "last"), {}
         self.train_seconds = self.wall_seconds = 0.0
         self.since = time.monotonic()
 

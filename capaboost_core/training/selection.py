@@ -1,4 +1,4 @@
-"""The choice of the best epoch, whose weights a run ends with."""
+"""The choice of the epoch whose weights a run ends with."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 
 class Selection:
-    """Keeps what the first best epoch had.
+    """Keeps what the first best epoch had, or the last one.
 
     Args:
         metric: The one that decides, the higher the better; without one, nothing is kept.
+        last: Keep the last epoch, whatever its metric.
     """
 
-    def __init__(self, metric: str | None):
-        self.metric = metric
+    def __init__(self, metric: str | None, last: bool = False):
+        self.metric, self.last = metric, last
         self.best: dict[str, Any] | None = None
 
     def offer(self, metrics: dict[str, float], weights: Callable[[], dict[str, Any]]) -> None:
@@ -24,5 +25,5 @@ class Selection:
             return
         value = float(metrics[self.metric])
         before = self.best["value"] if self.best else None
-        if before is None or value > before or math.isnan(before) > math.isnan(value):
+        if self.last or before is None or value > before or math.isnan(before) > math.isnan(value):
             self.best = {"value": value, "metrics": metrics, **weights()}

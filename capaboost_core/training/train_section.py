@@ -66,6 +66,11 @@ class TrainSection(Settings):
         1, ge=1, description="Slices of a batch that go through the model one by one; at most batch_size."
     )
 
+    select: Literal["last"] | None = Field(
+        None,
+        json_schema_extra={"null": "the best epoch on the rows for selection"},
+        description="The epoch that a protocol with rows for selection ends with; last: as protocols without them.",
+    )
     test: bool = Field(
         True,
         description="false, for tuning: the rows to test on stay unseen, and the value is that which selects the "

@@ -60,7 +60,12 @@ class ResizedImages(Dataset):
 
 
 def open_split(
-    dataset: str, source: str, data_dir: str | Path | None, split: str, image_size: tuple[int, int] | int
+    dataset: str,
+    source: str,
+    data_dir: str | Path | None,
+    split: str,
+    image_size: tuple[int, int] | int,
+    selection_rows: int | None = None,
 ) -> ResizedImages:
     """One split of a task: items (uint8 3 x H x W, label).
 
@@ -70,6 +75,7 @@ def open_split(
         data_dir: Where the source looks; None is tfds's own default.
         split: `train800`, `val200`, `train800val200` or `test`.
         image_size: (height, width), or one number for both.
+        selection_rows: Of val200 of a rendered task, in place of 200.
 
     Raises:
         UserError: If the task is unknown, its files are missing or wrong, or its data cannot be prepared.
@@ -80,7 +86,8 @@ def open_split(
     if source == "digits":
         return ResizedImages(digits.Digits(split), image_size, digits.NUM_CLASSES)
     if source == "rendered":
-        return ResizedImages(rendered.Rendered(dataset, split), image_size, rendered.TASKS[dataset].num_classes)
+        drawn = rendered.Rendered(dataset, split, selection_rows or rendered.SELECTION)
+        return ResizedImages(drawn, image_size, rendered.TASKS[dataset].num_classes)
     if source == "folder":
         return ResizedImages(folder.Folder(Path(data_dir), dataset, split), image_size, None)
     task = TASKS[dataset]

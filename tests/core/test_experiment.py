@@ -51,6 +51,16 @@ def prepare(run, accelerator):
     return TaskSetup(network, task, "toy-task", metric="score", select_by="score", split_note="all rows")
 
 
+def worse_each_epoch(run, accelerator):
+    class Worse(Scored):
+        def evaluate(self, model):
+            self.evaluations += 1
+            return {"score": -self.evaluations}
+
+    setup = prepare(run, accelerator)
+    return dataclasses.replace(setup, task=Worse(accelerator.device, run.train.batch_size))
+
+
 def test_the_result_tells_the_run(tmp_path):
     result = run_experiment(make(), tmp_path / "run", False, prepare)
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
@@ -63,6 +73,12 @@ def test_the_result_tells_the_run(tmp_path):
     assert (result["selected_by"], result["selected_epoch"]) == ("score", best["epoch"])
     assert result["value"] == pytest.approx(best["score"])
     assert result["config"]["train"]["mixed_precision"] == "no"
+
+
+def test_a_run_may_end_with_its_last_epoch_where_another_one_is_best(tmp_path):
+    result = run_experiment(make(select="last"), tmp_path, False, worse_each_epoch)
+    assert (result["selected_by"], result["selected_epoch"], result["metrics"]["score"]) == ("score", 4, -4)
+    assert run_experiment(make(), tmp_path / "best", False, worse_each_epoch)["selected_epoch"] == 1
 
 
 def test_the_last_epoch_counts_where_the_protocol_selects_none(tmp_path):

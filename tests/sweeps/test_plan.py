@@ -1,7 +1,10 @@
 """Tuning: which settings are best, when a grid widens, and what waits for what."""
 
+import json
+
 import pytest
 
+from capaboost.sweeps.driver import unequal_trials
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
 from tests.sweeps.case import put_result, sweep_file
@@ -53,6 +56,17 @@ def test_a_grid_whose_best_value_is_at_an_end_goes_on_there(folder, scores, adde
     assert (tuned.values["train.lr"], tuned.at_edge) == (float(added.removeprefix("lr=")), ("train.lr",))
 
 
+def test_unequal_trials_are_said(folder):
+    sweep = sweep_file(methods=["linear", "lora"], tune={"grid": {"train.lr": [0.01, 0.03, 0.1]}, "widen": 1})
+    for method, values in {"linear": (1.0, 2.0, 1.0), "lora": (1.0, 2.0, 3.0)}.items():
+        for rate, value in zip((0.01, 0.03, 0.1), values, strict=True):
+            put_result(folder, f"digits/{method}/tune/lr={rate}/seed1", value)
+    assert unequal_trials(plan_of(sweep, folder)) == []  # one is still open
+    put_result(folder, "digits/lora/tune/lr=0.33/seed1", 0.0)
+    (line,) = unequal_trials(plan_of(sweep, folder))
+    assert line.startswith("digits: tuned by unequal trials, linear 3, lora 4;")
+
+
 def test_without_widening_the_edge_is_told(folder):
     score(folder, **{"at_0.01": 3.0, "at_0.03": 2.0, "at_0.1": 1.0})
     (tuned,) = plan_of(tuned_sweep(widen=0), folder).tuned.values()
@@ -87,3 +101,50 @@ def test_what_diverged_is_not_chosen_and_another_failure_stops_the_choice(folder
     folder.fail(run, "no disk", "error", "capaboost train-vtab")
     plan = plan_of(sweep, folder)
     assert (plan.tuned, plan.undecided) == ({}, 2)
+
+
+def put_with_loss(folder: SweepFolder, rate: str, value: float, loss: float, seed: int = 1) -> None:
+    place = f"digits/lora/tune/lr={rate}/seed{seed}"
+    put_result(folder, place, value)
+    path = folder.path / place / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"val200_loss": loss}}))
+
+
+@pytest.mark.parametrize(
+    ("losses", "chosen"), [((3.0, 1.0, 2.0), 0.03), ((3.0, 2.0, 1.0), 0.1), ((1.0, 1.0, 2.0), 0.01)]
+)
+def test_of_equal_means_the_lowest_loss_decides_then_the_first(folder, losses, chosen):
+    for rate, loss in zip(("0.01", "0.03", "0.1"), losses, strict=True):
+        put_with_loss(folder, rate, 5.0, loss)
+    (tuned,) = plan_of(tuned_sweep(widen=0), folder).tuned.values()
+    assert tuned.values == {"train.lr": chosen}
+    assert tuned.to_dict()["tied"] == dict(zip(("lr=0.01", "lr=0.03", "lr=0.1"), losses, strict=True))
+
+
+def test_a_higher_mean_beats_a_lower_loss_and_no_tie_is_noted(folder):
+    for rate, value, loss in (("0.01", 4.0, 1.0), ("0.03", 5.0, 9.0), ("0.1", 4.0, 1.0)):
+        put_with_loss(folder, rate, value, loss)
+    (tuned,) = plan_of(tuned_sweep(), folder).tuned.values()
+    assert tuned.values == {"train.lr": 0.03}
+    assert "tied" not in tuned.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("scores", "added"),
+    [
+        ((3.0, 2.0, 1.0), ["0.0033", "0.0011"]),  # at an end: on past it
+        ((1.0, 2.0, 3.0), ["0.33", "1.1"]),
+        ((1.0, 3.0, 2.0), ["0.0033", "0.33"]),  # in the middle: past the lower end, then past the other, now nearer
+    ],
+)
+def test_with_trials_every_method_tries_as_many_values(folder, scores, added):
+    sweep = tuned_sweep(trials=5)
+    score(folder, **dict(zip(("at_0.01", "at_0.03", "at_0.1"), scores, strict=True)))
+    for count, rate in enumerate(added, start=4):
+        plan = plan_of(sweep, folder)
+        assert (len(plan.runs), plan.tuned) == (count, {})
+        assert f"digits/lora/tune/lr={rate}/seed1" in names(plan)
+        score(folder, **{f"at_{rate}": 0.0})
+    (tuned,) = plan_of(sweep, folder).tuned.values()
+    assert tuned.values["train.lr"] == (0.01, 0.03, 0.1)[scores.index(3.0)]
+    assert len(tuned.grid) == 5

@@ -35,10 +35,32 @@ def test_tuning_runs_leave_the_test_rows_unseen_and_final_runs_have_what_was_cho
     settings = [command_of(run).load(options_of(run)) for run in runs]
     assert {(s.train.lr, s.adapter.alpha) for s in settings} == {(1e-3, 8), (1e-3, 16), (1e-2, 8), (1e-2, 16)}
     assert {(s.train.test, s.data.protocol, s.train.seed) for s in settings} == {(False, "select", 1)}
+    assert {s.train.select for s in settings} == {"last"}
     final = [command_of(r).load(options_of(r)) for r in final_runs(sweep, group, {"train.lr": 1e-2})]
     assert [(s.train.lr, s.train.test, s.data.protocol, s.train.seed) for s in final] == [
         (1e-2, True, "test", 1), (1e-2, True, "test", 2)
     ]  # fmt: skip
+
+
+def test_tuning_may_judge_the_best_epoch():
+    sweep = sweep_file(tune={"grid": {"train.lr": [1e-3, 1e-2]}, "epoch": "best"}, methods=["lora"])
+    (group,) = groups(sweep)
+    runs = tuning_runs(sweep, group, sweep.tune.grid)
+    assert {command_of(run).load(options_of(run)).train.select for run in runs} == {None}
+
+
+def test_masks_move_with_the_seed_of_the_run_where_a_method_has_them():
+    methods = {"lora": {}, "tied": {"preset": "capaboost-lora"}, "dropout": {"preset": "capaboost-lora",
+               "adapter.mask": "dropout"}, "vera": {}, "linear": {}, "wide": {"preset": "lora", "adapter.num_tied": 4,
+               "adapter.density": 0.5}}  # fmt: skip
+    seeds = {}
+    for name, group in zip(methods, groups(sweep_file(methods=methods)), strict=True):
+        for sweep in (sweep_file(methods=methods), sweep_file(methods=methods, mask_seed="run")):
+            settings = [command_of(run).load(options_of(run)).adapter for run in final_runs(sweep, group, {})]
+            seeds.setdefault(name, []).append([getattr(adapter, "seed", 0) for adapter in settings])
+    fixed = [[0, 0], [0, 0]]
+    moved = [[0, 0], [1, 2]]
+    assert seeds == dict(lora=fixed, tied=moved, dropout=fixed, vera=moved, linear=fixed, wide=moved)
 
 
 def test_a_task_may_have_a_name_of_its_own(tmp_path):
@@ -81,6 +103,14 @@ def test_shards_share_the_groups_out(tmp_path):
         ({"tune": {"grid": {"train.lr": [1e-3]}}}, "two or more different values"),
         ({"tune": {"grid": {"train.lr": [1, 2]}, "widn": 1}}, "unknown setting tune.widn; did you mean tune.widen?"),
         ({"tune": {"grid": {"train.lr": [1e-3, 1e-2]}, "widen": -1}}, "tune.widen is -1"),
+        (
+            {"tune": {"grid": {"train.lr": [1, 2]}, "widen": 1, "trials": 3}},
+            "tune.trials takes the place of tune.widen",
+        ),
+        ({"tune": {"grid": {"train.lr": [1, 2, 4]}, "trials": 2}}, "tune.trials is 2; it needs a grid of one setting"),
+        ({"tune": {"grid": {"adapter.init": ["lora", "official"]}, "trials": 2}}, "of at most so many numbers"),
+        ({"set": {"adapter.seed": 1}, "mask_seed": "run"}, "mask_seed: run sets adapter.seed itself"),
+        ({"set": {"data.source": "digits", "data.selection_rows": 9}}, "data.selection_rows is 9; leave it out"),
         ({"methods": ["lroa"]}, "digits/lroa/seed1: unknown preset 'lroa'"),
         ({"set": {"train.epocs": 2}}, "digits/linear/seed1: unknown setting train.epocs; did you mean train.epochs?"),
         ({"methods": {"lora": {"adapter.r": 0}}}, "digits/lora/seed1: adapter.r is 0"),

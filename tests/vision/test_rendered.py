@@ -94,6 +94,30 @@ def test_random_labels_are_tested_on_the_rows_that_are_trained_on():
     assert "same 800 rows" in train.note
 
 
+@pytest.mark.parametrize("task", ["dsprites_ori", "shapes_count", "shapes_joint"])
+def test_more_rows_for_selection_are_new_ones_and_change_no_other_row(task):
+    more, fewer = Rendered(task, "val200", 1000), Rendered(task, "val200", 50)
+    images = np.concatenate([drawn(task, "val200").images, more.images[200:]])
+    assert np.array_equal(more.images, images)
+    assert np.array_equal(fewer.images, images[:50])
+    others = {*keys(task, "train800"), *keys(task, "test")}
+    assert len({*others, *(image.tobytes() for image in more.images)}) == 2800 + 1000
+    for split in ("train800", "train800val200", "test"):
+        wide = Rendered(task, split, 1000)
+        assert np.array_equal(wide.images, drawn(task, split).images)
+        assert wide.labels == drawn(task, split).labels
+
+
+def test_of_what_is_memorised_no_row_is_selected_on_that_is_not_trained_on():
+    split = Rendered("random_labels", "val200", 1000)
+    assert np.array_equal(split.images, drawn("random_labels", "train800").images)
+
+
+def test_the_note_counts_the_rows_for_selection():
+    notes = [Rendered("shapes_joint", "test", rows).note for rows in (200, 1000)]
+    assert notes == ["rendered here, 800/200/2,000 rows", "rendered here, 800/1,000/2,000 rows"]
+
+
 WEIGHTS = {"dsprites_ori": [3, 2] * 8}  # 40 orientations in 16 bins of 2.5
 
 

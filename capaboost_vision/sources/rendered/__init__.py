@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -11,29 +11,38 @@ import numpy as np
 from capaboost_vision.sources.rendered import scenes
 from capaboost_vision.sources.rendered.raster import paint
 
-ROWS, CANDIDATES = 3000, 3100  # a few images repeat an earlier one
-BOUNDS = {"train800": (0, 800), "val200": (800, 1000), "train800val200": (0, 1000), "test": (1000, ROWS)}
-# Only the rows that are trained on can tell what was memorised, with either protocol.
-MEMORISED = {"train800": (0, 800), "val200": (0, 200), "train800val200": (0, 800), "test": (0, 800)}
+ROWS, SELECTION = 3000, 200
+SPARE = 100  # a few images repeat an earlier one
 
 
 @dataclass(frozen=True)
 class RenderedTask:
-    """A task.
+    """A task: 800 rows to train on, 200 or more to select on, 2,000 to test on.
 
     Attributes:
         num_classes: Number of labels, counted from 0.
         scenes: Sprites and labels, from the task's name and a number of images.
-        note: Which rows these are.
-        bounds: The rows of each split.
+        note: Which rows these are; {val} of them select.
+        memorised: Only rows that are trained on can tell what was memorised: all splits are of them.
         samples: Points a side at which a pixel is sampled; 1 makes images of two colours.
     """
 
     num_classes: int
     scenes: Callable[[str, int], scenes.Scenes]
-    note: str = "rendered here, 800/200/2,000 rows"
-    bounds: Mapping[str, tuple[int, int]] = field(default_factory=lambda: BOUNDS)
+    note: str = "rendered here, 800/{val:,}/2,000 rows"
+    memorised: bool = False
     samples: int = 2
+
+    def rows(self, split: str, selection: int) -> list[int]:
+        """The rows of a split. Those for selection beyond 200 come after the rows of the test, and what is trained
+        and tested on stays the same.
+        """
+        if self.memorised:
+            return list(range(min(selection, 800) if split == "val200" else 800))
+        train, val = list(range(800)), [*range(800, 1000), *range(ROWS, ROWS + selection - SELECTION)][:selection]
+        return {"train800": train, "val200": val, "train800val200": [*range(1000)], "test": [*range(1000, ROWS)]}[
+            split
+        ]
 
 
 DEFINED = "rendered here from the published definition; not VTAB rows"
@@ -47,7 +56,7 @@ TASKS = {
         scenes.RANDOM_CLASSES,
         scenes.random_labels,
         "rendered here, labels at random; trained and tested on the same 800 rows",
-        MEMORISED,
+        memorised=True,
     ),
 }
 
@@ -55,11 +64,11 @@ TASKS = {
 class Rendered:
     """One split of a rendered task; no image is in two splits, but where memorising is the task."""
 
-    def __init__(self, dataset: str, split: str):
+    def __init__(self, dataset: str, split: str, selection: int = SELECTION):
         task = TASKS[dataset]
-        rows = slice(*task.bounds[split])
-        images, labels = _distinct(dataset)
-        self.note, self.images, self.labels = task.note, images[rows], labels[rows].tolist()
+        rows = task.rows(split, selection)
+        images, labels = _distinct(dataset, max(ROWS, ROWS + selection - SELECTION))
+        self.note, self.images, self.labels = task.note.format(val=selection), images[rows], labels[rows].tolist()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,12 +78,15 @@ class Rendered:
 
 
 @lru_cache(maxsize=1)  # a run opens each split several times
-def _distinct(dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of a task that repeat none before them, and their labels."""
-    task = TASKS[dataset]
-    sprites, labels = task.scenes(dataset, CANDIDATES)
-    images, first = paint(sprites, CANDIDATES, task.samples), {}
+def _distinct(dataset: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of a task that repeat none before them, and their labels.
+
+    Draws come from streams, so that more images change nothing about the first.
+    """
+    task, candidates = TASKS[dataset], count + count // ROWS * SPARE * (count // ROWS)
+    sprites, labels = task.scenes(dataset, candidates)
+    images, first = paint(sprites, candidates, task.samples), {}
     for index, image in enumerate(images):
         first.setdefault(image.tobytes(), index)
-    rows = list(first.values())[:ROWS]
+    rows = list(first.values())[:count]
     return images[rows], labels[rows]
