@@ -44,8 +44,8 @@ class Tune(Settings):
         le=1000,
         json_schema_extra={"null": "as widen says"},
         description="How many values each method tries of the one setting of the grid: past the end that is nearer to "
-        "the best, of equal distances the lower, until there are as many. In place of widen, by which methods differ in "
-        "their number.",
+        "the best, of equal distances the lower, until there are as many. In place of widen, by which methods differ "
+        "in their number.",
     )
 
     @field_validator("grid", "seeds", mode="before")
