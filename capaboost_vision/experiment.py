@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from accelerate import Accelerator
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
@@ -9,9 +11,9 @@ from torch import Tensor, nn
 from capaboost_core.errors import UserError
 from capaboost_core.training.experiment import TaskSetup
 from capaboost_core.training.shared import once
-from capaboost_vision.image_task import ACCURACY, VAL_ACCURACY, ImageTask, Normalize
+from capaboost_vision.image_task import ACCURACY, HELD_OUT_ACCURACY, VAL_ACCURACY, ImageTask, Normalize
 from capaboost_vision.pretrained import check_model, create_model
-from capaboost_vision.sources import ResizedImages, decode, num_classes, open_split
+from capaboost_vision.sources import ResizedImages, class_names, decode, num_classes, open_split
 from capaboost_vision.vtab_run import DataSection, VtabRun
 
 SPLIT_NOTES = {
@@ -33,6 +35,10 @@ def prepare(run: VtabRun, accelerator: Accelerator) -> TaskSetup:
     check_data(data, classes)
     model = create_model(run.model, classes, run.adapter)
     task = make_task(run, model, accelerator)
+    for remark in task.test_set.remarks:
+        accelerator.print(f"{data.dir}: {remark}")
+    names = class_names(data.source, data.dir)
+    task.classes = (*names, *map(str, range(len(names), classes)))
     return TaskSetup(
         model=model,
         task=task,
@@ -40,6 +46,7 @@ def prepare(run: VtabRun, accelerator: Accelerator) -> TaskSetup:
         metric=ACCURACY,
         select_by=VAL_ACCURACY,
         split_note=task.test_set.note or SPLIT_NOTES[data.source],
+        inference=inference_record(run, task),
     )
 
 
@@ -69,11 +76,24 @@ def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> Image
     training, *selection, test = (
         (split, _open(run.data, split, size)) for split in PROTOCOL_SPLITS[run.data.protocol]
     )
-    train, *val = (_decoded(run.data, split, images, size) for split, images in (training, *selection))
+    shown = [("test", test[1])] if run.data.source == "images" and not selection else []
+    train, *val = (_decoded(run.data, split, images, size) for split, images in (training, *selection, *shown))
     normalize = Normalize(run.data.normalize, model, accelerator.device)
-    return ImageTask(
+    task = ImageTask(
         accelerator, normalize, train, val[0] if val else None, test[1], run.train.batch_size, run.train.seed
     )
+    task.val_metric = HELD_OUT_ACCURACY if shown else VAL_ACCURACY
+    return task
+
+
+def inference_record(run: VtabRun, task: ImageTask) -> dict[str, Any]:
+    """What a new process needs to use the adapter: base model, classes, and the transform of an image."""
+    return {
+        "kind": "images",
+        "model": run.model.to_dict(),
+        "classes": list(task.classes),
+        "transform": {"size": list(task.images.shape[-2:]), "interpolation": "bicubic", **task.normalize.to_dict()},
+    }
 
 
 def _decoded(data: DataSection, split: str, images: ResizedImages, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -82,4 +102,6 @@ def _decoded(data: DataSection, split: str, images: ResizedImages, size: tuple[i
 
 
 def _open(data: DataSection, split: str, size: tuple[int, int]) -> ResizedImages:
-    return open_split(data.dataset, data.source, data.dir, split, size, data.selection_rows)
+    return open_split(
+        data.dataset, data.source, data.dir, split, size, data.selection_rows, data.holdout, data.split_seed
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +17,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from capaboost_core.files import write_atomically
 from capaboost_core.training.task import content_hash
 
 ACCURACY, VAL_ACCURACY, VAL_LOSS = "accuracy", "val200_accuracy", "val200_loss"
+HELD_OUT_ACCURACY = "held_out_accuracy"  # of images of one's own, whose test rows are looked at after each epoch
+CONFUSION = "confusion.csv"
 
 
 class Normalize:
@@ -34,12 +40,16 @@ class Normalize:
             "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
             "none": ((0.0,) * 3, (1.0,) * 3),
         }[kind]
+        self.mean, self.std = mean, std
         self.shift = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
         self.scale = 1 / (torch.tensor(std, device=device).view(1, 3, 1, 1) * 255)
 
     def __call__(self, images: Tensor) -> Tensor:
         """images (batch, 3, height, width) of uint8 -> float32."""
         return (images.float() - self.shift) * self.scale
+
+    def to_dict(self) -> dict[str, list[float]]:
+        return {"mean": list(self.mean), "std": list(self.std)}
 
 
 class ImageTask:
@@ -71,6 +81,7 @@ class ImageTask:
         self.test_set, self.batch_size, self.seed = test, batch_size, seed
         self.examples = len(self.labels)
         self.large = 256 if self.device.type != "cpu" else 64
+        self.val_metric, self.classes, self.confusion = VAL_ACCURACY, (), None
 
     def batches(self, epoch: int) -> Sequence[Tensor]:
         """Indices in the order of (seed, epoch), on the device, so that an epoch copies them once."""
@@ -90,32 +101,50 @@ class ImageTask:
         if self.val is None:
             return {}
         images, labels = (tensor[self._share()].split(self.large) for tensor in self.val)
-        accuracy, loss = self._score(model, zip(images, labels, strict=True))
-        return {VAL_ACCURACY: accuracy, VAL_LOSS: loss}
+        confusion, loss = self._score(model, zip(images, labels, strict=True))
+        return {self.val_metric: _accuracy(confusion), self.val_metric.replace("accuracy", "loss"): loss}
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy on the test set in percent."""
+        """Accuracy on the test set in percent; `confusion` then has who was taken for whom."""
         part = Subset(self.test_set, range(len(self.test_set))[self._share()])
         on_gpu = self.device.type != "cpu"
         workers = min(8, os.cpu_count() or 1) if on_gpu and len(part) > 4 * self.large else 0
         loader = DataLoader(part, self.large, num_workers=workers, pin_memory=on_gpu)
         hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
         bar = tqdm(loader, "test", unit=" batches", leave=False, disable=hidden)
-        return {ACCURACY: self._score(model, bar)[0]}
+        self.confusion, _ = self._score(model, bar)
+        return {ACCURACY: _accuracy(self.confusion)}
+
+    def write_report(self, folder: Path) -> None:
+        """`confusion.csv`: a row for each true class with its accuracy in percent, a column for each predicted one."""
+        counts = self.confusion.tolist()
+        rows = [["class", "images", "accuracy", *self.classes]]
+        for name, row, i in zip(self.classes, counts, range(len(counts)), strict=True):
+            rows.append([name, sum(row), f"{100 * row[i] / sum(row):.2f}" if sum(row) else "", *row])
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_atomically(folder / CONFUSION, lambda file: file.write(text.getvalue().encode()))
 
     def _share(self) -> slice:
         """This process's rows of an evaluated set."""
         return slice(self.accelerator.process_index, None, self.accelerator.num_processes)
 
     @torch.no_grad()
-    def _score(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """Accuracy in percent, and mean cross-entropy."""
-        sums = torch.zeros(3, device=self.device)
+    def _score(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, float]:
+        """Counts (true class, predicted class) over all processes, and the mean cross-entropy."""
+        classes = model.num_classes
+        counts = torch.zeros(classes * classes, dtype=torch.int64, device=self.device)
+        total = torch.zeros((), device=self.device)
         for images, labels in batches:
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
             logits = model(self.normalize(images)).float()
-            hits = logits.argmax(dim=1) == labels
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.stack((hits.sum(), loss, torch.ones_like(hits).sum()))
-        hits, loss, total = self.accelerator.reduce(sums, "sum").tolist()
-        return 100 * hits / total, loss / total
+            counts += torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes * classes)
+            total += F.cross_entropy(logits, labels, reduction="sum")
+        counts, total = (self.accelerator.reduce(sums, "sum") for sums in (counts, total))
+        return counts.view(classes, classes), (total / counts.sum()).item()
+
+
+def _accuracy(confusion: Tensor) -> float:
+    """The share of images of their own class in percent."""
+    hits, total = torch.stack((confusion.trace(), confusion.sum())).tolist()
+    return 100 * hits / total

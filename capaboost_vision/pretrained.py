@@ -44,20 +44,20 @@ def _has_tag(name: str) -> bool:
 
 
 def create_model(section: ModelSection, num_classes: int, adapter: Method) -> nn.Module:
-    """The adapted model.
+    """The adapted model, as `create_base` and `inject` make it."""
+    return inject(create_base(section, num_classes), adapter)
+
+
+def create_base(section: ModelSection, num_classes: int) -> nn.Module:
+    """The model with its weights and a fresh head.
 
     Raises:
-        UserError: If weights cannot be had or belong to another architecture, or timm or the adapter
-            refuses the model.
+        UserError: If weights cannot be had or belong to another architecture, or timm refuses the model.
     """
     arguments = dict(section.arguments(), num_classes=num_classes)
     if section.weights:
-        model = _from_file(section, arguments)
-    elif section.pretrained:
-        model = _from_timm(section, arguments)
-    else:
-        model = _create(section.name, False, arguments)
-    return inject(model, adapter)
+        return _from_file(section, arguments)
+    return _from_timm(section, arguments) if section.pretrained else _create(section.name, False, arguments)
 
 
 def _from_timm(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:

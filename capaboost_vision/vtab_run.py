@@ -70,8 +70,19 @@ class DataSection(Settings):
     """
 
     dataset: Text = Field(description="Name of the task, without folders.")
-    source: Literal["tfds", "folder", "digits", "rendered"] = Field("tfds", description="Where the images come from.")
-    dir: Text | None = Field(None, description="Folder of the tfds data, or of the task folders.")
+    source: Literal["tfds", "folder", "images", "digits", "rendered"] = Field(
+        "tfds", description="Where the images come from."
+    )
+    dir: Text | None = Field(
+        None, description="Folder of the tfds data, of the task folders, or of images of your own, or their table."
+    )
+    holdout: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of each class of images of your own that is held out, where no rows are given for it.",
+    )
+    split_seed: int = Field(0, ge=0, lt=2**64, description="Seed of that share.")
     num_classes: int | None = Field(
         None,
         ge=2,

@@ -132,7 +132,7 @@ def say(run: VtabRun, found: Found, folder: Path) -> None:
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     parser = noah_parser(prog)
     options = parser.parse_args(arguments)
-    if not (options.dataset or options.config):
+    if not (options.dataset or options.config or options.data):
         parser.error("give --dataset NAME, such as --dataset dtd, or --config FILE")
     if budget_of(options) is None:
         parser.error("give --budget N, such as --budget 0.43M, or --budget-percent X")

@@ -5,8 +5,11 @@ Examples:
   capaboost train-vtab --dataset digits --model capaboost_vit_micro_patch8_64 --epochs 20
   capaboost train-vtab --dataset dsprites_loc --source rendered --model capaboost_vit_micro_patch8_64
   capaboost train-vtab --dataset cifar --source folder --data-dir vtab-1k --method lora --seed 1
-  capaboost train-vtab --dataset mytask --source folder --data-dir images --set data.num_classes=5
+  capaboost train-vtab --data photos/ --model capaboost_vit_micro_patch8_64
   capaboost train-vtab --dataset dtd --set adapter.r=16 --set adapter.num_tied=4 --set train.lr=3e-4
+
+--data takes a folder with a folder of images for each class, the same below train/ and val/ (and test/), or a
+CSV file with the columns path and label; without val/ or test/ a fifth of each class is held out to measure on.
 
 Settings come from configs/vtab/<dataset>.yaml, or from configs/vtab/_base.yaml for a dataset without a
 file, or from --config; flags replace them, and --set replaces anything. The sections are model, data,
@@ -17,11 +20,13 @@ in its output folder; a run that was stopped continues bit-identically with the 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capaboost.budget import budgeted
 from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
 from capaboost.shipped import shipped
+from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:
     from capaboost_vision.vtab_run import VtabRun
@@ -43,9 +48,11 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         "as shapes_joint, or a folder's name")  # fmt: skip
     add(
         "--source",
-        choices=("tfds", "folder", "digits", "rendered"),
+        choices=("tfds", "folder", "images", "digits", "rendered"),
         help="where images come from (default: the config's)",
     )
+    add("--data", type=given, metavar="PATH", help="images of your own: a folder of class folders, or a CSV of paths "
+        "and labels")  # fmt: skip
     add("--data-dir", type=given, metavar="DIR", help="folder of the tfds data, or of the task folders")
     add("--protocol", choices=("test", "select"), help="test: train on all 1,000 images, test after the last epoch; "
         "select: train on 800, test the epoch that is best on the other 200")  # fmt: skip
@@ -68,11 +75,23 @@ def load(options: argparse.Namespace) -> VtabRun:
     from capaboost_vision.vtab_run import VtabRun, config_file
 
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
+    _take_data(options)
     flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
     path = options.config or config_file(shipped("configs") / "vtab", options.dataset)
     run = load_run(VtabRun, path, flags, options.method, options.set)
     check(run.data.dataset, run.data.source, run.data.dir)
     return budgeted(run, options)
+
+
+def _take_data(options: argparse.Namespace) -> None:
+    """`--data photos/` is source images, that folder, and a task of its name."""
+    if options.data is None:
+        return
+    for flag in ("source", "data_dir"):
+        if getattr(options, flag) is not None:
+            raise UserError(f"--data is given beside --{flag.replace('_', '-')}; drop one of them")
+    options.source, options.data_dir = "images", options.data
+    options.dataset = options.dataset or Path(options.data).resolve().stem
 
 
 def train(options: argparse.Namespace) -> None:
@@ -86,6 +105,8 @@ def train(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     parser = vtab_parser(prog)
     options = parser.parse_args(arguments)
-    if not (options.dataset or options.config):
-        parser.error("give --dataset NAME, such as --dataset dtd, or --config FILE")
+    if not (options.dataset or options.config or options.data):
+        parser.error(
+            "give --dataset NAME, such as --dataset dtd, --data FOLDER with images of your own, or --config FILE"
+        )
     return exit_code(lambda: train(options))

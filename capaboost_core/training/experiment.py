@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
+from capaboost_core.adapter_files.inference import write_inference
 from capaboost_core.adapter_files.save import save_adapter
 from capaboost_core.errors import UserError
 from capaboost_core.methods import Method
@@ -66,6 +67,7 @@ class TaskSetup:
         metric: The one of the task's test metrics that counts.
         select_by: The metric of `task.evaluate` that selects the epoch, where the protocol selects one.
         split_note: Which rows the splits hold.
+        inference: What a new process needs to use the adapter, as `inference.json` beside it has it.
     """
 
     model: nn.Module
@@ -74,6 +76,7 @@ class TaskSetup:
     metric: str
     select_by: str
     split_note: str
+    inference: dict[str, Any] | None = None
 
 
 Prepare = Callable[[RunSettings, Accelerator], TaskSetup]
@@ -140,6 +143,10 @@ def _train_and_test(
     if not accelerator.is_main_process:
         return {}
     save_adapter(setup.model, folder / ADAPTER)
+    if setup.inference is not None:
+        write_inference(folder / ADAPTER, setup.inference)
+    if run.train.test and hasattr(setup.task, "write_report"):
+        setup.task.write_report(folder)
     result = make_result(run, setup, selected, fitted, tested, folder, accelerator)
     write_result(folder, result.to_dict())
     return result.to_dict()

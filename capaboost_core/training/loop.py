@@ -51,6 +51,7 @@ class Loop:
         self.bare.eval()
         with torch.no_grad(), merged(self.bare):
             evaluated = self.task.evaluate(self.bare)
+        self.progress.evaluated(evaluated)
         self.state.train_seconds += trained
         self.state.end_epoch({"epoch": epoch + 1, "loss": loss, "lr": self.stepper.lr, **evaluated})
         speed = {f"{self.task.unit}_per_second": self.task.examples / trained}

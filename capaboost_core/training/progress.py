@@ -45,7 +45,7 @@ class Progress:
     """A bar over all examples of the run: loss, examples a second, and the time left."""
 
     def __init__(self, epochs: int, examples: int, done: int, unit: str, device: torch.device, shown: bool):
-        self.epochs, self.reading = epochs, LossReading(device)
+        self.epochs, self.reading, self.metrics = epochs, LossReading(device), {}
         self.bar = tqdm(
             total=epochs * examples,
             initial=done,
@@ -62,8 +62,13 @@ class Progress:
     def advance(self, examples: int, loss: Tensor) -> None:
         self.reading.offer(loss)
         if self.reading.ready():
-            self.bar.set_postfix(loss=f"{float(self.reading.host):.4f}", refresh=False)
+            self.bar.set_postfix(loss=f"{float(self.reading.host):.4f}", **self.metrics, refresh=False)
         self.bar.update(examples)
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """Show an epoch's metrics until the next has its own."""
+        self.metrics = {name: f"{value:.2f}" for name, value in metrics.items() if value is not None}
+        self.bar.set_postfix(loss=f"{float(self.reading.host):.4f}", **self.metrics, refresh=True)
 
     def close(self) -> None:
         self.bar.close()

@@ -14,7 +14,8 @@ class Task(Protocol):
     """Examples to train on, with their loss and their metrics.
 
     A task may have a method `fingerprint() -> str`, by `content_hash`, over the rows and labels that it trains and
-    selects on: a run does not go on once they have changed.
+    selects on: a run does not go on once they have changed. It may have a method `write_report(folder)`, called after
+    `test`, which leaves what is to be looked at beside the result.
 
     Attributes:
         unit: What an example is called, such as `images`.

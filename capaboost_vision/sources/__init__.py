@@ -1,4 +1,4 @@
-"""Where a task's images come from: TensorFlow Datasets, a folder, the embedded digits, or drawn on the spot."""
+"""Where a task's images come from: TensorFlow Datasets, one's own files, the embedded digits, or drawn on the spot."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from capaboost_core.errors import UserError
 from capaboost_vision.sources import digits, folder, rendered, tfds
+from capaboost_vision.sources.own import OwnSplit, read_own
 from capaboost_vision.sources.pixels import to_rgb
 from capaboost_vision.vtab import TASKS
 
-SOURCES = ("tfds", "folder", "digits", "rendered")
+SOURCES = ("tfds", "folder", "images", "digits", "rendered")
 SPLITS = ("train800", "val200", "train800val200", "test")
 
 
@@ -47,6 +48,11 @@ class ResizedImages(Dataset):
         """Which rows these are, where the reader knows more than its kind."""
         return getattr(self.reader, "note", None)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of the data before training."""
+        return getattr(self.reader, "remarks", ())
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.reader[index]
         if self.num_classes is not None and not 0 <= label < self.num_classes:
@@ -66,16 +72,20 @@ def open_split(
     split: str,
     image_size: tuple[int, int] | int,
     selection_rows: int | None = None,
+    holdout: float = 0.2,
+    split_seed: int = 0,
 ) -> ResizedImages:
     """One split of a task: items (uint8 3 x H x W, label).
 
     Args:
         dataset: A VTAB-1k task, `digits`, a rendered task, or with the folder source the name of any folder.
-        source: `tfds`, `folder`, `digits` or `rendered`.
+        source: `tfds`, `folder`, `images`, `digits` or `rendered`.
         data_dir: Where the source looks; None is tfds's own default.
         split: `train800`, `val200`, `train800val200` or `test`.
         image_size: (height, width), or one number for both.
         selection_rows: Of val200 of a rendered task, in place of 200.
+        holdout: Share of each class that is held out of images of one's own.
+        split_seed: Of that share.
 
     Raises:
         UserError: If the task is unknown, its files are missing or wrong, or its data cannot be prepared.
@@ -90,6 +100,9 @@ def open_split(
         return ResizedImages(drawn, image_size, rendered.TASKS[dataset].num_classes)
     if source == "folder":
         return ResizedImages(folder.Folder(Path(data_dir), dataset, split), image_size, None)
+    if source == "images":
+        images = read_own(Path(data_dir), holdout, split_seed)
+        return ResizedImages(OwnSplit(images, images.rows(split, holdout, split_seed)), image_size, None)
     task = TASKS[dataset]
     return ResizedImages(tfds.TfdsSplit(task, split, data_dir), image_size, task.num_classes)
 
@@ -105,6 +118,8 @@ def num_classes(dataset: str, source: str, data_dir: str | Path | None) -> int:
         return digits.NUM_CLASSES
     if source == "rendered":
         return rendered.TASKS[dataset].num_classes
+    if source == "images":
+        return len(class_names(source, data_dir))
     if dataset in TASKS:
         return TASKS[dataset].num_classes
     training = folder.Folder(Path(data_dir), dataset, "train800val200")
@@ -117,6 +132,15 @@ def num_classes(dataset: str, source: str, data_dir: str | Path | None) -> int:
             f"without gaps, or pass --set data.num_classes={count} if a class without images is meant"
         )
     return count
+
+
+def class_names(source: str, data_dir: str | Path | None) -> tuple[str, ...]:
+    """The names of the classes in the order of the labels, where the source has names; else none.
+
+    Raises:
+        UserError: As `open_split`.
+    """
+    return read_own(Path(data_dir), 0.2, 0).classes if source == "images" else ()
 
 
 def decode(dataset: Dataset, description: str) -> tuple[Tensor, Tensor]:
@@ -140,11 +164,12 @@ def check(dataset: str, source: str, data_dir: str | Path | None) -> None:
         raise UserError(f"source rendered has no task {dataset!r}; type one of {', '.join(rendered.TASKS)}")
     if source == "rendered" and data_dir is not None:
         raise UserError("source rendered draws its images and reads no folder; drop --data-dir")
+    if source == "images" and data_dir is None:
+        raise UserError("source images needs --data: a folder of class folders, or a CSV file of paths and labels")
     if source == "folder" and data_dir is None:
         raise UserError("source folder needs --data-dir: the folder that holds one folder for each task")
     if source == "tfds" and dataset not in TASKS:
         close = difflib.get_close_matches(dataset, TASKS, n=3) or list(TASKS)
         raise UserError(
-            f"VTAB-1k has no task {dataset!r}; type one of {', '.join(close)}, "
-            "or --source folder --data-dir DIR for a folder of your own"
+            f"VTAB-1k has no task {dataset!r}; type one of {', '.join(close)}, or --data FOLDER for images of your own"
         )
