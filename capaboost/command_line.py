@@ -147,7 +147,20 @@ def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> No
     if result:
         print_table([result])
         print(f"result: {folder / 'result.json'}")
+        _draw_confusion(folder)
     PartialState().destroy_process_group()
+
+
+def _draw_confusion(folder: Path) -> None:
+    """The picture of the run's confusion matrix, where there is one and matplotlib."""
+    from capaboost_core.extras import is_installed
+
+    source = folder / "confusion.csv"
+    if source.is_file() and is_installed("matplotlib"):
+        from capaboost.plots.confusion import draw_confusion
+
+        draw_confusion(source, source.with_suffix(".png"))
+        print(f"accuracy of each class: {source}, and as a picture {source.with_suffix('.png')}")
 
 
 def _say_what_is_missing() -> None:

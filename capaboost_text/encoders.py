@@ -56,6 +56,17 @@ def from_pretrained(
     if task not in HEADS:
         raise UserError(f"task is {task!r}; type one of: {', '.join(HEADS)}")
     config = resolve_config(capaboost)
+    model, missing = _load(name_or_path, task, kwargs)
+    return _inject(model, config, _missing_pooler(model, missing, name_or_path))
+
+
+def load_base(name_or_path: str | Path, task: str = "sequence-classification", **kwargs: Any) -> nn.Module:
+    """The pretrained encoder with a fresh head, as `from_pretrained` loads it before it is adapted."""
+    return _load(name_or_path, task, kwargs)[0]
+
+
+def _load(name_or_path: str | Path, task: str, kwargs: dict[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The model, and the names of weights that its checkpoint lacks."""
     resize_head = kwargs.pop("ignore_mismatched_sizes", False)
     try:
         with _quiet(), reach_hub(name_or_path):
@@ -72,7 +83,7 @@ def from_pretrained(
         ) from error
     _check_no_adapter(report["unexpected_keys"], name_or_path)
     _check_sizes(model, report["mismatched_keys"], name_or_path, resize_head)
-    return _inject(model, config, _missing_pooler(model, sorted(report["missing_keys"]), name_or_path))
+    return model, sorted(report["missing_keys"])
 
 
 def inject(model: nn.Module, config: Method | dict[str, Any] | str) -> nn.Module:

@@ -41,4 +41,11 @@ def prepare(run: GlueRun, accelerator: Accelerator) -> TaskSetup:
         metric=task.primary,
         select_by=f"selection_{task.primary}",
         split_note=part + (SPLIT_NOTES[data.protocol].format(data=data)),
+        inference={
+            "kind": "texts",
+            "model": run.model.to_dict(),
+            "classes": list(task.labels),
+            "columns": list(data.columns if data.is_own else task.texts),
+            "max_length": data.max_length,
+        },
     )

@@ -1,0 +1,190 @@
+"""Predict with a trained run: classes and their probabilities of images or texts.
+
+Examples:
+  capaboost predict runs/vtab/photos/capaboost_vit_micro_patch8_64/capaboost-lora-seed42 new/ other/1.jpg
+  capaboost predict RUN new/ --top 3 --csv predictions.csv
+  capaboost predict RUN reviews.txt                        # a text a line
+  capaboost predict RUN reviews.csv --column review        # a column, or two of a pair: --column a,b
+
+An input is an image, a folder of images, a file of texts with one a line (.txt), a column of a table (.csv, .tsv), or
+`-`: one path or text a line from the standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capaboost.command_line import at_least_one, exit_code, given, given_path, make_parser
+from capaboost_core.errors import UserError
+
+if TYPE_CHECKING:
+    from capaboost.inference import ImageRun, TextRun
+
+SHOWN = 50  # rows of the table on the screen
+WIDTH = 48  # characters of a text in it
+TABLES = (".csv", ".tsv")
+
+
+def predict_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog=prog)
+    add = parser.add_argument
+    add("run", type=given_path, metavar="RUN", help="a run's folder, or the adapter folder in it")
+    add("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt or .csv files, or - for standard input")
+    add("--top", type=at_least_one, default=1, metavar="K", help="show the K most probable classes (default: 1)")
+    add("--column", type=given, metavar="NAME", help="the column of a table; two, with a comma, for pairs of texts")
+    add("--csv", type=given_path, metavar="FILE", help="write input, class, probability, and so on for the next")
+    add("--json", type=given_path, metavar="FILE", help="write the same as a list of objects")
+    add("--base", type=given, metavar="PATH", help="where the frozen model is now, if not where it was in training")
+    add("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: cpu)")
+    add("--merge", action="store_true", help="sum the delta weights into the frozen ones first")
+    return parser
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Predict, show the first rows, and write what was asked for."""
+    from capaboost.outputs import check_outputs
+
+    check_outputs("--csv", options.csv)
+    check_outputs("--json", options.json)
+    from capaboost.inference import ImageRun, load_run
+
+    run = load_run(options.run, options.base, options.device, options.merge)
+    items = image_paths(options) if isinstance(run, ImageRun) else texts_of(options, len(run.columns))
+    rows = ranked(run, items, options.top)
+    write(rows, options)
+    show(rows)
+
+
+def image_paths(options: argparse.Namespace) -> list[str]:
+    """The images that the inputs name, those of a folder in alphabetical order.
+
+    Raises:
+        UserError: If an input is missing, or holds no image.
+    """
+    from capaboost_vision.sources.own import is_image
+
+    paths: list[str] = []
+    for name in options.inputs:
+        path = Path(name)
+        if name == "-":
+            paths += [line for line in sys.stdin.read().splitlines() if line.strip()]
+        elif path.is_dir():
+            found = sorted(str(file) for file in path.rglob("*") if file.is_file() and is_image(file))
+            if not found:
+                raise UserError(f"{path} holds no image; give images, or a folder of them")
+            paths += found
+        elif path.suffix.lower() in TABLES:
+            paths += [str(path.parent / cell) for cell in column_of(path, options.column or "path")]
+        elif path.is_file():
+            paths.append(name)
+        else:
+            raise UserError(f"there is no {path}; give images, folders of images, or a CSV file with --column")
+    return paths
+
+
+def texts_of(options: argparse.Namespace, columns: int) -> list[str | tuple[str, str]]:
+    """The texts that the inputs hold, or pairs for a model that was trained on pairs.
+
+    Raises:
+        UserError: If an input is missing, or has another number of columns.
+    """
+    texts: list[str | tuple[str, str]] = []
+    for name in options.inputs:
+        path = Path(name)
+        if path.suffix.lower() in TABLES:
+            named = (options.column or "").split(",") if options.column else []
+            if len(named) != columns:
+                raise UserError(f"{path} needs --column with {columns} of its columns, such as --column text")
+            cells = [column_of(path, column) for column in named]
+            texts += zip(*cells, strict=True) if columns == 2 else cells[0]
+        elif columns == 2:
+            raise UserError(
+                f"the run was trained on pairs of texts; give a .csv or .tsv file with --column A,B, not {name}"
+            )
+        else:
+            texts += _lines(name)
+    return texts
+
+
+def _lines(name: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {name} as text in UTF-8; give a .txt, .csv or .tsv file") from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def column_of(path: Path, column: str) -> list[str]:
+    """A column of a table by the name in its first line.
+
+    Raises:
+        UserError: If the table cannot be read, or lacks the column.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path} as a table; save it as CSV in UTF-8") from error
+    if not rows or column not in rows[0]:
+        found = ", ".join(filter(None, rows[0])) if rows else "no rows"
+        raise UserError(f"{path} has no column {column!r} but {found}; pass --column with one of them")
+    return [row[column] or "" for row in rows]
+
+
+def ranked(run: ImageRun | TextRun, items: Sequence[Any], top: int) -> list[dict[str, Any]]:
+    """A row for each input: its most probable classes with their probabilities, or the number of a regression."""
+    if not items:
+        raise UserError("the inputs are empty; give images or texts")
+    values = run.predict(items, shown=True)
+    names = [" | ".join(item) if isinstance(item, tuple) else item for item in items]
+    if not run.classes:
+        return [{"input": name, "value": float(value)} for name, value in zip(names, values[:, 0], strict=True)]
+    best = values.topk(min(top, len(run.classes)), dim=1)
+    rows = []
+    for name, probabilities, labels in zip(names, best.values.tolist(), best.indices.tolist(), strict=True):
+        row: dict[str, Any] = {"input": name}
+        for rank, (probability, label) in enumerate(zip(probabilities, labels, strict=True), start=1):
+            suffix = "" if rank == 1 else f"_{rank}"
+            row |= {f"class{suffix}": run.classes[label], f"probability{suffix}": probability}
+        rows.append(row)
+    return rows
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """The first rows as a table."""
+    from tabulate import tabulate
+
+    cut = [
+        {name: value[-WIDTH:] if isinstance(value, str) else value for name, value in row.items()}
+        for row in rows[:SHOWN]
+    ]
+    print(tabulate(cut, headers="keys", floatfmt=".3f", disable_numparse=[0]))
+    if len(rows) > SHOWN:
+        print(f"... and {len(rows) - SHOWN:,} more; --csv FILE writes all")
+
+
+def write(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    """The files that were asked for."""
+    from capaboost_core.files import write_atomically
+
+    if options.csv:
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(options.csv, lambda file: file.write(text.getvalue().encode()))
+    if options.json:
+        listing = json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n"
+        write_atomically(options.json, lambda file: file.write(listing.encode()))
+
+
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
+    options = predict_parser(prog).parse_args(arguments)
+    return exit_code(lambda: predict(options), "run the same command again")

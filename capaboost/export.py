@@ -1,0 +1,172 @@
+"""A trained run in the formats of other programs, each read back and compared with the model before it counts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from capaboost.inference import ImageRun, TextRun
+from capaboost_core import save_peft, unload
+from capaboost_core.errors import UserError, reason_of
+from capaboost_core.extras import need
+
+Run = ImageRun | TextRun
+TOLERANCE = 1e-3  # of the largest logit, in single precision after other kernels or another order of sums
+
+
+def export(run: Run, target: str, folder: Path) -> float:
+    """Write the model into a new folder.
+
+    Args:
+        run: As `load_run` gives it; `timm`, `safetensors` and `onnx` merge what can be merged into its weights.
+        target: A key of `TARGETS`.
+        folder: A folder that does not exist yet, or is empty.
+
+    Returns:
+        The largest difference of a logit on one batch, over the largest logit.
+
+    Raises:
+        UserError: If the folder is in use, the method has no such form, or what was written computes something else;
+            the folder is then as it was.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; give a new folder")
+    example = run.example()
+    before = _logits(run.model, *example)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
+        made = Path(name) / "export"
+        made.mkdir()
+        after = TARGETS[target](run, made, example)
+        error = float((after - before).abs().max() / before.abs().max().clamp_min(1e-6))
+        if not error <= TOLERANCE:
+            raise UserError(
+                f"the {target} file differs from the model by {error:.1e} of its logits; nothing is written"
+            )
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(str(made), folder)
+    return error
+
+
+def to_safetensors(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
+    """`model.safetensors`: the plain model's state dict with the adapter merged, and `classes.json`."""
+    model = _plain(run)
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    _write_classes(run, folder)
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    return _logits(model, *example)
+
+
+def to_timm(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
+    """A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, with transform and classes."""
+    if not isinstance(run, ImageRun):
+        raise UserError("--to timm is for images; type --to safetensors or --to onnx")
+    import timm
+
+    model = _plain(run)
+    model.pretrained_cfg = dict(
+        model.pretrained_cfg,
+        mean=run.mean,
+        std=run.std,
+        input_size=(3, *run.size),
+        interpolation="bicubic",
+        crop_pct=1.0,
+        crop_mode="squash",
+        num_classes=len(run.classes),
+        label_names=list(run.classes),
+    )
+    arguments = dict(getattr(model, "_model_args", None) or {})
+    timm.models.save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return _logits(again, *example)
+
+
+def to_peft(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
+    """An ordinary LoRA that `PeftModel.from_pretrained(base, FOLDER)` loads."""
+    need("peft", "peft", "checks of an exported LoRA")
+    from peft import PeftModel
+
+    save_peft(run.model, folder)
+    _write_classes(run, folder)
+    base = unload(run.model, merge=False)
+    return _logits(PeftModel.from_pretrained(base, str(folder)).eval(), *example)
+
+
+def to_onnx(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
+    """`model.onnx` for any batch size, checked in onnxruntime, and `classes.json`."""
+    need("onnxruntime", "onnx", "checks of an ONNX file")
+    import onnxruntime
+
+    model, file = _Logits(_plain(run)), folder / "model.onnx"
+    names = ["images"] if isinstance(run, ImageRun) else ["input_ids", "attention_mask"]
+    axes = {name: {0: "batch"} if isinstance(run, ImageRun) else {0: "batch", 1: "tokens"} for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing, and of the exporter that needs no further package
+        torch.onnx.export(
+            model, example, str(file), dynamo=False, input_names=names, output_names=["logits"],
+            dynamic_axes=axes | {"logits": {0: "batch"}},
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    _write_classes(run, folder)
+
+    def run_onnx(*inputs: Tensor) -> Tensor:
+        feed = {name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(["logits"], feed)[0])
+
+    one = run_onnx(*(value[:1] for value in example))  # another batch size than it was traced with
+    every = run_onnx(*example)
+    if not torch.allclose(one, every[:1], rtol=TOLERANCE, atol=TOLERANCE):
+        raise UserError("the ONNX file computes something else for another batch size; nothing is written")
+    return every
+
+
+TARGETS: dict[str, Callable[[Run, Path, tuple[Tensor, ...]], Tensor]] = {
+    "onnx": to_onnx,
+    "timm": to_timm,
+    "peft": to_peft,
+    "safetensors": to_safetensors,
+}
+
+
+class _Logits(nn.Module):
+    """A model whose output is its logits alone."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if len(inputs) == 1:
+            return self.model(*inputs)
+        return self.model(input_ids=inputs[0], attention_mask=inputs[1]).logits
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, *inputs: Tensor) -> Tensor:
+    return _Logits(model)(*inputs).float().cpu()
+
+
+def _plain(run: Run) -> nn.Module:
+    """The base model with the adapter in its weights; what cannot be merged stays as modules and is refused."""
+    try:
+        return unload(run.model).eval()
+    except UserError as error:
+        raise UserError(f"this method cannot be merged into a plain model ({reason_of(error)})") from error
+
+
+def _write_classes(run: Run, folder: Path) -> None:
+    (folder / "classes.json").write_text(
+        json.dumps(list(run.classes), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )

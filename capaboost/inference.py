@@ -1,0 +1,207 @@
+"""Use a trained run: its model with the adapter, the transform or tokenizer that it was trained with, and its classes.
+
+```python
+from capaboost import load_run
+
+run = load_run("runs/vtab/photos/.../capaboost-lora-seed42")
+print(run.classes, run.predict(["new/1.jpg"]))  # probabilities (images, classes)
+```
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from capaboost_core import load_adapter, merge
+from capaboost_core.adapter_files.base_model import DifferentBaseWarning
+from capaboost_core.adapter_files.inference import INFERENCE, read_inference
+from capaboost_core.errors import UserError
+from capaboost_core.training.run_folder import ADAPTER
+
+Item = TypeVar("Item")
+BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRun:
+    """A classifier of images.
+
+    Attributes:
+        model: Adapted, in evaluation mode.
+        classes: Names by label.
+        size: (height, width) to which an image is resized directly, with bicubic interpolation.
+        mean: Of each channel, for pixels from 0 to 1.
+        std: Likewise.
+    """
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def transform(self, path: str | Path) -> Tensor:
+        """An image file as the model's input (3, height, width).
+
+        Raises:
+            UserError: If it is not a readable image.
+        """
+        from PIL import Image
+
+        from capaboost_vision.sources.pixels import open_rgb
+
+        try:
+            image = open_rgb(Path(path))
+        except UserError as error:
+            raise UserError(f"{path} {error}") from error
+        height, width = self.size
+        pixels = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BICUBIC)))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (pixels.permute(2, 0, 1).float() / 255 - mean) / std
+
+    def example(self, count: int = 2) -> tuple[Tensor]:
+        """Random inputs of the model, to check an exported one with."""
+        generator = torch.Generator().manual_seed(0)
+        return (torch.randn(count, 3, *self.size, generator=generator).to(_device(self.model)),)
+
+    @torch.inference_mode()
+    def predict(self, paths: Sequence[str | Path], shown: bool = False) -> Tensor:
+        """Probabilities (images, classes) on the CPU.
+
+        Raises:
+            UserError: If one is not a readable image.
+        """
+        parts = [torch.empty(0, len(self.classes))]
+        for batch in _batches(paths, "predict", shown):
+            images = torch.stack([self.transform(path) for path in batch]).to(_device(self.model))
+            parts.append(self.model(images).float().softmax(dim=1).cpu())
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class TextRun:
+    """A classifier of texts or pairs of texts; without classes it predicts a number.
+
+    Attributes:
+        model: Adapted, in evaluation mode.
+        classes: Names by label.
+        tokenizer: The model's.
+        max_length: Tokens of the longest input.
+        columns: Names of the texts' columns in the data that it was trained on.
+    """
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    tokenizer: Any
+    max_length: int
+    columns: tuple[str, ...]
+
+    def example(self, count: int = 2) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, to check an exported model with."""
+        tokens = self.tokenizer(["a text"] * count, max_length=self.max_length, truncation=True, return_tensors="pt")
+        return tuple(tokens[name].to(_device(self.model)) for name in ("input_ids", "attention_mask"))
+
+    @torch.inference_mode()
+    def predict(self, texts: Sequence[str | tuple[str, str]], shown: bool = False) -> Tensor:
+        """Probabilities (texts, classes) on the CPU; of a regression the numbers (texts, 1)."""
+        parts = [torch.empty(0, max(1, len(self.classes)))]
+        for batch in _batches(texts, "predict", shown):
+            pairs = [text if isinstance(text, tuple) else (text, None) for text in batch]
+            second = None if pairs[0][1] is None else [pair for _, pair in pairs]
+            tokens = self.tokenizer(
+                [text for text, _ in pairs],
+                second,
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+            )
+            logits = self.model(**tokens.to(_device(self.model))).logits.float()
+            parts.append((logits.softmax(dim=1) if self.classes else logits).cpu())
+        return torch.cat(parts)
+
+
+def load_run(
+    folder: str | Path, base: str | None = None, device: str | torch.device = "cpu", merged: bool = False
+) -> ImageRun | TextRun:
+    """The model of a run's folder, or of the adapter folder in it, ready to predict.
+
+    Args:
+        folder: What a training command wrote.
+        base: Where the frozen model is now, if not where it was in training: a weights file of a timm model, or a
+            transformers folder or name.
+        device: Where the model is put.
+        merged: Sum the delta weights into the frozen ones once, which makes it as fast as the base model.
+
+    Raises:
+        UserError: If the folder holds no adapter of a training command, its base model cannot be had, or it cannot be
+            merged.
+    """
+    adapter = Path(folder) / ADAPTER if (Path(folder) / ADAPTER).is_dir() else Path(folder)
+    record = read_inference(adapter)
+    if record is None:
+        raise UserError(
+            f"{adapter} has no {INFERENCE}, which training commands write; give a run's folder, or make the base "
+            "model and call load_adapter(model, folder)"
+        )
+    make = _image_run if record["kind"] == "images" else _text_run
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DifferentBaseWarning)
+        try:
+            run = make(record, adapter, base, _checked(device))
+        except DifferentBaseWarning as error:
+            raise UserError(f"{error}; pass the base model that it was trained on as --base PATH") from error
+    if merged:
+        merge(run.model)
+    return run
+
+
+def _image_run(record: dict[str, Any], adapter: Path, base: str | None, device: torch.device) -> ImageRun:
+    from capaboost_vision.pretrained import check_model, create_base
+    from capaboost_vision.vtab_run import ModelSection
+
+    section = ModelSection.from_dict(record["model"] | ({"weights": base} if base else {}), f"{adapter}: model.")
+    if section.weights and not base and not Path(section.weights).is_file():
+        raise UserError(f"the base model's weights {section.weights} are not here; pass --base FILE")
+    check_model(section)
+    model = load_adapter(create_base(section, len(record["classes"])), adapter).to(device).eval()
+    form = record["transform"]
+    return ImageRun(model, tuple(record["classes"]), tuple(form["size"]), tuple(form["mean"]), tuple(form["std"]))
+
+
+def _text_run(record: dict[str, Any], adapter: Path, base: str | None, device: torch.device) -> TextRun:
+    from capaboost_text.encode import load_tokenizer
+    from capaboost_text.encoders import load_base
+
+    name, classes = base or record["model"]["name"], tuple(record["classes"])
+    tokenizer = load_tokenizer(name, record["max_length"])
+    model = load_adapter(load_base(name, num_labels=max(1, len(classes))), adapter).to(device).eval()
+    return TextRun(model, classes, tokenizer, record["max_length"], tuple(record["columns"]))
+
+
+def _checked(device: str | torch.device) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} is not to be had here; type cpu, or a device of this machine") from error
+    return torch.device(device)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _batches(items: Sequence[Item], title: str, shown: bool) -> Iterator[Sequence[Item]]:
+    with tqdm(total=len(items), desc=title, leave=False, disable=None if shown else True) as bar:
+        for at in range(0, len(items), BATCH):
+            yield items[at : at + BATCH]
+            bar.update(len(items[at : at + BATCH]))

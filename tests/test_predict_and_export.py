@@ -1,0 +1,168 @@
+"""From images of one's own to predictions in a new process's state, and to other programs' formats."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from capaboost import load_run
+from capaboost.commands import export, predict, train_vtab
+from capaboost_core import save_adapter
+from capaboost_core.errors import UserError
+
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for channel, name in enumerate(reversed(CLASSES)):
+        for i in range(10):
+            pixels = random.integers(0, 90, (20, 30, 3), dtype=np.uint8)
+            pixels[..., channel] += 120
+            (root / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory) -> Path:
+    """A run on them with the embedded backbone, of 16 patches."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    environment = pytest.MonkeyPatch()
+    environment.setenv("ACCELERATE_USE_CPU", "true")
+    code = train_vtab.main(
+        ["--data", str(photos), "--model", "capaboost_vit_micro_patch8_64", "--set", "model.img_size=32", "--epochs",
+         "3", "--batch-size", "8", "--lr", "0.01", "--mixed-precision", "no", "--output-dir", str(folder)]
+    )  # fmt: skip
+    environment.undo()
+    assert code == 0
+    return folder
+
+
+def test_the_run_says_what_it_measured_and_of_whom(trained):
+    result = json.loads((trained / "result.json").read_text())
+    assert "20% of each class held out by seed 0" in result["split_note"]
+    assert "held_out_accuracy" in result["metrics"]
+    header, *rows = csv.reader((trained / "confusion.csv").open())
+    assert header == ["class", "images", "accuracy", *CLASSES]
+    counts = np.array([[int(cell) for cell in row[3:]] for row in rows])
+    assert counts.sum(axis=1).tolist() == [2, 2, 2]
+    assert 100 * counts.trace() / counts.sum() == pytest.approx(result["value"])
+    assert result["value"] == result["metrics"]["held_out_accuracy"]
+
+
+def test_a_loaded_run_computes_what_was_trained(trained, photos):
+    from capaboost_vision.sources.own import read_own
+
+    run, images = load_run(trained), read_own(photos, 0.2, 0)
+    assert run.classes == CLASSES
+    rows = images.splits["test"]
+    probabilities = run.predict([path for path, _ in rows])
+    assert probabilities.sum(dim=1).tolist() == pytest.approx([1] * len(rows))
+    hits = probabilities.argmax(dim=1) == torch.tensor([label for _, label in rows])
+    assert 100 * hits.double().mean().item() == pytest.approx(
+        json.loads((trained / "result.json").read_text())["value"]
+    )
+    merged = load_run(trained / "adapter", merged=True).predict([path for path, _ in rows])
+    torch.testing.assert_close(merged, probabilities, atol=1e-5, rtol=1e-5)
+
+
+def test_predict_shows_and_writes_the_same(trained, photos, tmp_path, capsys):
+    paths = [str(photos / "red" / "0.png"), str(photos / "blue")]
+    flags = ["--top", "2", "--csv", str(tmp_path / "p.csv"), "--json", str(tmp_path / "p.json")]
+    assert predict.main([str(trained), *paths, *flags]) == 0
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert [row["input"] for row in rows] == [paths[0], *(str(photos / "blue" / f"{i}.png") for i in range(10))]
+    assert [row["class"] for row in rows] == [row["class"] for row in json.loads((tmp_path / "p.json").read_text())]
+    expected = load_run(trained).predict([row["input"] for row in rows])
+    assert [float(row["probability"]) for row in rows] == pytest.approx(expected.max(dim=1).values.tolist())
+    assert list(rows[0]) == ["input", "class", "probability", "class_2", "probability_2"]
+    assert rows[0]["class"] in capsys.readouterr().out
+
+
+MISTAKES = {
+    "no run": (["{tmp}", "x.png"], "has no inference.json"),
+    "no image": (["{run}", "{tmp}"], "holds no image"),
+    "a missing image": (["{run}", "none.png"], "there is no none.png"),
+    "a text": (["{run}", "{tmp}/bad.png"], "is not a readable image"),
+    "a device": (["{run}", "{red}", "--device", "gpu"], "--device"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line(case, trained, photos, tmp_path, capsys):
+    if case == "a text":
+        (tmp_path / "bad.png").write_text("no image")
+    names = {"tmp": str(tmp_path), "run": str(trained), "red": str(photos / "red" / "0.png")}
+    arguments, message = MISTAKES[case]
+    assert predict.main([argument.format(**names) for argument in arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert message in error[0]
+
+
+def test_another_base_is_refused(trained, tmp_path):
+    other = timm.create_model("capaboost_vit_micro_patch8_64", num_classes=3)
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match="--base"):
+        load_run(trained, base=str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize("target", export.FORMATS)
+def test_an_export_computes_the_same_elsewhere(target, trained, photos, tmp_path):
+    assert export.main([str(trained), "--to", target, "--output", str(tmp_path / "out")]) == 0
+    run = load_run(trained)
+    images = torch.stack([run.transform(photos / name / "3.png") for name in CLASSES])
+    with torch.inference_mode():
+        expected = run.model(images)
+    torch.testing.assert_close(logits_of(target, tmp_path / "out", images), expected, atol=1e-4, rtol=1e-4)
+
+
+def logits_of(target: str, folder: Path, images: torch.Tensor) -> torch.Tensor:
+    """What the other program computes."""
+    if target == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    if target == "timm":
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        assert tuple(model.pretrained_cfg["label_names"]) == CLASSES
+    else:
+        model = timm.create_model("capaboost_vit_micro_patch8_64", pretrained=True, img_size=32, num_classes=3)
+    if target == "peft":
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(folder))
+    if target == "safetensors":
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    with torch.inference_mode():
+        return model.eval()(images)
+
+
+def test_an_export_never_overwrites(trained, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert export.main([str(trained), "--to", "timm", "--output", str(tmp_path)]) == 2
+    assert "give a new folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_adapter_without_the_record_still_loads(trained, tmp_path):
+    from capaboost_core import load_adapter
+
+    run = load_run(trained)
+    save_adapter(run.model, tmp_path / "plain")
+    with pytest.raises(UserError, match="call load_adapter"):
+        load_run(tmp_path / "plain")
+    base = timm.create_model("capaboost_vit_micro_patch8_64", pretrained=True, img_size=32, num_classes=3)
+    images = run.example()[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(load_adapter(base, tmp_path / "plain").eval()(images), run.model(images))
