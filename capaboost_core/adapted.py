@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MethodType
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from capaboost_core.sharing.tied import TiedWeight
 
 # The containers in which nn.Module keeps a module's content.
 CONTENT = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
-HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+)
+LOAD_HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+# What stands before the class's forward: of accelerate's hooks, of `module.compile()`, or set by hand.
+BEFORE_FORWARD = ("forward", "_old_forward", "_hf_hook", "_compiled_call_impl")
+# Hooks that compute a weight from other tensors before each forward pass, and the names that these have.
+COMPUTING = (BasePruningMethod, WeightNorm, SpectralNorm)
+PARTS = ("_orig", "_mask", "_g", "_v", "_u")
 
 
 @dataclass(frozen=True)
@@ -64,17 +80,19 @@ class Adapted(nn.Module):
     def adopt(self, base: nn.Module, path: str) -> None:
         """Adopt everything that the base holds; called in place of its class's constructor."""
         nn.Module.__init__(self)
-        own = vars(self).keys() - set(CONTENT + HOOKS)
-        self.base_attributes = {name: v for name, v in vars(base).items() if name not in {*CONTENT, *HOOKS, *own}}
+        left_out = vars(self).keys() | {*BEFORE_FORWARD} | {name for _, name in computing_hooks(base)}
+        self.base_attributes = {name: v for name, v in vars(base).items() if name not in left_out}
         self.base_content = {name: frozenset(vars(base)[name]) for name in CONTENT}
         self.base_class = type(base)
-        for name in CONTENT + HOOKS:
+        for name in CONTENT:
             vars(self)[name].update(vars(base)[name])
+        _take_hooks(self, base)
         for name, value in self.base_attributes.items():
             setattr(self, name, value)
         self.adopted = frozenset(name for name, _ in base.named_parameters())
         self.path, self.disabled = path, 0
         self.training = base.training
+        compute_weights(self)
 
     @property
     def enabled(self) -> bool:
@@ -88,10 +106,12 @@ class Adapted(nn.Module):
             content = vars(self)[name]  # a set of names, or values by name
             kept = [key for key in content if key in held]
             vars(layer)[name].update(kept if isinstance(content, set) else {key: content[key] for key in kept})
-        for name in HOOKS:
-            vars(layer)[name].update(vars(self)[name])
+        _take_hooks(layer, self)
         vars(layer).update(self.base_attributes)
-        return layer.train(self.training)
+        take_forward(layer, self)
+        layer.train(self.training)
+        compute_weights(layer)
+        return layer
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the addition, without those adopted from the base."""
@@ -118,6 +138,72 @@ class Adapted(nn.Module):
         """
         weights = list(self.tied_weights().values())
         return products_of([weights[: len(weights) // 2], weights[len(weights) // 2 :]], needs_gradient)
+
+
+def _take_hooks(layer: nn.Module, base: nn.Module) -> None:
+    """Have the hooks of another layer, in the same containers, so that the handles of those who set them still work.
+
+    Those of loading are copied: they are bound to the layer that loads, and an adapted layer has some of its own.
+    """
+    vars(layer).update({name: vars(base)[name] for name in (*HOOKS, "_is_full_backward_hook")})
+    for name in LOAD_HOOKS:
+        hooks = ((key, _bound_anew(hook, layer)) for key, hook in vars(base)[name].items())
+        vars(layer)[name] = OrderedDict(pair for pair in hooks if not hasattr(pair[1], "of_adapted"))
+
+
+def _bound_anew(hook: Callable, layer: nn.Module) -> Callable:
+    """torch's wrapper of a hook that is given its module, with another one."""
+    return type(hook)(hook.hook, layer) if getattr(hook, "with_module", False) else hook
+
+
+def take_forward(layer: nn.Module, base: nn.Module) -> None:
+    """Put accelerate's hook of another layer, if it has one, around this layer's forward."""
+    if (hook := vars(base).get("_hf_hook")) is not None:
+        layer._hf_hook, layer._old_forward = hook, layer.forward
+        around = functools.partial(vars(base)["forward"].func, layer)
+        layer.forward = functools.update_wrapper(around, layer._old_forward)
+
+
+def own_forward(layer: nn.Module) -> Any:
+    """What stands on the instance, below a hook of accelerate, in place of its class's forward; None if nothing."""
+    forward = vars(layer).get("_old_forward" if "_hf_hook" in vars(layer) else "forward")
+    of_class = isinstance(forward, MethodType) and forward.__self__ is layer
+    return None if of_class and forward.__func__ is type(layer).forward else forward
+
+
+def computing_hooks(layer: nn.Module) -> Iterator[tuple[int, str]]:
+    """The key of each hook that computes a tensor of the layer before a forward pass, and that tensor's name."""
+    for key, hook in layer._forward_pre_hooks.items():
+        if isinstance(hook, COMPUTING):
+            yield key, getattr(hook, "_tensor_name", None) or hook.name
+
+
+@torch.no_grad()
+def compute_weights(layer: nn.Module) -> None:
+    """Have what hooks compute as evaluation has it: it may be out of date before the first pass, or after loading."""
+    training, layer.training = layer.training, False  # spectral norm iterates in training
+    for key, _ in computing_hooks(layer):
+        layer._forward_pre_hooks[key](layer, None)
+    layer.training = training
+
+
+def settle_weights(layer: nn.Module) -> None:
+    """Make parameters of what hooks compute (torch's pruning, old weight norm and spectral norm), for good.
+
+    The hooks' containers, which may be those of another layer, are replaced.
+    """
+    compute_weights(layer)
+    if not (settled := dict(computing_hooks(layer))):
+        return
+    for name in settled.values():
+        for parts in (layer._parameters, layer._buffers):
+            for part in {f"{name}{end}" for end in PARTS} & parts.keys():
+                del parts[part]
+        layer.register_parameter(name, nn.Parameter(vars(layer).pop(name).detach(), requires_grad=False))
+    for kind in ("_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks"):
+        hooks = [(key, hook, type(getattr(hook, "hook", hook)).__module__) for key, hook in vars(layer)[kind].items()]
+        kept = ((key, hook) for key, hook, of in hooks if key not in settled and of != SpectralNorm.__module__)
+        vars(layer)[kind] = OrderedDict(kept)
 
 
 def products_of(stages: Iterable[Iterable[TiedWeight]], needs_gradient: bool) -> list[Product]:

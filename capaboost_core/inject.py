@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from capaboost_core.adapted import Adapted
+from capaboost_core.adapted import Adapted, take_forward
 from capaboost_core.bypass import check_reached, close_fast_paths
 from capaboost_core.errors import UserError
 from capaboost_core.methods import Method, resolve_config
@@ -16,7 +16,7 @@ from capaboost_core.plan import Plan, in_prefix
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.together import Together
-from capaboost_core.wrappers import named_parameters, unwrap
+from capaboost_core.wrappers import named_parameters, swap, unwrap
 
 ALONE = Roles(
     missing="where the method goes depends on the architecture; use capaboost_vision.inject for timm models, "
@@ -73,9 +73,13 @@ def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
         raise UserError("the model is adapted already; start from a fresh base model")
     config.check(model, plan)
     modules = dict(model.named_modules())
-    layers = config.make_layers(modules, plan)
-    for path in layers:
+    if any(not target.path for target in plan.targets):
+        raise UserError(f"a target is the {type(model).__name__} itself; inject into a model that holds it")
+    for path in (target.path for target in plan.targets if type(modules.get(target.path)) in config.layers):
         check_reached(model, path, modules[path])
+    layers = config.make_layers(modules, plan)
+    for path, layer in layers.items():
+        take_forward(layer, modules[path])
     return layers
 
 
@@ -84,8 +88,7 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
     head = _head_parameters(model, injection.plan)
     for name, parameter in named_parameters(model).items():
         parameter.requires_grad_(name in head or injection.config.trains(name))
-    for path, layer in layers.items():
-        model.set_submodule(path, layer)
+    swap(model, {model.get_submodule(path): layer for path, layer in layers.items()})
     if layers:
         close_fast_paths(model, layers)
         off = [pair for pair in injection.plan.switches if not getattr(model.get_submodule(pair[0]), pair[1])]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted
+from capaboost_core.adapted import Adapted, compute_weights, settle_weights
 from capaboost_core.errors import UserError
 
 
@@ -77,12 +77,14 @@ class Mergeable(Adapted):
     @torch.inference_mode(False)  # a tensor made there could not take part in a gradient later
     @torch.no_grad()
     def _make_sums(self) -> Sums:
+        compute_weights(self)
         with torch.autocast(self.weight.device.type, enabled=False):
             return Sums(*self.summed())
 
     def plain_merged(self) -> nn.Module:
         """A plain layer that holds the sums."""
         layer, sums = self.plain(), self.sums or self._make_sums()
+        settle_weights(layer)
         layer.weight = nn.Parameter(self.as_stored(sums.weight), self.weight.requires_grad)
         if sums.bias is not None:
             layer.bias = nn.Parameter(sums.bias, self.bias.requires_grad)
@@ -101,3 +103,6 @@ def _merge_anew(layer: Mergeable, _: Any) -> None:
     """Merge again after a state dict was loaded: the old sums are out of date."""
     if layer.merged:
         layer.sums = layer._make_sums()
+
+
+_merge_anew.of_adapted = True

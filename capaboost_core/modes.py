@@ -11,7 +11,7 @@ from torch import nn
 from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.inject import adapted_layers, injection_of
-from capaboost_core.wrappers import is_sharded
+from capaboost_core.wrappers import is_sharded, swap
 
 LOCK = threading.RLock()  # threads that evaluate one model share its layers' counts
 
@@ -96,9 +96,7 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
     """
     injection = injection_of(model)
     layers = _mergeable_layers(model) if merge else adapted_layers(model)
-    plain = {layer.path: layer.plain_merged() if merge else layer.plain() for layer in layers}
-    for path, layer in plain.items():
-        model.set_submodule(path, layer)
+    swap(model, {layer: layer.plain_merged() if merge else layer.plain() for layer in layers})
     for path, attribute in injection.switched:
         setattr(model.get_submodule(path), attribute, False)
     if injection.together:

@@ -142,11 +142,11 @@ def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str]
     Raises:
         UserError: If a suffix matches no linear layer; layers of another class are named.
     """
-    linears = [
-        path
-        for path, module in model.named_modules()
+    linears = {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
         if linear_shape(module) and not any(in_prefix(path, prefix) for prefix in head)
-    ]
+    }
     for suffix in suffixes:
         if not any(has_suffix(path, suffix) for path in linears):
             _refuse_other_layers(model, suffix)
@@ -154,8 +154,9 @@ def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str]
             raise UserError(
                 f"targets: no linear layer of {type(model).__name__} ends in {suffix!r}; there are {', '.join(known)}"
             )
-    chosen = (path for path in linears if any(has_suffix(path, suffix) for suffix in suffixes))
-    return Plan(tuple(Target(path) for path in chosen), tuple(head))
+    chosen = {module for path, module in linears.items() if any(has_suffix(path, suffix) for suffix in suffixes)}
+    paths = (path for path, module in model.named_modules() if module in chosen)  # of one at several paths, the first
+    return Plan(tuple(Target(path) for path in paths), tuple(head))
 
 
 def _refuse_other_layers(model: nn.Module, suffix: str) -> None:

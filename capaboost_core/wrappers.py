@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -40,6 +42,20 @@ def clean(name: str) -> str:
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All parameters under the names that they have in the bare model."""
     return {clean(name): parameter for name, parameter in unwrap(model).named_parameters()}
+
+
+def swap(module: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other modules in the place of some below a module, at every path where it has them."""
+    _swap(module, others, set())
+
+
+def _swap(module: nn.Module, others: Mapping[nn.Module, nn.Module], seen: set[nn.Module]) -> None:
+    seen.add(module)
+    for name, child in list(module._modules.items()):
+        if child in others:
+            child = module._modules[name] = others[child]
+        if child is not None and child not in seen:
+            _swap(child, others, seen)
 
 
 def is_sharded(tensor: Tensor) -> bool:

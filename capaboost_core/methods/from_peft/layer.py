@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from capaboost_core.adapted import Product
+from capaboost_core.adapted import BEFORE_FORWARD, Product, settle_weights
 from capaboost_core.mergeable import Mergeable
 
 if TYPE_CHECKING:
@@ -150,9 +150,13 @@ def stand_in(layer: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         dtype: By default the layer's own, or single precision if that is more.
     """
     copied = copy.copy(layer)
+    for name in BEFORE_FORWARD:
+        vars(copied).pop(name, None)
+    copied._parameters, copied._buffers = copied._parameters.copy(), copied._buffers.copy()
+    settle_weights(copied)
     copied._parameters = {
         name: p if p is None else nn.Parameter(p.detach().to(dtype or wide(p.dtype)), requires_grad=False)
-        for name, p in layer._parameters.items()
+        for name, p in copied._parameters.items()
     }
     return copied
 
