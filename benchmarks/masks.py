@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.command import Measured, finish, make_parser, prepare, repeats_of, run_command
 from benchmarks.timing import interleave
 from capaboost_core import CapaBoostConfig, Plan, Target, inject
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.sharing.masks import mask_bits
 
 Shape = tuple[int, int]

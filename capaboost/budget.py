@@ -83,7 +83,7 @@ def entries_of(subject: Subject, method: Any, budget: str) -> int:
     Raises:
         UserError: If it is no number, or the model does not take the method.
     """
-    from capaboost_core.inject import parameter_counts
+    from capaboost_core.injection import parameter_counts
     from capaboost_core.report.budget import parse_budget, parse_percent
 
     if not budget.endswith("%"):

@@ -65,28 +65,42 @@ def at_least_one(text: str) -> int:
 
 
 class Help(argparse.Action):
-    """Prints the flags at once, and presets and every setting after the imports that know them."""
+    """Prints the flags, the presets and the settings of a run; after `--method NAME` the settings of that method.
+
+    Only the latter import the method's module, and torch with it.
+    """
 
     def __init__(self, option_strings: list[str], dest: str, run: str, **_: Any):
-        super().__init__(option_strings, dest, nargs=0, help="show this, the presets and every setting, then exit")
+        text = "show this, the presets and the settings, then exit; after --method NAME the settings of that method"
+        super().__init__(option_strings, dest, nargs=0, help=text)
         self.run = run
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.exit(exit_code(lambda: self._show(parser)))
+    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, *_: Any) -> None:
+        show = self._show_method if options.method else self._show_run
+        parser.exit(exit_code(lambda: show(parser, options.method)))
 
-    def _show(self, parser: argparse.ArgumentParser) -> None:
-        parser.print_help()
-        print("\npresets of --method:", flush=True)
+    def _show_run(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from capaboost_core.methods import PRESETS
         from capaboost_core.settings.text import help_on
         from capaboost_core.training.run_config import sections_of
 
-        print(
-            textwrap.fill(", ".join(PRESETS), 79, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-        )
+        parser.print_help()
+        names = ", ".join(PRESETS)
+        print("\npresets of --method:")
+        print(textwrap.fill(names, 79, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
         print("\nsettings of --set, with the defaults of the code (a config may have others):")
         module, _, name = self.run.rpartition(".")
-        print(help_on(sections_of(getattr(importlib.import_module(module), name))))
+        sections = sections_of(getattr(importlib.import_module(module), name))
+        print(help_on({name: section for name, section in sections.items() if name != "adapter"}))
+        print(f"\nsettings of adapter, which are the method's: {parser.prog} --method lora --help")
+
+    def _show_method(self, _: argparse.ArgumentParser, preset: str) -> None:
+        from capaboost_core.methods import resolve_config
+        from capaboost_core.settings.text import help_on
+
+        method = resolve_config(preset)
+        print(f"settings of the preset {preset}, for --set:")
+        print(help_on({"adapter": method}))
 
 
 def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: str, run: str) -> None:

@@ -166,8 +166,8 @@ def load_run(
 
 
 def _image_run(record: dict[str, Any], adapter: Path, base: str | None, device: torch.device) -> ImageRun:
+    from capaboost.vtab_run import ModelSection
     from capaboost_vision.pretrained import check_model, create_base
-    from capaboost_vision.vtab_run import ModelSection
 
     section = ModelSection.from_dict(record["model"] | ({"weights": base} if base else {}), f"{adapter}: model.")
     if section.weights and not base and not Path(section.weights).is_file():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+from capaboost_core.errors import UserError
+
 
 def shipped(name: str) -> Path:
     """`configs` or `results/paper`: in the package where it is installed, at the root of a checkout.
@@ -16,6 +18,4 @@ def shipped(name: str) -> Path:
     for folder in (package / name, package.parent / name):
         if folder.is_dir():
             return folder
-    from capaboost_core.errors import UserError  # only now, for it imports torch
-
     raise UserError(f"the folder {name} of capaboost is missing; install capaboost again, or run in a whole checkout")

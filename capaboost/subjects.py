@@ -1,4 +1,7 @@
-"""Base models by name, from timm or from a transformers configuration, with inputs to count on."""
+"""Base models by name, from timm or from a transformers configuration, with inputs to count on.
+
+Of the two libraries only that of the model is imported.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
 
-import timm
 import torch
 from torch import nn
 
-import capaboost_text
-import capaboost_vision
 from capaboost_core import UserError
 from capaboost_core.report.cost import Subject
 from capaboost_core.settings.base import hint
@@ -39,6 +39,10 @@ def make_subject(name: str, sizes: Sizes, device: str = "meta") -> Subject:
     """
     if architectures.is_known(name):
         return _text(name, sizes, device)
+    import timm
+
+    import capaboost_vision  # noqa: F401  registers the embedded backbone
+
     if timm.is_model(name):
         return _image(name, sizes, device)
     known = [*architectures.SHIPPED, *timm.list_models()]
@@ -61,6 +65,8 @@ def describe(subject: Subject) -> str:
 def _text(name: str, sizes: Sizes, device: str) -> Subject:
     if sizes.image_size:
         raise UserError(f"--image-size is for timm models; for {name} type --sequence-length")
+    import capaboost_text
+
     length = sizes.sequence_length or TOKENS
     create = partial(architectures.build, name, num_labels=sizes.classes)
     build, config = _on(device, create), _on("meta", create)().config
@@ -80,6 +86,10 @@ def _text(name: str, sizes: Sizes, device: str) -> Subject:
 def _image(name: str, sizes: Sizes, device: str) -> Subject:
     if sizes.sequence_length:
         raise UserError(f"--sequence-length is for text models; for {name} type --image-size")
+    import timm
+
+    import capaboost_vision
+
     size = {"img_size": sizes.image_size} if sizes.image_size else {}
     create = partial(timm.create_model, name, num_classes=sizes.classes, **size)
     try:

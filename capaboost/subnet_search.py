@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
+from capaboost.vtab_run import VtabRun
 from capaboost_core.adapter_files.load import load_adapter
 from capaboost_core.files import write_atomically
 from capaboost_core.methods.evolution import Evolution, Search
@@ -23,7 +24,6 @@ from capaboost_core.training.json_text import to_json
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.processes import on_main
 from capaboost_vision.experiment import prepare
-from capaboost_vision.vtab_run import VtabRun
 
 
 @dataclass(frozen=True)

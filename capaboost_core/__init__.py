@@ -1,17 +1,38 @@
-"""CapaBoost: d parallel modules that share one weight, each through its own mask (arXiv 2407.01320)."""
+"""CapaBoost: d parallel modules that share one weight, each through its own mask (arXiv 2407.01320).
 
-from capaboost_core.adapter_files.load import load_adapter
-from capaboost_core.adapter_files.peft_load import load_peft
-from capaboost_core.adapter_files.peft_save import save_peft
-from capaboost_core.adapter_files.save import save_adapter
-from capaboost_core.errors import UserError
-from capaboost_core.inject import ParameterCounts, inject, parameter_counts, trainable_parameters
-from capaboost_core.methods import PRESETS, Method, register_method, resolve_config
-from capaboost_core.modes import disable, merge, merged, unload, unmerge
-from capaboost_core.plan import Plan, Target
-from capaboost_core.weight_decay import weight_decay_groups
+A name of the API imports its module, and torch with it, when it is first used: settings, errors and help need none.
+"""
 
-CapaBoostConfig = Method  # `CapaBoostConfig(method="lora", r=4)` is the method of that name with its settings
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from capaboost_core.adapter_files.load import load_adapter
+    from capaboost_core.adapter_files.peft_load import load_peft
+    from capaboost_core.adapter_files.peft_save import save_peft
+    from capaboost_core.adapter_files.save import save_adapter
+    from capaboost_core.errors import UserError
+    from capaboost_core.injection import ParameterCounts, inject, parameter_counts, trainable_parameters
+    from capaboost_core.methods import PRESETS, CapaBoostConfig, Method, register_method, resolve_config
+    from capaboost_core.modes import disable, merge, merged, unload, unmerge
+    from capaboost_core.plan import Plan, Target
+    from capaboost_core.weight_decay import weight_decay_groups
+
+MODULES = {
+    "adapter_files.load": ("load_adapter",),
+    "adapter_files.peft_load": ("load_peft",),
+    "adapter_files.peft_save": ("save_peft",),
+    "adapter_files.save": ("save_adapter",),
+    "errors": ("UserError",),
+    "injection": ("ParameterCounts", "inject", "parameter_counts", "trainable_parameters"),
+    "methods": ("PRESETS", "CapaBoostConfig", "Method", "register_method", "resolve_config"),
+    "modes": ("disable", "merge", "merged", "unload", "unmerge"),
+    "plan": ("Plan", "Target"),
+    "weight_decay": ("weight_decay_groups",),
+}
+MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 
 __all__ = [
     "PRESETS",
@@ -37,3 +58,15 @@ __all__ = [
     "unmerge",
     "weight_decay_groups",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The one exception that a command shows without a stack trace."""
+"""The exceptions that a command shows in one line, without a stack trace."""
 
 import textwrap
 
@@ -15,6 +15,19 @@ class UserError(ValueError):
     def __init__(self, message: str):
         plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
         super().__init__(_without_middle(plain, LONGEST))
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has stopped the run.
+
+    Args:
+        number: The signal's.
+        message: One line, or empty where nothing is to be said but that it stopped.
+    """
+
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(message)
+        self.number = number
 
 
 class DivergedError(UserError):

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from capaboost_core.console import tell
-from capaboost_core.errors import UserError
+from capaboost_core.errors import Stopped, UserError
 from capaboost_core.training.processes import another_told, first_to_tell
-from capaboost_core.training.stopping import Stopped
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 DISK |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}

@@ -10,7 +10,7 @@ from torch import nn
 
 from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
-from capaboost_core.inject import adapted_layers, injection_of
+from capaboost_core.injection import adapted_layers, injection_of
 from capaboost_core.wrappers import is_sharded, swap
 
 LOCK = threading.RLock()  # threads that evaluate one model share its layers' counts

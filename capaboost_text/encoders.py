@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging
 
 from capaboost_core.errors import UserError, reason_of
-from capaboost_core.inject import inject as inject_plan
+from capaboost_core.injection import inject as inject_plan
 from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import in_prefix
 from capaboost_text.hub import reach_hub

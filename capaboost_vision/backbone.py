@@ -9,11 +9,12 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import nn
 
-WEIGHTS = Path(__file__).parent / "weights" / "capaboost_vit_micro_patch8_64.safetensors"
+EMBEDDED = "capaboost_vit_micro_patch8_64"
+WEIGHTS = Path(__file__).parent / "weights" / f"{EMBEDDED}.safetensors"
 
 default_cfgs = generate_default_cfgs(
     {
-        "capaboost_vit_micro_patch8_64.tiny_imagenet": {
+        f"{EMBEDDED}.tiny_imagenet": {
             "file": str(WEIGHTS),
             "input_size": (3, 64, 64),
             "num_classes": 200,

@@ -9,12 +9,11 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.training.experiment import TaskSetup
+from capaboost_core.training.experiment import DataSection, RunSettings, TaskSetup
 from capaboost_core.training.shared import once
 from capaboost_vision.image_task import ACCURACY, HELD_OUT_ACCURACY, VAL_ACCURACY, ImageTask, Normalize
 from capaboost_vision.pretrained import check_model, create_model
 from capaboost_vision.sources import ResizedImages, class_names, decode, num_classes, open_split
-from capaboost_vision.vtab_run import DataSection, VtabRun
 
 SPLIT_NOTES = {
     "folder": "rows that the folder holds",
@@ -23,7 +22,7 @@ SPLIT_NOTES = {
 PROTOCOL_SPLITS = {"test": ("train800val200", "test"), "select": ("train800", "val200", "test")}
 
 
-def prepare(run: VtabRun, accelerator: Accelerator) -> TaskSetup:
+def prepare(run: RunSettings, accelerator: Accelerator) -> TaskSetup:
     """Model and task of a run; nothing is written.
 
     Raises:
@@ -69,7 +68,7 @@ def check_data(data: DataSection, classes: int) -> None:
             )
 
 
-def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> ImageTask:
+def make_task(run: RunSettings, model: nn.Module, accelerator: Accelerator) -> ImageTask:
     """Decode the splits to train and select on, and open the one to test on."""
     own = resolve_model_data_config(model)["input_size"][-2:]
     size = (run.model.img_size,) * 2 if run.model.img_size else own
@@ -86,7 +85,7 @@ def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> Image
     return task
 
 
-def inference_record(run: VtabRun, task: ImageTask) -> dict[str, Any]:
+def inference_record(run: RunSettings, task: ImageTask) -> dict[str, Any]:
     """What a new process needs to use the adapter: base model, classes, and the transform of an image."""
     return {
         "kind": "images",

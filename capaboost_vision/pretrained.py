@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -15,8 +15,11 @@ from capaboost_core.errors import UserError, reason_of
 from capaboost_core.methods import Method
 from capaboost_core.network import offline_unless_reachable
 from capaboost_core.settings.base import hint
+from capaboost_vision.backbone import EMBEDDED
 from capaboost_vision.timm_register import inject
-from capaboost_vision.vtab_run import EMBEDDED, ModelSection
+
+if TYPE_CHECKING:
+    from capaboost_core.training.experiment import ModelSection
 
 
 def check_model(section: ModelSection) -> None:

@@ -11,7 +11,7 @@ import timm
 from torch import nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.inject import inject as inject_plan
+from capaboost_core.injection import inject as inject_plan
 from capaboost_core.methods import Method, resolve_config
 from capaboost_vision.roles import roles_of
 

@@ -1,5 +1,7 @@
 """What `pip install .` gives: a wheel that trains outside the checkout, and imports that stay small."""
 
+import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +18,7 @@ import capaboost_core
 from capaboost import cli, save_adapter
 from capaboost.shipped import shipped
 from capaboost_core import UserError, extras
-from capaboost_core.methods import PRESETS
+from capaboost_core.methods import METHODS, MODULES, PRESETS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("capaboost", "capaboost_core", "capaboost_vision", "capaboost_text")
@@ -115,20 +117,17 @@ def test_the_wheel_holds_the_papers_tables(unpacked, tmp_path):
     assert made.stdout.startswith("4 arXiv 2407.01320"), made.stderr
 
 
-IMPORTS = {
-    "capaboost": {"torch", "timm", "transformers", "accelerate", "yaml", "rich"},
-    "capaboost.cli": {"torch", "timm", "transformers", "accelerate", "yaml", "rich"},
-    "capaboost_core": {"peft", "timm", "transformers", "accelerate", "torchvision", "datasets", "matplotlib", "sympy"},
-    "capaboost_vision": {
-        "peft",
-        "transformers",
-        "tensorflow_datasets",
-        "matplotlib",
-        "tensorboard",
-        "datasets",
-        "sklearn",
-    },
-    "capaboost_text": {"peft", "timm", "tensorflow_datasets", "matplotlib", "tensorboard", "datasets", "sklearn"},
+TORCH = {"torch", "numpy", "timm", "transformers", "accelerate"}
+EXTRA = {"peft", "tensorflow_datasets", "matplotlib", "tensorboard", "datasets", "sklearn"}
+IMPORTS = {  # what each leaves out
+    "capaboost.cli": {*TORCH, "yaml", "rich"},
+    "capaboost_core": TORCH,
+    "capaboost_core.errors": {*TORCH, "pydantic", "yaml"},
+    "capaboost_core.training.run_config": TORCH,
+    "capaboost_core.injection": {*EXTRA, "timm", "transformers", "accelerate", "torchvision", "sympy"},
+    "capaboost_vision": {*EXTRA, "transformers"},
+    "capaboost_text": TORCH,
+    "capaboost_text.encoders": {*EXTRA, "timm"},
 }
 
 
@@ -139,6 +138,43 @@ def test_an_import_leaves_out_what_it_does_not_need(module):
     loaded = set(made.stdout.split())
     assert module.partition(".")[0] in loaded
     assert not loaded & IMPORTS[module]
+
+
+WITHOUT_TORCH = [
+    *([name, flag] for name in cli.COMMANDS for flag in ("--help", "--no-such-flag")),
+    ["train-vtab", "--dataset", "digits", "--method", "lroa"],
+    ["train-vtab", "--dataset", "digits", "--set", "train.lrr=1"],
+    ["train-glue", "--task", "cola", "--set", "model.nam=x"],
+    ["train-squad", "--dataset", "squad_v1", "--set", "data.dataset=squad"],
+    ["noah", "--dataset", "digits", "--method", "lora", "--budget", "1k"],
+]
+
+
+def test_no_help_and_no_wrong_flag_or_setting_imports_torch():
+    """One interpreter runs all and names the first that does."""
+    code = """
+import contextlib, io, json, sys
+from capaboost import cli
+for arguments in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            code = cli.main(arguments)
+        except SystemExit as stopped:
+            code = stopped.code
+    heavy = {"torch", "timm", "transformers", "sklearn", "scipy"} & sys.modules.keys()
+    assert not heavy and code == (0 if "--help" in arguments else 2), (arguments, heavy, code)
+"""
+    given = json.dumps(WITHOUT_TORCH)
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=given, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+
+
+def test_the_names_of_methods_and_presets_are_those_that_their_modules_register():
+    for module, presets in MODULES.items():
+        registered = importlib.import_module(f"capaboost_core.methods.{module}").__name__
+        assert {preset for preset, entry in PRESETS.items() if type(entry).__module__ == registered} == {*presets}
+    assert all(type(PRESETS[preset]) is METHODS[PRESETS[preset].method] for preset in PRESETS)
+    assert METHODS.keys() == {preset.method for preset in PRESETS.values()}
 
 
 def test_the_package_has_the_cores_api():

@@ -11,7 +11,7 @@ import pytest
 from capaboost.commands import flops
 from capaboost.shipped import shipped
 from capaboost.subjects import Sizes, make_subject
-from capaboost_core.inject import parameter_counts
+from capaboost_core.injection import parameter_counts
 from capaboost_core.methods import PRESETS
 from capaboost_core.report.cost import settings_of
 from capaboost_core.report.paper import QUANTITIES, PaperCounter, compare, read_tables

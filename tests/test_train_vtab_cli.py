@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from capaboost.commands import train_vtab
+from capaboost_core.methods import METHODS
 from tests import commands
 from tests.commands import ROOT, finish
 
@@ -115,8 +116,8 @@ def test_a_folder_with_a_run_is_kept(whole, capsys):
 
 
 def test_methods_keep_r_and_name_the_folder():
+    from capaboost.vtab_run import VtabRun
     from capaboost_core.training.run_config import load_run
-    from capaboost_vision.vtab_run import VtabRun
 
     base = ROOT / "configs" / "vtab" / "_base.yaml"
     run = load_run(VtabRun, base, {"data": {"dataset": "x"}}, "padapter", ["adapter.r=3"])
@@ -150,9 +151,26 @@ def test_flags_that_argparse_knows_answer_at_once(capsys):
         train_vtab.main(["--help"])
     out = capsys.readouterr().out
     assert "--set SECTION.KEY=VALUE" in out
-    assert all(
-        f"  {name}=" in out for name in ("model.weights", "data.num_classes", "train.min_lr", "adapter.targets")
-    )
+    assert all(f"  {name}=" in out for name in ("model.weights", "data.num_classes", "train.min_lr"))
+    assert "adapter." not in out.partition("settings of --set")[2]
     with pytest.raises(SystemExit):
         train_vtab.main([])
     assert "--dataset dtd" in capsys.readouterr().err
+
+
+def test_help_after_a_method_has_its_settings_with_the_presets_values(capsys):
+    def shown(method):
+        with pytest.raises(SystemExit) as stopped:
+            train_vtab.main(["--method", method, "--help"])
+        return stopped.value.code, capsys.readouterr()
+
+    (code, tied), (_, plain), (_, linear) = map(shown, ("capaboost-lora", "lora", "linear"))
+    names = {line.split("=")[0].strip() for line in tied.out.splitlines() if line.startswith("  adapter.")}
+    assert code == 0
+    assert names == {f"adapter.{name}" for name in METHODS["lora"].model_fields}
+    assert "  adapter.num_tied=2\n" in tied.out
+    assert "  adapter.num_tied=1\n" in plain.out
+    assert "adapter." not in linear.out
+    code, wrong = shown("lroa")
+    assert code == 2
+    assert "did you mean lora?" in wrong.err

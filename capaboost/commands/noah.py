@@ -26,8 +26,8 @@ from capaboost.commands.train_vtab import GRID, add_data_flags, load
 
 if TYPE_CHECKING:
     from capaboost.subnet_search import Found
+    from capaboost.vtab_run import VtabRun
     from capaboost_core.methods.evolution import Search
-    from capaboost_vision.vtab_run import VtabRun
 
 SUPERNET, SEARCH, SUBNET = "supernet", "search.json", "subnet"
 LONGER = 5  # the authors train a supernet for 500 epochs and a subnet for 100
@@ -42,7 +42,7 @@ def noah_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--generations", type=at_least_one, default=15, metavar="N", help="of the search (default: 15)")
     add("--population", type=at_least_one, default=50, metavar="N", help="subnets of each generation, made "
         "from the best found so far, a fifth as many (default: 50)")  # fmt: skip
-    add_run_flags(parser, GRID, "runs/noah/<dataset>/<model>/<method>-seed<seed>", "capaboost_vision.vtab_run.VtabRun")
+    add_run_flags(parser, GRID, "runs/noah/<dataset>/<model>/<method>-seed<seed>", "capaboost.vtab_run.VtabRun")
     return parser
 
 

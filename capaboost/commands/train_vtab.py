@@ -29,7 +29,7 @@ from capaboost.shipped import shipped
 from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:
-    from capaboost_vision.vtab_run import VtabRun
+    from capaboost.vtab_run import VtabRun
 
 GRID = "1e-4,3e-4,1e-3,3e-3"
 
@@ -37,7 +37,7 @@ GRID = "1e-4,3e-4,1e-3,3e-3"
 def vtab_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog, add_help=False)
     add_data_flags(parser)
-    add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>", "capaboost_vision.vtab_run.VtabRun")
+    add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>", "capaboost.vtab_run.VtabRun")
     return parser
 
 
@@ -70,15 +70,16 @@ def load(options: argparse.Namespace) -> VtabRun:
     Raises:
         UserError: If one is wrong.
     """
+    from capaboost.vtab_run import VtabRun, config_file
     from capaboost_core.training.run_config import load_run
-    from capaboost_vision.sources import check
-    from capaboost_vision.vtab_run import VtabRun, config_file
 
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
     _take_data(options)
     flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
     path = options.config or config_file(shipped("configs") / "vtab", options.dataset)
     run = load_run(VtabRun, path, flags, options.method, options.set)
+    from capaboost_vision.sources import check  # imports timm, which wrong settings need not wait for
+
     check(run.data.dataset, run.data.source, run.data.dir)
     return budgeted(run, options)
 

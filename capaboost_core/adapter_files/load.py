@@ -13,7 +13,7 @@ from capaboost_core.adapter_files.load_checks import check_adapted, check_base, 
 from capaboost_core.adapter_files.rollback import undone_on_error
 from capaboost_core.adapter_files.save import check_finite, parts
 from capaboost_core.errors import UserError
-from capaboost_core.inject import Injection, adapted_layers, attach, build
+from capaboost_core.injection import Injection, adapted_layers, attach, build
 from capaboost_core.wrappers import copy_whole, unwrap
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

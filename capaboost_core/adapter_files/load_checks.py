@@ -12,7 +12,7 @@ from capaboost_core.adapter_files.base_model import DifferentBaseWarning, differ
 from capaboost_core.adapter_files.disk import CONFIG, Adapter
 from capaboost_core.adapter_files.save import check_complete, check_not_meta
 from capaboost_core.errors import UserError
-from capaboost_core.inject import adapted_layers, base_name, mask_checksum
+from capaboost_core.injection import adapted_layers, base_name, mask_checksum
 from capaboost_core.plan import Plan
 from capaboost_core.wrappers import is_sharded, unwrap
 

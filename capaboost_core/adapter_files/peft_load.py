@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from capaboost_core.adapter_files.peft_save import CONFIG, PREFIX, WEIGHTS, A, B
 from capaboost_core.errors import UserError
-from capaboost_core.inject import inject
+from capaboost_core.injection import inject
 from capaboost_core.linear_layers import linear_shape
 from capaboost_core.methods import Method
 from capaboost_core.plan import Plan, Target, in_prefix

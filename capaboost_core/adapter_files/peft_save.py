@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
-from capaboost_core.inject import adapted_layers, injection_of
+from capaboost_core.injection import adapted_layers, injection_of
 from capaboost_core.plan import in_prefix
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

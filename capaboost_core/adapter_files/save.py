@@ -11,7 +11,7 @@ from capaboost_core.adapter_files.base_model import fingerprint
 from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, write_adapter
 from capaboost_core.adapter_files.record import FORMAT, Record
 from capaboost_core.errors import UserError
-from capaboost_core.inject import Injection, adapted_layers, injection_of, mask_checksum, own_parameters
+from capaboost_core.injection import Injection, adapted_layers, injection_of, mask_checksum, own_parameters
 from capaboost_core.plan import in_prefix
 from capaboost_core.wrappers import clean, is_sharded, named_parameters, unwrap, whole
 

@@ -1,31 +1,39 @@
-"""The methods, a file each; importing this registers them, in the order of lists."""
-# ruff: noqa: F401, I001
+"""The methods, a file each, which is imported when one of its methods is first used.
 
-from capaboost_core.methods import (
-    lora,
-    allocated_lora,
-    padapter,
-    hadapter,
-    prefix,
-    adaptformer,
-    vpt,
-    repadapter,
-    fact,
-    bitfit,
-    ssf,
-    hadamard,
-    adakron,
-    adamix,
-    compacter,
-    propetl,
-    unipelt,
-    noah,
-    noah_supernet,
-    linear,
-    full,
-    from_peft,
-)
+So settings, help and a wrong name need no torch: the names stand here, in the order of lists.
+"""
+
 from capaboost_core.methods.base import Method, resolve_config
-from capaboost_core.methods.registry import METHODS, PRESETS, register_method
+from capaboost_core.methods.registry import METHODS, PRESETS, announce, register_method
 
-__all__ = ["METHODS", "PRESETS", "Method", "register_method", "resolve_config"]
+MODULES = {  # in this folder, each with its presets; those with `capaboost-` are tied kinds of the method so named
+    "lora": ("capaboost-lora", "lora"),
+    "allocated_lora": ("capaboost-lora-allocated", "lora-allocated"),
+    "padapter": ("capaboost-padapter", "padapter"),
+    "hadapter": ("capaboost-hadapter", "hadapter"),
+    "prefix": ("capaboost-prefix", "prefix"),
+    "adaptformer": ("capaboost-adaptformer", "adaptformer"),
+    "vpt": ("capaboost-vpt-deep", "vpt-deep", "capaboost-vpt-shallow", "vpt-shallow"),
+    "repadapter": ("capaboost-repadapter", "repadapter"),
+    "fact": ("capaboost-fact-tt", "fact-tt", "capaboost-fact-tk", "fact-tk"),
+    "bitfit": ("bitfit",),
+    "ssf": ("ssf",),
+    "hadamard": ("hadamard",),
+    "adakron": ("capaboost-adakron", "adakron", "capaboost-madakron", "madakron", "capaboost-madakron-partial",
+                "madakron-partial"),
+    "adamix": ("capaboost-adamix", "adamix", "capaboost-adamix-lora", "adamix-lora"),
+    "compacter": ("capaboost-compacter", "compacter", "capaboost-compacter++", "compacter++"),
+    "propetl": ("propetl-lora", "propetl-padapter", "propetl-prefix"),
+    "unipelt": ("capaboost-unipelt-ap", "unipelt-ap", "capaboost-unipelt", "unipelt"),
+    "noah": ("capaboost-noah", "noah"),
+    "noah_supernet": ("capaboost-noah-supernet", "noah-supernet"),
+    "linear": ("linear",),
+    "full": ("full",),
+    "from_peft.table": ("adalora", "dora", "rslora", "pissa", "vera", "loha", "lokr", "ia3", "randlora", "shira"),
+}  # fmt: skip
+for module, presets in MODULES.items():
+    announce(f"{__name__}.{module}", presets)
+
+CapaBoostConfig = Method  # `CapaBoostConfig(method="lora", r=4)` is the method of that name with its settings
+
+__all__ = ["METHODS", "PRESETS", "CapaBoostConfig", "Method", "register_method", "resolve_config"]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
-
-from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.methods.named_settings import NamedSettings
 from capaboost_core.methods.registry import PRESETS
-from capaboost_core.plan import Plan, Target
-from capaboost_core.roles import Roles
 from capaboost_core.settings.base import hint
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from capaboost_core.adapted import Adapted
+    from capaboost_core.plan import Plan, Target
+    from capaboost_core.roles import Roles
 
 
 class Method(NamedSettings):
@@ -64,6 +66,8 @@ class Method(NamedSettings):
         Raises:
             UserError: If the model has no place for it.
         """
+        from capaboost_core.plan import Plan  # imports torch, which settings alone do not need
+
         return Plan((), roles.head)
 
     def check(self, model: nn.Module, plan: Plan) -> None:
@@ -152,6 +156,16 @@ class Method(NamedSettings):
         """Called once, after the last step and the return to a selected epoch, and before testing and saving."""
 
 
+def check_preset(name: str) -> None:
+    """Refuse a name that no preset has.
+
+    Raises:
+        UserError: If so.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}; {hint(name, PRESETS)}")
+
+
 def resolve_config(value: Method | Mapping[str, Any] | str, **changes: Any) -> Method:
     """A method from itself, from its settings, or from the name of a preset; `changes` replace its settings.
 
@@ -159,8 +173,7 @@ def resolve_config(value: Method | Mapping[str, Any] | str, **changes: Any) -> M
         UserError: If the preset is unknown, or a setting is.
     """
     if isinstance(value, str):
-        if value not in PRESETS:
-            raise UserError(f"unknown preset {value!r}; {hint(value, PRESETS)}")
+        check_preset(value)
         value = PRESETS[value]
     if isinstance(value, Method):
         return value.replace(**changes) if changes else value

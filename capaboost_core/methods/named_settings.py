@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic.fields import FieldInfo
 
@@ -64,14 +64,6 @@ class NamedSettings(Settings):
     def fields_for(cls, values: Mapping[str, Any]) -> dict[str, FieldInfo]:
         """The settings of the method that the values name, `lora` if they name none."""
         return find_method(values.get("method", "lora")).model_fields
-
-    @classmethod
-    def documented(cls) -> dict[str, FieldInfo]:
-        """The settings of all methods, each as the first of its methods has it."""
-        fields = {"method": FieldInfo(annotation=Literal[*METHODS], default="lora", description="What is trained.")}
-        for method in METHODS.values():
-            fields |= {name: field for name, field in method.model_fields.items() if name not in fields}
-        return fields
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], prefix: str = "") -> Self:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from capaboost_core.errors import UserError
 from capaboost_core.settings.text import shown
@@ -11,8 +12,50 @@ from capaboost_core.settings.text import shown
 if TYPE_CHECKING:
     from capaboost_core.methods.base import Method
 
-METHODS: dict[str, type[Method]] = {}
-PRESETS: dict[str, Method] = {}  # what --method and `capaboost="..."` take
+Found = TypeVar("Found")
+
+
+class Registry(MutableMapping[str, Found]):
+    """Entries by name; one that is announced is known by name, and imports its module when it is looked up."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Found | None] = {}
+        self.modules: dict[str, str] = {}
+
+    def announce(self, name: str, module: str) -> None:
+        self.entries[name], self.modules[name] = None, module
+
+    def __getitem__(self, name: str) -> Found:
+        if self.entries[name] is None:
+            importlib.import_module(self.modules[name])
+        return self.entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __setitem__(self, name: str, entry: Found) -> None:
+        self.entries[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self.entries[name]
+
+
+METHODS: Registry[type[Method]] = Registry()
+PRESETS: Registry[Method] = Registry()  # what --method and `capaboost="..."` take
+
+
+def announce(module: str, presets: Iterable[str]) -> None:
+    """Make the presets of a module known, and its methods, the presets without `capaboost-`; it is not imported."""
+    for preset in presets:
+        PRESETS.announce(preset, module)
+        if not preset.startswith("capaboost-"):
+            METHODS.announce(preset, module)
 
 
 def register_method(name: str, **presets: Mapping[str, Any]) -> Callable[[type[Method]], type[Method]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from capaboost_core.errors import UserError
-from capaboost_core.inject import parameter_counts
+from capaboost_core.injection import parameter_counts
 from capaboost_core.methods import Method
 from capaboost_core.report.cost import Subject
 

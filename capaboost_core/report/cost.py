@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from capaboost_core.adapter_files.save import FORMAT
 from capaboost_core.errors import UserError
-from capaboost_core.inject import parameter_counts, saved_parameters, trainable_parameters
+from capaboost_core.injection import parameter_counts, saved_parameters, trainable_parameters
 from capaboost_core.methods import METHODS, Method, resolve_config
 from capaboost_core.report.flops import FlopCounts, count_flops
 from capaboost_core.settings.base import hint

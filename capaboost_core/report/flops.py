@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.modes import disabled
 from capaboost_core.report.flop_handles import is_negligible
 from capaboost_core.report.flop_modes import (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from capaboost_core.errors import UserError
-from capaboost_core.inject import ParameterCounts, parameter_counts
+from capaboost_core.injection import ParameterCounts, parameter_counts
 from capaboost_core.methods import PRESETS, Method
 from capaboost_core.report.cost import Subject, settings_of
 from capaboost_core.report.cost_table import Sheet

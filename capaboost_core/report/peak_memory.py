@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from capaboost_core.inject import trainable_parameters
+from capaboost_core.injection import trainable_parameters
 
 MEASURED = "weights, inputs and optimizer state, and the most that torch allocates beside them in one AdamW step"
 

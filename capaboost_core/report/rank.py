@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.inject import adapted_layers, injection_of
+from capaboost_core.injection import adapted_layers, injection_of
 
 TOLERANCE = "a singular value counts if it is above max(out, in) * eps(float64) * the largest, as in NumPy"
 

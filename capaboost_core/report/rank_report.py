@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from capaboost_core.files import write_atomically
-from capaboost_core.inject import injection_of, parameter_counts
+from capaboost_core.injection import injection_of, parameter_counts
 from capaboost_core.methods import Method
 from capaboost_core.report.rank import TOLERANCE, model_ranks
 from capaboost_core.training.provenance import git_state, library_versions

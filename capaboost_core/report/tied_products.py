@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.report.flop_modes import Call, Inputs, untraced
 
 

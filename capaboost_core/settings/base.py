@@ -59,11 +59,6 @@ class Settings(BaseModel):
         """The settings beside the given ones."""
         return cls.model_fields
 
-    @classmethod
-    def documented(cls) -> dict[str, FieldInfo]:
-        """The settings that a help lists."""
-        return cls.model_fields
-
     def replace(self, **changes: Any) -> Self:
         """A copy with other values of some settings; a default that follows from others follows the new ones.
 

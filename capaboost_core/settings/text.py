@@ -32,16 +32,24 @@ def wanted(field: FieldInfo) -> str:
     return f"{', '.join(some)}{',' if ' ' in some[-1] else ''} or {last}" if some else last
 
 
-def help_on(sections: Mapping[str, type[Any]], width: int = 79) -> str:
-    """Every setting of the sections as `--set` takes it, with its default, its text and what may be typed."""
-    return "\n".join(_help_on_setting(section, name, field, width)
-                     for section, cls in sections.items() for name, field in cls.documented().items())  # fmt: skip
+def help_on(sections: Mapping[str, Any], width: int = 79) -> str:
+    """Every setting of the sections as `--set` takes it, with its value, its text and what may be typed.
+
+    Args:
+        sections: By name, classes of settings, shown with their defaults, or settings, shown with their values.
+        width: Of the lines.
+    """
+    return "\n".join(_help_on_setting(name, section, setting, width)
+                     for name, section in sections.items() for setting in section.model_fields)  # fmt: skip
 
 
-def _help_on_setting(section: str, name: str, field: FieldInfo, width: int) -> str:
-    default = "VALUE" if field.is_required() else yaml.safe_dump(field.default).removesuffix("\n...\n").strip()
+def _help_on_setting(name: str, section: Any, setting: str, width: int) -> str:
+    field = section.model_fields[setting]
+    value = field.default if isinstance(section, type) else section.to_dict()[setting]
+    default = "VALUE" if field.is_required() else yaml.safe_dump(value, default_flow_style=True)
+    default = default.removesuffix("\n...\n").strip()
     text = textwrap.wrap(f"{field.description} Type {wanted(field)}.", width - 6)
-    return "\n      ".join([f"  {section}.{name}={default}", *text])
+    return "\n      ".join([f"  {name}.{setting}={default}", *text])
 
 
 def _alternatives(hint: Any, field: FieldInfo) -> Iterator[str]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch.distributed as dist
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, broadcast_object_list
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from capaboost_core.errors import UserError
 
+if TYPE_CHECKING:  # a command that ends with a wrong setting imports neither
+    import torch.distributed as dist
+    from accelerate import Accelerator
+
 Found = TypeVar("Found")
 PLAIN = "use plain data parallelism (distributed_type MULTI_GPU or MULTI_CPU), or one process"
-SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
+SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # of accelerate's DistributedType
 TOLD = "capaboost/told"
 
 
@@ -42,7 +42,7 @@ def check_launch(accelerator: Accelerator) -> None:
             f"{started} processes were started, but accelerate sees {counted} and none would know of the others; "
             "on CPUs set ACCELERATE_USE_CPU=true and distributed_type MULTI_CPU, or start one process"
         )
-    if accelerator.distributed_type in SHARDED:
+    if accelerator.distributed_type.value in SHARDED:
         raise UserError(f"the training commands do not run under {accelerator.distributed_type.value}; {PLAIN}")
 
 
@@ -52,6 +52,9 @@ def on_main(find: Callable[[], Found]) -> Found | None:
     Raises:
         UserError: The main process's.
     """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
     found, refusal = None, None
     if PartialState().is_main_process:
         try:
@@ -92,6 +95,8 @@ def another_told() -> bool:
 
 def _store() -> dist.Store:
     """The store of the process group, or before there is one that of the launcher."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         return dist.distributed_c10d._get_default_store()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":

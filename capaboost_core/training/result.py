@@ -13,7 +13,7 @@ from torch import nn
 from capaboost_core.adapter_files.save import WEIGHTS
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
-from capaboost_core.inject import parameter_counts
+from capaboost_core.injection import parameter_counts
 from capaboost_core.training.json_text import is_number, to_json
 from capaboost_core.training.provenance import command_line, git_state, library_versions
 from capaboost_core.training.run_folder import RESULT

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic.fields import FieldInfo
 
 from capaboost_core.errors import UserError
-from capaboost_core.methods import resolve_config
+from capaboost_core.methods.base import check_preset, resolve_config
 from capaboost_core.settings.base import Settings, hint
 from capaboost_core.training.run_file import Raw, merge_settings, parse_assignments, read_config
 
@@ -32,11 +32,16 @@ def load_run(cls: type[RunOfTask], path: Path, flags: Raw, method: str | None, a
         UserError: If anything is unknown, of a wrong type or out of range.
     """
     typed = merge_settings(flags, parse_assignments(assignments))
-    file = _without_defaults(sections_of(cls), read_config(path, method))
+    file = read_config(path, method)
     if method is not None:
-        adapter = preset_settings(method, file.get("adapter", {}), typed.get("adapter", {}))
-        file = file | {"adapter": adapter}
-    return build_run(cls, merge_settings(file, typed))
+        check_preset(method)
+    made = {}
+    for name, section in _known_sections(cls, file | typed).items():  # the method comes last, and with it torch
+        own = _without_defaults(section, file.get(name, {}))
+        if name == "adapter" and method is not None:
+            own = preset_settings(method, own, typed.get(name, {}))
+        made[name] = section.from_dict(merge_settings(own, typed.get(name, {})), f"{name}.")
+    return cls(**made)
 
 
 def preset_settings(method: str, configured: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
@@ -67,10 +72,7 @@ def build_run(cls: type[RunOfTask], raw: Raw) -> RunOfTask:
     Raises:
         UserError: If a section or a setting is unknown, missing, of a wrong type or out of range.
     """
-    sections = sections_of(cls)
-    for name in raw:
-        if name not in sections:
-            raise UserError(f"unknown section {name!r}; {hint(name, sections)}")
+    sections = _known_sections(cls, raw)
     return cls(**{name: section.from_dict(raw.get(name, {}), f"{name}.") for name, section in sections.items()})
 
 
@@ -79,12 +81,17 @@ def to_dict(run: Any) -> dict[str, Any]:
     return {field.name: getattr(run, field.name).to_dict() for field in fields(run)}
 
 
-def _without_defaults(sections: dict[str, type[Settings]], raw: Raw) -> Raw:
-    fields_of = {name: sections[name].fields_for(values) if name in sections else {} for name, values in raw.items()}
-    return {
-        name: {key: value for key, value in settings.items() if not _is_default(fields_of[name].get(key), value)}
-        for name, settings in raw.items()
-    }
+def _known_sections(cls: type, raw: Raw) -> dict[str, type[Settings]]:
+    sections = sections_of(cls)
+    for name in raw:
+        if name not in sections:
+            raise UserError(f"unknown section {name!r}; {hint(name, sections)}")
+    return sections
+
+
+def _without_defaults(section: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
+    fields = section.fields_for(values)
+    return {key: value for key, value in values.items() if not _is_default(fields.get(key), value)}
 
 
 def _is_default(field: FieldInfo | None, value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from capaboost_core.errors import UserError
-from capaboost_core.methods import resolve_config
+from capaboost_core.methods.base import check_preset
 from capaboost_core.settings.text import shown
 from capaboost_core.settings.yaml_file import parse_yaml, read_yaml
 
@@ -31,7 +31,7 @@ def read_config(path: str | Path, method: str | None = None) -> Raw:
     raw = _read(Path(path), ())
     own = raw.pop(METHODS, {})
     for name in own:
-        resolve_config(name)  # refuses what is not a preset
+        check_preset(name)
     return merge_settings(raw, own.get(method, {}))
 
 

@@ -6,9 +6,12 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from capaboost_core.errors import UserError
-from capaboost_core.methods import Method
+
+if TYPE_CHECKING:
+    from capaboost_core.methods import Method
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 RESULT, METRICS, LOCK = "result.json", "metrics.jsonl", "run.lock"

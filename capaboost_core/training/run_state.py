@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from capaboost_core.errors import DivergedError
-from capaboost_core.inject import trainable_parameters
+from capaboost_core.injection import trainable_parameters
 from capaboost_core.training.checkpoint import Checkpoints, State, differences
 from capaboost_core.training.checkpoint_check import Expected
 from capaboost_core.training.hooks import Hooks, copied

@@ -10,23 +10,12 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from capaboost_core.errors import Stopped
+
 SAVE = 1  # below every signal that is caught
 SAVE_SECONDS = 600.0
 BURST_SECONDS = 1.0  # a launcher passes on a signal that the terminal has sent to all processes already
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal has stopped the run.
-
-    Args:
-        number: The signal's.
-        message: One line, or empty where nothing is to be said but that it stopped.
-    """
-
-    def __init__(self, number: int, message: str = ""):
-        super().__init__(message)
-        self.number = number
 
 
 class Watch:

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from capaboost_core.inject import trainable_parameters
+from capaboost_core.injection import trainable_parameters
 from capaboost_core.training.loop import Loop
 from capaboost_core.training.processes import on_main
 from capaboost_core.training.record import Record

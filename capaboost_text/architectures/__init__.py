@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from torch import nn
-from transformers import AutoConfig
+from typing import TYPE_CHECKING, Any
 
 from capaboost_core.errors import UserError, reason_of
-from capaboost_text.encoders import HEADS
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FOLDER = Path(__file__).parent
 SHIPPED = {
@@ -35,6 +34,10 @@ def build(name_or_path: str, task: str = "sequence-classification", **changes: A
     Raises:
         UserError: If the name, the task or the configuration is not usable.
     """
+    from transformers import AutoConfig  # takes seconds to import, which a look at the names need not wait for
+
+    from capaboost_text.encoders import HEADS
+
     if not is_known(name_or_path):
         raise UserError(f"no architecture {name_or_path!r}; type one of {', '.join(SHIPPED)}, or a folder's path")
     if task not in HEADS:

@@ -6,30 +6,40 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+# scikit-learn and scipy take a second to import, which help and checks of settings need not wait for.
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(labels, predictions))
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """F1 of class 1; 0 where nothing is predicted or labelled so."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(labels, predictions, zero_division=0.0))
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
     return float(matthews_corrcoef(labels, predictions)) if _vary(predictions, labels) else 0.0
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+    from scipy.stats import pearsonr
+
     if not _vary(predictions, labels):
         return 0.0
     return float(pearsonr(predictions.astype(np.float64), labels).statistic)  # float32 loses digits near a constant
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
     return float(spearmanr(predictions, labels).statistic) if _vary(predictions, labels) else 0.0
 
 

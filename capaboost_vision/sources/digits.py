@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 NUM_CLASSES = 10
 BOUNDS = {"train800": (0, 800), "val200": (800, 1000), "train800val200": (0, 1000), "test": (1000, 1797)}
@@ -13,6 +12,8 @@ class Digits:
     """One split of a fixed permutation (seed 0): 800, 200 and 797 images."""
 
     def __init__(self, split: str):
+        from sklearn.datasets import load_digits  # takes seconds to import, which other sources need not wait for
+
         bunch = load_digits()
         rows = np.random.default_rng(0).permutation(len(bunch.target))[slice(*BOUNDS[split])]
         grey = np.round(bunch.images[rows] * (255 / 16)).astype(np.uint8)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, save_adapter, trainable_parameters
-from capaboost_core.inject import saved_parameters
+from capaboost_core.injection import saved_parameters
 from capaboost_core.methods import PRESETS
 from capaboost_core.report.cost import Subject, adapter_file_bytes, cost_of, optimizer_bytes, settings_of
 from capaboost_core.report.cost_report import choose_methods, make_report

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, disable, inject, merge
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.report.flops import count_flops
 from capaboost_core.report.tied_products import count_added
 

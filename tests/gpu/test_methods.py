@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from capaboost_core import UserError, load_adapter, merge, save_adapter, trainable_parameters, unmerge
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from tests.compatibility.models import base, drawn
 from tests.methods.cases import each_case, trained
 

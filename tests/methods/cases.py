@@ -8,7 +8,7 @@ from torch import nn
 
 import capaboost_text
 import capaboost_vision
-from capaboost_core.inject import adapted_layers, own_parameters
+from capaboost_core.injection import adapted_layers, own_parameters
 from capaboost_core.methods import PRESETS, Method, resolve_config
 from tests.compatibility.models import base, drawn, logits
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core import UserError, trainable_parameters
-from capaboost_core.inject import adapted_layers, own_parameters
+from capaboost_core.injection import adapted_layers, own_parameters
 
 # All but VPT, which is made for one class of blocks, and what has tests of its own on every family.
 METHODS = (

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from capaboost_core import UserError
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.methods import resolve_config
 from tests.compatibility.models import drawn
 from tests.methods.cases import DEPTH, adapted

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from capaboost_core import trainable_parameters
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.methods import resolve_config
 from tests.compatibility.models import base, drawn, logits
 from tests.methods.cases import R, put_in

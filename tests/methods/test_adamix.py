@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.fake_cuda import fake_cuda
 from capaboost_core import merge, trainable_parameters
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.methods.consistency import disagreement
 from capaboost_core.weight_decay import weight_decay_groups
 from tests.compatibility.models import drawn, logits

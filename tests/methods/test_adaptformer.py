@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.sharing.masks import mask_bits
 from tests.compatibility.models import base, logits
 from tests.methods.cases import WIDTH, R, adapted, settings, trained

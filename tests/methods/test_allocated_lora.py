@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capaboost_core import UserError, load_adapter, merge, parameter_counts, save_adapter, save_peft
-from capaboost_core.inject import adapted_layers, saved_parameters, trainable_parameters
+from capaboost_core.injection import adapted_layers, saved_parameters, trainable_parameters
 from capaboost_core.methods import resolve_config
 from capaboost_core.methods.allocation import Places
 from capaboost_core.report.cost import adapter_file_bytes

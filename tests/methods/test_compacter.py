@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from capaboost_core import UserError, load_adapter, parameter_counts, save_adapter, trainable_parameters
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.methods import resolve_config
 from tests.compatibility.models import base, drawn
 from tests.methods.cases import DEPTH, WIDTH, R, adapted, out, put_in, trained

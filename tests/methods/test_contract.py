@@ -22,7 +22,7 @@ from capaboost_core import (
     trainable_parameters,
     unmerge,
 )
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.methods import METHODS, PRESETS, Method, resolve_config
 from capaboost_core.report.cost import Subject, cost_of
 from capaboost_core.training.optimize import make_accelerator

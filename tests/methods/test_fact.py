@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import capaboost_vision
 from capaboost_core import UserError, merge, unload
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from tests.compatibility.models import base
 from tests.methods.cases import WIDTH, R, adapted, trained
 from tests.methods.tied_by_hand import views

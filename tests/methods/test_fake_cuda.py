@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.fake_cuda import autocast, backward, fake_cuda
 from capaboost_core import disable, merge, trainable_parameters
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from tests.compatibility.models import base
 from tests.fake_cuda import CUDA, OnDevice
 from tests.methods.cases import adapted, each_case, put_in, settings

@@ -16,7 +16,7 @@ from capaboost_core import (
     trainable_parameters,
     unload,
 )
-from capaboost_core.inject import adapted_layers, own_parameters, saved_parameters
+from capaboost_core.injection import adapted_layers, own_parameters, saved_parameters
 from capaboost_core.report.cost import adapter_file_bytes
 from capaboost_core.report.rank import model_ranks
 from tests.compatibility.models import base, drawn, logits

@@ -7,7 +7,7 @@ from torch import nn
 
 import capaboost_vision
 from capaboost_core import UserError, merge, parameter_counts, unload
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.methods import Method
 from tests.compatibility.models import VIT, base, logits
 from tests.methods.cases import WIDTH, R, adapted, out, trained

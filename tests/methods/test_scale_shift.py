@@ -7,7 +7,7 @@ from torch import nn
 
 import capaboost_vision
 from capaboost_core import UserError, merge, unload
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from tests.compatibility.models import VIT, base, logits
 from tests.methods.cases import adapted, out, trained
 from tests.methods.vit_by_hand import DEPTH, IMAGES, vit_by_hand

@@ -31,7 +31,7 @@ from capaboost_core import (
 )
 from capaboost_core.adapted import Adapted, empty_like_weight
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.methods.base import Method, resolve_config
 from capaboost_core.methods.registry import METHODS, PRESETS, register_method
 from capaboost_core.sharing.masks import mask_bits

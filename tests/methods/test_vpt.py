@@ -8,7 +8,7 @@ import torch
 
 import capaboost_vision
 from capaboost_core import UserError, parameter_counts, trainable_parameters
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from tests.compatibility.models import VIT
 from tests.core.prefix_by_hand import copies_by_hand
 from tests.methods.cases import WIDTH, adapted, settings, trained

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from capaboost_core import UserError, load_adapter, merge, save_adapter, trainable_parameters, unload, unmerge
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.linear_layers import linear_shape
 from capaboost_core.roles import MATRICES
 from capaboost_text import inject

@@ -20,7 +20,7 @@ from capaboost_core import (
     save_adapter,
     trainable_parameters,
 )
-from capaboost_core.inject import inject
+from capaboost_core.injection import inject
 from tests.core.prefix_by_hand import copies_by_hand
 from tests.vision.models import create, image
 

@@ -9,12 +9,12 @@ import pytest
 from accelerate import Accelerator
 from scipy import ndimage
 
+from capaboost.vtab_run import VtabRun, config_file
 from capaboost_core.training.run_config import load_run
 from capaboost_vision.experiment import prepare
 from capaboost_vision.sources import SPLITS, num_classes, open_split
 from capaboost_vision.sources.rendered import TASKS, Rendered
 from capaboost_vision.sources.rendered.raster import FULL_TURN, Sprites, paint
-from capaboost_vision.vtab_run import VtabRun, config_file
 
 FOLDER = Path(__file__).parents[2] / "configs" / "vtab"
 PARTS = ("train800", "val200", "test")

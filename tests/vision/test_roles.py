@@ -8,7 +8,7 @@ from torch import nn
 
 import capaboost_vision
 from capaboost_core import merge, trainable_parameters, unload
-from capaboost_core.inject import adapted_layers
+from capaboost_core.injection import adapted_layers
 from capaboost_core.roles import MATRICES
 from capaboost_vision.roles import FAMILIES, roles_of
 

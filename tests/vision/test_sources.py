@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from capaboost.vtab_run import DataSection, ModelSection, VtabRun
 from capaboost_core import CapaBoostConfig
 from capaboost_core.errors import UserError
 from capaboost_core.training.train_section import TrainSection
 from capaboost_vision.experiment import prepare
 from capaboost_vision.sources import SPLITS, decode, num_classes, open_split
-from capaboost_vision.vtab_run import DataSection, ModelSection, VtabRun
 from tests.real_data import real_data
 
 REAL = {"cifar": (800, 200, 1000, 10000), "oxford_flowers102": (800, 200, 1000, 6149)}

@@ -7,9 +7,9 @@ from timm.models._hub import save_for_hf
 from timm.utils.onnx import onnx_export
 from torch import nn
 
+from capaboost.vtab_run import ModelSection
 from capaboost_core import PRESETS, UserError, load_adapter, save_adapter, trainable_parameters
 from capaboost_vision.pretrained import create_model
-from capaboost_vision.vtab_run import ModelSection
 
 NAME = "vit_tiny_patch16_224"
 SMALL = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}

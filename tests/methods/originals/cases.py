@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from capaboost_core.inject import adapted_layers, own_parameters
+from capaboost_core.injection import adapted_layers, own_parameters
 from capaboost_core.methods import resolve_config
 from capaboost_core.methods.adaptformer import ParallelBottleneck
 from capaboost_core.methods.gates import GatedLinear

@@ -13,7 +13,6 @@ from capaboost_core.settings.base import Settings, Text, refuse
 from capaboost_core.training.run_folder import run_folder
 from capaboost_core.training.train_section import TrainSection
 
-EMBEDDED = "capaboost_vit_micro_patch8_64"
 OWN_SETTINGS = ("num_classes", "drop_path_rate", "img_size", "pretrained")  # of timm's keywords
 
 
@@ -137,6 +136,8 @@ class VtabRun:
 
     def __post_init__(self) -> None:
         if self.data.normalize == "auto":
+            from capaboost_vision.backbone import EMBEDDED  # imports timm, which wrong settings need not wait for
+
             own = self.model.name.split(".")[0] == EMBEDDED
             data = self.data.replace(normalize="model" if own else "imagenet")
             object.__setattr__(self, "data", data)
