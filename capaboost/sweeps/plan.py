@@ -10,7 +10,7 @@ from capaboost.sweeps.around_best import most_around_best, runs_around_best
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import Run, combinations, final_runs, groups, label, tuning_runs
 from capaboost.sweeps.scores import best_of, have_ended, mean_loss, mean_value
-from capaboost.sweeps.sweep_file import SweepFile, Tune, Values, are_numbers
+from capaboost.sweeps.sweep_file import WIDEN, SweepFile, Tune, Values, are_numbers
 
 Grid = dict[str, tuple[Any, ...]]
 
@@ -107,7 +107,7 @@ def _wider(tune: Tune, grid: Grid, tuned: Tuned, widened: int) -> Grid:
     With `trials` the grid goes on until it has as many values, past the end that is nearer to the best one.
     """
     if tune.trials is None:
-        keys = tuned.at_edge if widened < tune.widen else ()
+        keys = tuned.at_edge if widened < (WIDEN if tune.widen is None else tune.widen) else ()
         return {key: _widen(grid[key], tuned.values[key]) for key in keys}
     ((key, values),) = grid.items()
     ascending = sorted(values)

@@ -14,7 +14,7 @@ from capaboost_core.settings.yaml_file import read_yaml
 
 Values = dict[str, Any]  # settings by section.key, such as train.lr
 OWN_NAMES = {"tasks": "task", "methods": "preset"}  # the key for the real name, where a sweep calls it otherwise
-MASK_SEED = "adapter.seed"
+MASK_SEED, WIDEN = "adapter.seed", 2
 OWN_FLAGS = ("train.seed", "train.test", "adapter.method")  # the sweep sets these itself
 
 
@@ -35,8 +35,12 @@ class Tune(Settings):
         description="The epoch by which a tuning run is judged; last, unless the final runs select their best one.",
     )
     seeds: tuple[int, ...] = Field((), description="Of the tuning runs; by default the sweep's first seed.")
-    widen: int = Field(
-        2, ge=0, le=20, description="How often a grid of numbers goes on past an end that holds the best value."
+    widen: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        json_schema_extra={"null": f"{WIDEN}, without trials"},
+        description="How often a grid of numbers goes on past an end that holds the best value.",
     )
     trials: int | None = Field(
         None,
@@ -63,7 +67,7 @@ class Tune(Settings):
     def _check_trials(self) -> Self:
         if self.trials is None:
             return self
-        if "widen" in self.model_fields_set:
+        if self.widen is not None:
             raise ValueError("tune.trials takes the place of tune.widen; drop one")
         sizes = [len(values) for values in self.grid.values() if are_numbers(values)]
         if len(self.grid) != 1 or not sizes or sizes[0] > self.trials:

@@ -30,7 +30,14 @@ def routed(training: bool, *stacks: Tensor) -> list[Tensor]:
 
 
 class ExpertWeight(TiedWeight):
-    """A tied weight (experts, ..., r, width), of which a step computes with one expert's."""
+    """A tied weight (experts, ..., r, width): a training step computes with one expert's, evaluation with the mean.
+
+    Experts have masks of their own, so the mean is denser than each: of density 1 - (1 - p)^experts where each has p.
+    """
+
+    def __init__(self, config: Any, masks: np.ndarray, initial: Tensor, initialise: Filler):
+        super().__init__(config, masks, initial, initialise)
+        self.ones_of_mean = int(np.unpackbits(np.bitwise_or.reduce(masks)).sum())
 
     @property
     def executed(self) -> int:
@@ -38,7 +45,8 @@ class ExpertWeight(TiedWeight):
 
     @property
     def kept(self) -> int:
-        return super().kept // len(self.bits)
+        """In training the ones of an expert's masks, their mean over the experts; in evaluation those of the mean."""
+        return super().kept // len(self.bits) if self.training else self.ones_of_mean
 
 
 class Mixture(Settings):

@@ -10,6 +10,7 @@ from benchmarks.fake_cuda import fake_cuda
 from capaboost_core import merge, trainable_parameters
 from capaboost_core.injection import adapted_layers
 from capaboost_core.methods.consistency import disagreement
+from capaboost_core.methods.experts import ExpertWeight
 from capaboost_core.weight_decay import weight_decay_groups
 from tests.compatibility.models import drawn, logits
 from tests.fake_cuda import OnDevice
@@ -74,6 +75,24 @@ def test_experts_start_apart_and_their_biases_do_not_decay():
     decayed = {id(p) for p in weight_decay_groups(parameters.values(), 0.1)[0]["params"]}
     for name, parameter in parameters.items():
         assert (id(parameter) in decayed) == (not name.endswith("bias")), name
+
+
+@pytest.mark.parametrize(
+    "preset",
+    ["adamix", "capaboost-adamix", "capaboost-adamix-lora", "capaboost-madakron", "capaboost-madakron-partial"],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_effective_products_are_the_nonzeros_of_what_is_computed_with(preset, training):
+    """The mean of experts holds what the mask of any of them keeps."""
+    model = adapted(preset, "vit").train(training)
+    weights = [module for module in model.modules() if isinstance(module, ExpertWeight)]
+    assert weights
+    for weight in weights:
+        torch.nn.init.ones_(weight.packed)
+        nonzeros = [int((stack != 0).sum()) for stack in weight.copies()]
+        mean = int((weight.copies().mean(0) != 0).sum())
+        assert weight.kept == (sum(nonzeros) // len(nonzeros) if training else mean)
+        assert weight.executed == weight.copies()[0].numel()
 
 
 def test_lora_draws_its_a_and_merges_the_mean():

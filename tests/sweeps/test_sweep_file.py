@@ -63,6 +63,14 @@ def test_masks_move_with_the_seed_of_the_run_where_a_method_has_them():
     assert seeds == dict(lora=fixed, tied=moved, dropout=fixed, vera=moved, linear=fixed, wide=moved)
 
 
+@pytest.mark.parametrize("tune", [{"trials": 3}, {"widen": 1}, {"epoch": "best"}, {}])
+def test_workers_read_the_sweep_that_was_written(tune, tmp_path):
+    sweep = sweep_file(tune={"grid": {"train.lr": [1e-3, 1e-2]}, **tune}, mask_seed="run")
+    folder = SweepFolder(tmp_path)
+    folder.write_sweep(sweep)
+    assert folder.sweep() == sweep
+
+
 def test_a_task_may_have_a_name_of_its_own(tmp_path):
     tasks = {"small": {"task": "digits", "model.img_size": 32}, "digits": {}}
     runs = all_runs(sweep_file(tasks=tasks, methods=["linear"], seeds=[1]), SweepFolder(tmp_path), (1, 1))
