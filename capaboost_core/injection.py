@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, take_forward
 from capaboost_core.bypass import check_reached, close_fast_paths
@@ -16,6 +16,7 @@ from capaboost_core.plan import Plan, in_prefix
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.together import Together
+from capaboost_core.statistics import rest, statistics
 from capaboost_core.wrappers import named_parameters, swap, unwrap
 
 ALONE = Roles(
@@ -33,6 +34,7 @@ class Injection:
     base_model: str
     switched: tuple[tuple[str, str], ...] = ()  # the plan's switches that were off before
     together: Together | None = field(default=None, compare=False, repr=False)  # its hooks on the model
+    statistics: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # of the base
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
         for path, attribute in off:
             setattr(model.get_submodule(path), attribute, True)
     tied = [weight for layer in layers.values() for weight in layer.tied_weights().values()]
-    model.capaboost = replace(injection, together=Together(model, tied) if tied else None)
+    of_base = {name: buffer.detach().clone() for name, buffer in statistics(model).items()}
+    model.capaboost = replace(injection, together=Together(model, tied) if tied else None, statistics=of_base)
+    rest(model, injection.plan.head, injection.config.trains)
     model.register_load_state_dict_pre_hook(_accept_base_checkpoint)
     return model
 
@@ -120,11 +124,6 @@ def own_parameters(layers: Iterable[Adapted]) -> dict[str, nn.Parameter]:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All trainable parameters by name, the head's included: what an optimizer gets."""
     return {name: parameter for name, parameter in named_parameters(model).items() if parameter.requires_grad}
-
-
-def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What a file holds, by name: the additions, some of which may stay frozen, and all else that trains."""
-    return own_parameters(adapted_layers(model)) | trainable_parameters(model)
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:

@@ -11,6 +11,7 @@ from torch import nn
 from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.injection import adapted_layers, injection_of
+from capaboost_core.statistics import wake
 from capaboost_core.wrappers import is_sharded, swap
 
 LOCK = threading.RLock()  # threads that evaluate one model share its layers' counts
@@ -101,6 +102,7 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
         setattr(model.get_submodule(path), attribute, False)
     if injection.together:
         injection.together.remove()
+    wake(model)
     del model.capaboost
     return model
 

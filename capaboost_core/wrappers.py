@@ -69,8 +69,8 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def copy_whole(parameter: nn.Parameter, values: Tensor) -> None:
-    """Copy values of the whole shape into a parameter; into a DTensor this process's part of them."""
+def copy_whole(parameter: Tensor, values: Tensor) -> None:
+    """Copy values of the whole shape into a parameter or buffer; into a DTensor this process's part of them."""
     if is_sharded(parameter):
         from torch.distributed.tensor import distribute_tensor
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from capaboost_core.account import persistent_buffers
 from capaboost_core.errors import UserError
 from capaboost_core.wrappers import clean, named_parameters, whole
 
 SAMPLE = 256  # entries of each tensor
+CHUNK = 4096  # rows in double precision at a time
 STRIDE = 0x9E3779B1  # odd and near 2^32 times the golden ratio: the entries spread over rows and columns
 
 
@@ -29,10 +32,13 @@ class Fingerprint:
     Attributes:
         eps: Relative spacing of the coarsest precision among the tensors.
         values: sum_j v_j cos(j) over up to 256 entries v_j of each tensor, by its name.
+        rows: The same over all entries of what has a row for each token, in blocks of 1, 2, 4, 8, ... rows from the
+            end, where tokens are added; None in files of before.
     """
 
     eps: float
     values: dict[str, float]
+    rows: dict[str, list[float]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,9 +51,12 @@ class Fingerprint:
             UserError: If a value has another type.
         """
         numbers = [values.get("eps"), *_values(values.get("values"))] if isinstance(values, dict) else [None]
+        rows = values.get("rows") if isinstance(values, dict) else None
+        for of_tensor in () if rows is None else _values(rows):
+            numbers += of_tensor if isinstance(of_tensor, list) else [None]
         if not all(isinstance(number, float) for number in numbers):
-            raise UserError("fingerprint must hold eps and values, all numbers with a point")
-        return cls(values["eps"], dict(values["values"]))
+            raise UserError("fingerprint must hold eps, values and lists of rows, all numbers with a point")
+        return cls(values["eps"], dict(values["values"]), rows)
 
 
 def fingerprint(model: nn.Module, saved: Collection[str]) -> Fingerprint:
@@ -57,22 +66,29 @@ def fingerprint(model: nn.Module, saved: Collection[str]) -> Fingerprint:
         model: A base model or an adapted one.
         saved: Names of the parameters that the file holds.
     """
-    sums = {name: _sample_sum(tensor) for name, tensor in _frozen(model, saved)}
-    eps = max((spacing for *_, spacing in sums.values()), default=0.0)
-    return Fingerprint(eps, {name: float(f"{total:.8g}") for name, (total, *_) in sorted(sums.items())})
+    values, rows, eps, tokens = {}, {}, 0.0, _token_rows(model)
+    for name, tensor in sorted(_frozen(model, saved)):
+        values[name], eps = _rounded(_sample_sum(tensor)[0]), max(eps, torch.finfo(tensor.dtype).eps)
+        if name in tokens:
+            rows[name] = [_rounded(total) for total, _ in _row_sums(tensor)]
+    return Fingerprint(eps, values, rows)
 
 
 def differing(model: nn.Module, saved: Collection[str], expected: Fingerprint) -> list[str]:
     """Names of the frozen tensors that differ from the fingerprint by more than rounding to either precision."""
-    now = {name: _sample_sum(tensor) for name, tensor in _frozen(model, saved)}
-    names = sorted(now.keys() ^ expected.values.keys())
-    for name in sorted(now.keys() & expected.values.keys()):
-        total, norm, spacing = now[name]
-        eps = max(spacing, expected.eps)
-        # Rounding errors are independent, about 0.3 eps each; below 1e-3 fp16 is coarser than its eps says.
-        if abs(total - expected.values[name]) > (2 * eps + 1e-7) * norm + 1e-3 * eps:
-            names.append(name)
-    return names
+    names, rows = {*expected.values}, expected.rows or {}
+    for name, tensor in _frozen(model, saved):
+        eps = max(torch.finfo(tensor.dtype).eps, expected.eps)
+        found, wanted = [_sample_sum(tensor)], [expected.values.get(name, math.nan)]
+        if name in rows:
+            found, wanted = found + _row_sums(tensor), wanted + rows[name]
+        same = len(found) == len(wanted) and all(
+            # Rounding errors are independent, about 0.3 eps each; below 1e-3 fp16 is coarser than its eps says.
+            abs(total - value) <= (2 * eps + 1e-7) * norm + 1e-3 * eps
+            for (total, norm), value in zip(found, wanted, strict=True)
+        )
+        (names.discard if same else names.add)(name)
+    return sorted(names)
 
 
 def same_name(trained_on: str, model: str) -> bool | None:
@@ -101,21 +117,48 @@ def _values(mapping: Any) -> list[Any]:
 
 def _frozen(model: nn.Module, saved: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """Floating parameters and persistent buffers by name."""
-    buffers = {
-        clean(f"{path}.{name}" if path else name): buffer
-        for path, module in model.named_modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and name not in module._non_persistent_buffers_set
-    }
-    for name, tensor in (named_parameters(model) | buffers).items():
+    for name, tensor in (named_parameters(model) | persistent_buffers(model)).items():
         if tensor.is_floating_point() and name not in saved:
             yield name, whole(tensor)
 
 
-def _sample_sum(tensor: Tensor) -> tuple[float, float, float]:
-    """sum_j v_j cos(j) and the norm of the sampled entries v, and the spacing of the tensor's precision."""
+def _token_rows(model: nn.Module) -> set[str]:
+    """Names of what has a row for each token: embeddings, and an output layer, as long as the longest of them."""
+    embeddings = {path: module for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    longest = max((module.num_embeddings for module in embeddings.values()), default=0)
+    layers = {name: len(p) for name, p in named_parameters(model).items() if p.ndim in (1, 2)}
+    as_long = {name for name, length in layers.items() if embeddings and length == longest}
+    return as_long | {clean(f"{path}.weight") for path in embeddings}
+
+
+def _sample_sum(tensor: Tensor) -> tuple[float, float]:
+    """sum_j v_j cos(j) over the sampled entries v, and their norm."""
     count = min(SAMPLE, tensor.numel())
-    places = torch.arange(count) * STRIDE % tensor.numel() if count else torch.arange(0)
-    sample = tensor.flatten()[places.to(tensor.device)].cpu().double().nan_to_num(0.0, 1.0, -1.0)
-    waves = torch.tensor([math.cos(j) for j in range(count)], dtype=torch.float64)
-    return float(sample @ waves), float(sample.norm()), torch.finfo(tensor.dtype).eps
+    places = _count_up(count, torch.int64) * STRIDE % max(1, tensor.numel())
+    sample = _exact(tensor.flatten()[places.to(tensor.device)])
+    return float(sample @ _count_up(count).cos()), float(sample.norm())
+
+
+def _row_sums(tensor: Tensor) -> list[tuple[float, float]]:
+    """For blocks of 1, 2, 4, ... rows from the end: the sum of v_ij cos(i) cos(j) over the entries, and their norm."""
+    sums, squares = [], []
+    for part in tensor.reshape(len(tensor), -1).split(CHUNK):
+        part = _exact(part)
+        sums.append(part @ _count_up(part.shape[1]).cos())
+        squares.append(part.square().sum(1))
+    sums, squares = torch.cat(sums) * _count_up(len(tensor)).cos(), torch.cat(squares)
+    stops = [max(0, len(tensor) + 1 - 2**k) for k in range(len(tensor).bit_length() + 1)]
+    return [(float(sums[i:j].sum()), float(squares[i:j].sum().sqrt())) for j, i in pairwise(stops) if i < j]
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.cpu().double().nan_to_num(0.0, 1.0, -1.0)
+
+
+def _count_up(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """0, 1, 2, ... on the CPU, whatever the default device is."""
+    return torch.arange(count, dtype=dtype, device="cpu")
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.8g}")

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from capaboost_core.account import parts, persistent_buffers
 from capaboost_core.adapted import Adapted
 from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, Adapter, read_adapter
 from capaboost_core.adapter_files.load_checks import check_adapted, check_base, check_record, check_weights
 from capaboost_core.adapter_files.rollback import undone_on_error
-from capaboost_core.adapter_files.save import check_finite, parts
+from capaboost_core.adapter_files.save import check_finite
 from capaboost_core.errors import UserError
 from capaboost_core.injection import Injection, adapted_layers, attach, build
 from capaboost_core.wrappers import copy_whole, unwrap
@@ -42,18 +43,19 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     layers = {layer.path: layer for layer in adapted_layers(bare)} if adapted else _build(bare, injection, adapter)
     check_record(adapter, layers)
     parameters, other = parts(bare, injection, list(layers.values()))
+    other |= persistent_buffers(bare)
     extra = {name: other[name] for name in _extra(adapter, other)}
     parameters |= extra
     tensors = _fitting(adapter, parameters)
     check_weights(bare, adapter, parameters)
-    written = {id(parameter) for parameter in parameters.values()}
-    with undone_on_error(bare, [parameter for parameter in bare.parameters() if id(parameter) in written]):
+    held = {id(tensor) for tensor in (*bare.parameters(), *bare.buffers())}
+    with undone_on_error(bare, [tensor for tensor in parameters.values() if id(tensor) in held]):
         if not adapted:
             attach(bare, injection, layers)
         for name, parameter in parameters.items():
             copy_whole(parameter, tensors[name])
-        for parameter in extra.values():
-            parameter.requires_grad_(True)
+        for tensor in extra.values():
+            tensor.requires_grad_(isinstance(tensor, nn.Parameter))
     return model
 
 
@@ -79,8 +81,8 @@ def _check_size(injection: Injection, adapter: Adapter) -> None:
         raise UserError(f"{adapter.folder} is damaged: {WEIGHTS} holds less of {paths[0][:-1]} than its config says")
 
 
-def _extra(adapter: Adapter, other: dict[str, nn.Parameter]) -> tuple[str, ...]:
-    """Names of the further parameters; older records do not say which, their weights do."""
+def _extra(adapter: Adapter, other: dict[str, Tensor]) -> tuple[str, ...]:
+    """Names of the further parameters and buffers; older records do not say which, their weights do."""
     if adapter.record.extra is None:
         return tuple(name for name in adapter.tensors if name in other)
     for name in adapter.record.extra:
@@ -89,7 +91,7 @@ def _extra(adapter: Adapter, other: dict[str, nn.Parameter]) -> tuple[str, ...]:
     return adapter.record.extra
 
 
-def _fitting(adapter: Adapter, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def _fitting(adapter: Adapter, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     """The stored tensors, each with the shape and precision of its parameter."""
     path, tensors = adapter.folder / WEIGHTS, adapter.tensors
     for name in sorted(tensors.keys() ^ parameters.keys()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -62,7 +63,7 @@ def check_record(adapter: Adapter, layers: dict[str, Adapted]) -> None:
         )
 
 
-def check_weights(model: nn.Module, adapter: Adapter, saved: dict[str, nn.Parameter]) -> None:
+def check_weights(model: nn.Module, adapter: Adapter, saved: Collection[str]) -> None:
     """Warn of frozen weights that the adapter was not trained on; without a common name they must be the same."""
     record, name = adapter.record, _base_name(model)
     known = record.fingerprint is not None

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
-def undone_on_error(model: nn.Module, written: Iterable[nn.Parameter]) -> Iterator[None]:
+def undone_on_error(model: nn.Module, written: Iterable[Tensor]) -> Iterator[None]:
     """Within the context the model may change; on any error it is as it was, down to its hooks and attributes.
 
     Args:
         model: The model that changes.
-        written: The parameters whose values change; their values are kept beside them for so long.
+        written: The parameters and buffers whose values change; their values are kept beside them for so long.
     """
     modules = [(module, _contents(module)) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from torch import Tensor, distributed, nn
 
+from capaboost_core.account import account_of
 from capaboost_core.adapted import Adapted
 from capaboost_core.adapter_files.base_model import fingerprint
 from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, write_adapter
 from capaboost_core.adapter_files.record import FORMAT, Record
 from capaboost_core.errors import UserError
-from capaboost_core.injection import Injection, adapted_layers, injection_of, mask_checksum, own_parameters
-from capaboost_core.plan import in_prefix
-from capaboost_core.wrappers import clean, is_sharded, named_parameters, unwrap, whole
+from capaboost_core.injection import Injection, adapted_layers, injection_of, mask_checksum
+from capaboost_core.wrappers import clean, is_sharded, unwrap, whole
 
 __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
 
@@ -21,10 +21,10 @@ __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     """Write `adapter.safetensors` and `adapter_config.json`.
 
-    The first holds the additions, the head and all else that is trainable, each parameter under its name in the bare
-    model, whether or not they are frozen at the moment; for method `full` every parameter. The second holds the
-    configuration, the plan, the base model's name and a fingerprint of its frozen weights, and checksums. Masks are
-    not stored. Equal adapters give equal files.
+    The first holds the additions, the head and all else that trains, each parameter under its name in the bare model,
+    whether or not the planned ones are frozen at the moment, and the running statistics that training moves; for
+    method `full` every parameter. The second holds the configuration, the plan, the base model's name and a
+    fingerprint of its frozen weights, and checksums. Masks are not stored. Equal adapters give equal files.
 
     After a kill at any moment the folder holds the adapter that it held or the new one. A compiled, parallel or
     averaged model is seen through. If its parameters are sharded (FSDP2), all processes must call this together: they
@@ -40,40 +40,21 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     model, folder = unwrap(model), Path(folder)
     injection, layers = injection_of(model), adapted_layers(model)
     check_complete(model, injection, layers)
-    parameters, other = parts(model, injection, layers)
-    extra = {name: parameter for name, parameter in other.items() if parameter.requires_grad}
-    parameters |= extra
-    tensors = _values(model, parameters)
+    account = account_of(model)
+    tensors = values_of(model, account.everything)
     record = Record(
         base_model=injection.base_model,
         config=injection.config,
         plan=injection.plan,
         mask_checksum=mask_checksum(layers),
-        extra=tuple(extra),
-        fingerprint=fingerprint(model, parameters),
+        extra=tuple(account.further),
+        fingerprint=fingerprint(model, account.everything),
     )
     if any(map(is_sharded, model.parameters())):
         _write_once(folder, record, tensors)
     else:
         write_adapter(folder, record, tensors)
     return folder
-
-
-def parts(
-    model: nn.Module, injection: Injection, layers: list[Adapted]
-) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The parameters that the plan trains, by name, and all others.
-
-    Args:
-        model: An adapted model or its base.
-        injection: What is or will be adapted.
-        layers: The adapted layers by path, also while the model does not hold them yet.
-    """
-    added = own_parameters(layers)
-    own = {name: p for name, p in named_parameters(model).items() if name not in added}
-    trains, head = injection.config.trains, injection.plan.head
-    planned = {name: p for name, p in own.items() if trains(name) or any(in_prefix(name, prefix) for prefix in head)}
-    return added | planned, {name: p for name, p in own.items() if name not in planned}
 
 
 def check_complete(model: nn.Module, injection: Injection, layers: list[Adapted]) -> None:
@@ -94,12 +75,12 @@ def check_finite(name: str, tensor: Tensor, advice: str) -> None:
         raise UserError(f"{name} holds values that are not finite; {advice}")
 
 
-def _values(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def values_of(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The values to save."""
-    if not parameters:
+    if not tensors:
         raise UserError("the model has nothing that is trained; its head or its layers were removed after inject")
     check_not_meta(model)
-    tensors = {name: whole(parameter).cpu().contiguous() for name, parameter in parameters.items()}
+    tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         check_finite(name, tensor, "nothing was saved; go back to values from before the training diverged")
     return tensors

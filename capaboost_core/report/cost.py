@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaboost_core.account import account_of
 from capaboost_core.adapter_files.save import FORMAT
 from capaboost_core.errors import UserError
-from capaboost_core.injection import parameter_counts, saved_parameters, trainable_parameters
+from capaboost_core.injection import parameter_counts, trainable_parameters
 from capaboost_core.methods import METHODS, Method, resolve_config
 from capaboost_core.report.flops import FlopCounts, count_flops
 from capaboost_core.settings.base import hint
@@ -94,7 +95,7 @@ def cost_of(subject: Subject, config: Method) -> Cost:
         step=Products(step.effective, step.executed),
         negligible=step.negligible,
         unsupported=step.unsupported,
-        file_bytes=adapter_file_bytes(saved_parameters(model)),
+        file_bytes=adapter_file_bytes(account_of(model).everything),
         optimizer_bytes=optimizer_bytes(trained),
     )
 

@@ -33,7 +33,7 @@ class State:
         surroundings: Device, threads and versions of libraries.
         epoch: Finished epochs.
         position: Where in the next epoch the run stands, if not at its start: a `Position` as plain values.
-        parameters: Trained parameters by name; stepper holds the optimizer's state.
+        parameters: What a step may change of the model, by name; stepper holds the optimizer's state.
         best: Value, metrics, parameters and method of the best epoch, where a run selects one.
         metrics: Those of the last epoch.
         train_seconds: Time in training steps of finished epochs; wall_seconds counts all.

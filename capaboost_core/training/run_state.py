@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from capaboost_core.account import changing
 from capaboost_core.errors import DivergedError
 from capaboost_core.injection import trainable_parameters
 from capaboost_core.training.checkpoint import Checkpoints, State, differences
@@ -24,7 +25,7 @@ from capaboost_core.training.train_section import TrainSection
 
 
 class RunState:
-    """The trained parameters and everything else that a run needs to resume.
+    """The trained parameters, the statistics that move with them, and everything else that a run needs to resume.
 
     Args:
         accelerator: As `make_accelerator` makes it.
@@ -46,8 +47,8 @@ class RunState:
     ):
         self.accelerator, self.settings, self.steps, self.fingerprint = accelerator, settings, steps, fingerprint
         self.surroundings = surroundings(accelerator.device)
-        self.parameters, self.hooks = trainable_parameters(model), Hooks(model)
-        self.stepper = Stepper(accelerator, model, self.parameters, settings, steps, self.hooks)
+        self.hooks = Hooks(model)
+        self.stepper = Stepper(accelerator, model, trainable_parameters(model), settings, steps, self.hooks)
         self.selection, self.metrics = Selection(select_by, settings.select == "last"), {}
         self.train_seconds = self.wall_seconds = 0.0
         self.since = time.monotonic()
@@ -112,7 +113,7 @@ class RunState:
         Raises:
             DivergedError: If the loss or a trained parameter is not finite.
         """
-        finite = torch.stack([parameter.isfinite().all() for parameter in self.parameters.values()]).all()
+        finite = torch.stack([tensor.isfinite().all() for tensor in self._tensors().values()]).all()
         if math.isfinite(loss) and finite:
             return
         what = "a trained parameter is not finite" if math.isfinite(loss) else f"the loss is {loss}"
@@ -121,8 +122,11 @@ class RunState:
         )
 
     def _weights(self) -> dict[str, Any]:
-        parameters = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        return {"parameters": parameters, "method": self.hooks.state()}
+        return {"parameters": self._tensors(), "method": self.hooks.state()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Looked up anew each time: moving a model to a device replaces its buffers."""
+        return {name: tensor.detach() for name, tensor in changing(self.hooks.model).items()}
 
     def _expected(self) -> Expected:
         return Expected(
@@ -142,6 +146,6 @@ class RunState:
 
     @torch.no_grad()
     def _assign(self, parameters: dict[str, Tensor], method: dict[str, Any]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(parameters[name])
+        for name, tensor in self._tensors().items():
+            tensor.copy_(parameters[name])
         self.hooks.load_state(method)

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from capaboost_core.injection import trainable_parameters
+from capaboost_core.account import changing
 from capaboost_core.training.loop import Loop
 from capaboost_core.training.processes import on_main
 from capaboost_core.training.record import Record
@@ -70,7 +70,7 @@ def fit(
         Stopped: After a signal; the run is saved.
     """
     check_folder(folder, resume)
-    size = sum(parameter.nbytes for parameter in trainable_parameters(model).values())
+    size = sum(tensor.nbytes for tensor in changing(model).values())
     on_main(lambda: check_space(folder, CHECKPOINTS_AND_ADAPTER * size + SMALL_FILES))
     fingerprint = fingerprint | {"processes": accelerator.num_processes, "examples": task.examples}
     data_hash = task.fingerprint() if hasattr(task, "fingerprint") else None

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, save_adapter, trainable_parameters
-from capaboost_core.injection import saved_parameters
+from capaboost_core.account import account_of
 from capaboost_core.methods import PRESETS
 from capaboost_core.report.cost import Subject, adapter_file_bytes, cost_of, optimizer_bytes, settings_of
 from capaboost_core.report.cost_report import choose_methods, make_report
@@ -51,7 +51,7 @@ def test_bytes_are_those_of_a_real_optimizer_and_a_real_file(method, dtype, tmp_
     state = [tensor for tensors in optimizer.state.values() for tensor in tensors.values()]
     assert optimizer_bytes(parameters) == sum(tensor.numel() * tensor.element_size() for tensor in state)
     save_adapter(model, tmp_path)
-    assert adapter_file_bytes(saved_parameters(model)) == (tmp_path / "adapter.safetensors").stat().st_size
+    assert adapter_file_bytes(account_of(model).everything) == (tmp_path / "adapter.safetensors").stat().st_size
 
 
 def test_file_of_several_precisions(tmp_path):

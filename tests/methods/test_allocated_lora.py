@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capaboost_core import UserError, load_adapter, merge, parameter_counts, save_adapter, save_peft
-from capaboost_core.injection import adapted_layers, saved_parameters, trainable_parameters
+from capaboost_core.account import account_of
+from capaboost_core.injection import adapted_layers, trainable_parameters
 from capaboost_core.methods import resolve_config
 from capaboost_core.methods.allocation import Places
 from capaboost_core.report.cost import adapter_file_bytes
@@ -128,7 +129,7 @@ def test_files_merging_and_copies_keep_what_has_moved(preset, tmp_path):
     again = load_adapter(base("bert").double(), tmp_path).eval()
     assert torch.equal(out(again), before)
     assert all(map(torch.equal, slots(again), slots(model)))
-    assert adapter_file_bytes(saved_parameters(model)) == (tmp_path / "adapter.safetensors").stat().st_size
+    assert adapter_file_bytes(account_of(model).everything) == (tmp_path / "adapter.safetensors").stat().st_size
     fresh = put_in(base("bert"), model.capaboost.config).double()
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(out(fresh.eval()), before)

@@ -16,7 +16,8 @@ from capaboost_core import (
     trainable_parameters,
     unload,
 )
-from capaboost_core.injection import adapted_layers, own_parameters, saved_parameters
+from capaboost_core.account import account_of
+from capaboost_core.injection import adapted_layers, own_parameters
 from capaboost_core.report.cost import adapter_file_bytes
 from capaboost_core.report.rank import model_ranks
 from tests.compatibility.models import base, drawn, logits
@@ -154,7 +155,7 @@ def test_products_are_those_of_the_formula(method):
 def test_the_size_of_the_file_is_known_before_it_is_written(method, tmp_path):
     model = adapted(method, "vit")
     save_adapter(model, tmp_path)
-    assert adapter_file_bytes(saved_parameters(model)) == (tmp_path / "adapter.safetensors").stat().st_size
+    assert adapter_file_bytes(account_of(model).everything) == (tmp_path / "adapter.safetensors").stat().st_size
     frozen = own_parameters(adapted_layers(model)).keys() - trainable_parameters(model).keys()
     assert {name.rpartition("qkv.")[2] for name in frozen} == {
         "adalora": {"peft.ranknum.default"}, "pissa": {"removed.A", "removed.B"}
