@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,12 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from capaboost_core.files import write_atomically
+from capaboost_core.training.confusion import write_confusion
 from capaboost_core.training.task import content_hash
 
 ACCURACY, VAL_ACCURACY, VAL_LOSS = "accuracy", "val200_accuracy", "val200_loss"
 HELD_OUT_ACCURACY = "held_out_accuracy"  # of images of one's own, whose test rows are looked at after each epoch
-CONFUSION = "confusion.csv"
 
 
 class Normalize:
@@ -116,14 +113,8 @@ class ImageTask:
         return {ACCURACY: _accuracy(self.confusion)}
 
     def write_report(self, folder: Path) -> None:
-        """`confusion.csv`: a row for each true class with its accuracy in percent, a column for each predicted one."""
-        counts = self.confusion.tolist()
-        rows = [["class", "images", "accuracy", *self.classes]]
-        for name, row, i in zip(self.classes, counts, range(len(counts)), strict=True):
-            rows.append([name, sum(row), f"{100 * row[i] / sum(row):.2f}" if sum(row) else "", *row])
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write_atomically(folder / CONFUSION, lambda file: file.write(text.getvalue().encode()))
+        """`confusion.csv` of the test rows."""
+        write_confusion(folder, self.classes, self.confusion.tolist())
 
     def _share(self) -> slice:
         """This process's rows of an evaluated set."""

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from capaboost import load_run
-from capaboost.commands import export, predict, train_vtab
+from capaboost.commands import export, predict, train_glue, train_vtab
 from capaboost_core import save_adapter
 from capaboost_core.errors import UserError
+from tests.text.tiny_encoder import save_encoder
 
 CLASSES = ("blue", "green", "red")
 
@@ -50,7 +51,7 @@ def test_the_run_says_what_it_measured_and_of_whom(trained):
     assert "20% of each class held out by seed 0" in result["split_note"]
     assert "held_out_accuracy" in result["metrics"]
     header, *rows = csv.reader((trained / "confusion.csv").open())
-    assert header == ["class", "images", "accuracy", *CLASSES]
+    assert header == ["class", "rows", "accuracy", *CLASSES]
     counts = np.array([[int(cell) for cell in row[3:]] for row in rows])
     assert counts.sum(axis=1).tolist() == [2, 2, 2]
     assert 100 * counts.trace() / counts.sum() == pytest.approx(result["value"])
@@ -166,3 +167,68 @@ def test_an_adapter_without_the_record_still_loads(trained, tmp_path):
     images = run.example()[0]
     with torch.inference_mode():
         torch.testing.assert_close(load_adapter(base, tmp_path / "plain").eval()(images), run.model(images))
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("reviews")
+    save_encoder(folder / "encoder")
+    rows = [
+        (f"{'Duke William' if i % 3 else 'the church'} {'won ' * (i % 5)}", ("bad", "good")[i % 3 > 0])
+        for i in range(30)
+    ]
+    with (folder / "reviews.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("review", "stars"), *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_on_texts(reviews) -> Path:
+    environment = pytest.MonkeyPatch()
+    environment.setenv("ACCELERATE_USE_CPU", "true")
+    code = train_glue.main(
+        ["--data", str(reviews / "reviews.csv"), "--model", str(reviews / "encoder"), "--epochs", "2", "--batch-size",
+         "8", "--set", "data.max_length=64", "--mixed-precision", "no", "--output-dir", str(reviews / "run")]
+    )  # fmt: skip
+    environment.undo()
+    assert code == 0
+    return reviews / "run"
+
+
+def test_a_table_of_texts_trains_and_predicts(trained_on_texts, reviews, tmp_path):
+    result = json.loads((trained_on_texts / "result.json").read_text())
+    assert "20% of each class of it, held out" in result["split_note"]
+    assert result["config"]["data"]["classes"] == ["bad", "good"]
+    _, *rows = csv.reader((trained_on_texts / "confusion.csv").open())
+    assert [row[:2] for row in rows] == [["bad", "2"], ["good", "4"]]
+    flags = ["--column", "review", "--csv", str(tmp_path / "p.csv")]
+    assert predict.main([str(trained_on_texts), str(reviews / "reviews.csv"), *flags]) == 0
+    table = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert len(table) == 30
+    assert {row["class"] for row in table} <= {"bad", "good"}
+    run = load_run(trained_on_texts)
+    one = torch.cat([run.predict([row["input"]]) for row in table])  # without padding
+    torch.testing.assert_close(run.predict([row["input"] for row in table]), one, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["onnx", "safetensors", "peft"])
+def test_a_text_run_is_exported(target, trained_on_texts, tmp_path):
+    assert export.main([str(trained_on_texts), "--to", target, "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--text", "none", "--label", "stars"], "no column 'none'"),
+        (["--label", "review"], "--text COLUMN"),
+        (["--task", "cola"], "--data is given beside --task"),
+    ],
+)
+def test_a_table_that_needs_more_is_one_line(flags, message, reviews, tmp_path, capsys):
+    table = tmp_path / "odd.csv"
+    table.write_text((reviews / "reviews.csv").read_text().replace("review,stars", "a,stars", 1))
+    arguments = ["--data", str(table), "--model", str(reviews / "encoder"), *flags]
+    assert train_glue.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

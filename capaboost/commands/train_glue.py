@@ -6,7 +6,8 @@ Examples:
   capaboost train-glue --task mnli --model microsoft/deberta-v3-base --method capaboost-padapter
   capaboost train-glue --task sst2 --data-dir glue --model path/to/encoder
   capaboost train-glue --task mrpc --lr-grid 1e-4,5e-4,1e-3 --set adapter.r=16
-  capaboost train-glue --config mine.yaml  # data of your own: docs/text.md has an example
+  capaboost train-glue --data reviews.csv --model path/to/encoder   # a fifth of each class is held out to test on
+  capaboost train-glue --config mine.yaml  # data of your own with splits of their own: docs/text.md has an example
 
 Settings come from the paper: configs/glue/deberta-v3-base/ for DeBERTaV3-base and configs/glue/roberta-base/
 for any other model, <task>-padapter.yaml for adapters and prefixes and <task>-lora.yaml else; or from --config.
@@ -18,11 +19,21 @@ stopped continues bit-identically with the same command and --resume.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capaboost.budget import budgeted
-from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
+from capaboost.command_line import (
+    FLAGS,
+    add_run_flags,
+    exit_code,
+    flag_settings,
+    given,
+    given_path,
+    make_parser,
+    run_and_show,
+)
 from capaboost.shipped import shipped
+from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:
     from capaboost_text.glue.run import GlueRun
@@ -43,6 +54,9 @@ def glue_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="NAME",
         help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte; your own data: --config",
     )
+    add("--data", type=given_path, metavar="FILE", help="texts of your own: a .csv, .tsv or .jsonl file")
+    add("--text", type=given, metavar="COLUMN", help="the column of its texts; two, with a comma, for pairs")
+    add("--label", type=given, metavar="COLUMN", help="the column to predict")
     add(
         "--data-dir",
         type=given,
@@ -75,8 +89,26 @@ def load(options: argparse.Namespace) -> GlueRun:
     from capaboost_text.glue.run import GlueRun, config_file
 
     flags = flag_settings(options, FLAGS | {"task": "data.task"})
-    path = options.config or config_file(shipped("configs") / "glue", options.task, options.model, options.method)
+    if options.data is not None:
+        flags.setdefault("data", {}).update(_own(options))
+        path = options.config or shipped("configs") / "glue" / "_own.yaml"
+    else:
+        path = options.config or config_file(shipped("configs") / "glue", options.task, options.model, options.method)
     return budgeted(load_run(GlueRun, path, flags, options.method, options.set), options)
+
+
+def _own(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the file of `--data`.
+
+    Raises:
+        UserError: If the file cannot be read, a column has to be named, or other data are given beside it.
+    """
+    from capaboost_text.glue.own_data import describe
+
+    for flag in ("task", "data_dir"):
+        if getattr(options, flag) is not None:
+            raise UserError(f"--data is given beside --{flag.replace('_', '-')}; drop one of them")
+    return describe(options.data, options.text.split(",") if options.text else (), options.label)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -93,6 +125,6 @@ def train(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     parser = glue_parser(prog)
     options = parser.parse_args(arguments)
-    if not (options.task or options.config):
-        parser.error("give --task NAME, such as --task cola, or --config FILE")
+    if not (options.task or options.config or options.data):
+        parser.error("give --task NAME, such as --task cola, --data FILE of your own texts, or --config FILE")
     return exit_code(lambda: train(options))

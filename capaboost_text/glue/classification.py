@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from capaboost_core.training.confusion import write_confusion
 from capaboost_text.encode import Encoded, encode
 from capaboost_text.encoder_task import EncoderTask
 from capaboost_text.example import Example
@@ -85,11 +87,20 @@ class Classification(EncoderTask):
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """The task's metrics on the test rows, for MNLI of both dev splits."""
+        self.confusion = None
         scores = [self._score(model, split, prefix) for prefix, split in self.tests.items()]
         return {name: value for score in scores for name, value in score.items()}
+
+    def write_report(self, folder: Path) -> None:
+        """`confusion.csv` of the test rows of a classification."""
+        if self.confusion is not None:
+            write_confusion(folder, self.text_task.labels, self.confusion.tolist())
 
     def _score(self, model: nn.Module, split: EncodedSplit, prefix: str) -> dict[str, float]:
         width = max(1, len(self.text_task.labels))
         logits = self.logits(model, split.rows, width, prefix.rstrip("_") or "test")
         predictions = logits[:, 0] if self.text_task.regression else logits.argmax(axis=1)
+        if not (self.text_task.regression or prefix):
+            pairs = split.labels * width + predictions
+            self.confusion = np.bincount(pairs, minlength=width * width).reshape(width, width)
         return {f"{prefix}{name}": value for name, value in self.text_task.score(predictions, split.labels).items()}

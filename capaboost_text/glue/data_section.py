@@ -47,6 +47,9 @@ class DataSection(Settings):
     )
     selection: Text | None = Field(None, description="Your own data: likewise to select the epoch on, if any.")
     test: Text | None = Field(None, description="Your own data: likewise to test on.")
+    holdout: float = Field(
+        0.2, gt=0, lt=1, description="Your own data without a test split: the share of each class held out to test on."
+    )
     texts: Text | Texts | None = Field(None, description="Your own data: the column of the text, or two of a pair.")
     label: Text | None = Field(None, description="Your own data: the column to predict.")
     classes: int | Texts | None = Field(
@@ -96,7 +99,7 @@ class DataSection(Settings):
         return self
 
     def _check_own(self) -> None:
-        for name in ("train", "test", "texts", "label"):
+        for name in ("train", "texts", "label"):
             if getattr(self, name) is None:
                 refuse(name, None, f"your own data {self.task} need it; docs/text.md has an example")
         if self.hub and self.dir:

@@ -15,8 +15,8 @@ from capaboost_text.glue.splits import find_task, splits
 SPLIT_NOTES = {
     "propetl": "half of dev, or 1,000 training rows, select the epoch; tested on the rest of dev",
     "adalora": "tested on dev, nothing selected",
-    "select": "trained on {data.train}, {data.selection} selects the epoch, tested on {data.test}",
-    "test": "trained on {data.train}, tested on {data.test}, nothing selected",
+    "select": "trained on {data.train}, {data.selection} selects the epoch, tested on {test}",
+    "test": "trained on {data.train}, tested on {test}, nothing selected",
 }
 
 
@@ -31,6 +31,7 @@ def prepare(run: GlueRun, accelerator: Accelerator) -> TaskSetup:
     parts = own_splits(data) if data.is_own else splits(data.task, data.protocol, data.dir, data.max_train_rows)
     tokenizer = load_tokenizer(run.model.name, data.max_length)
     model = from_pretrained(run.model.name, capaboost=run.adapter, num_labels=max(1, len(task.labels)))
+    test = data.test or f"{data.holdout:.0%} of each class of it, held out"
     part = "" if data.max_train_rows is None else f"{len(parts.train):,} training rows; "
     return TaskSetup(
         model=model,
@@ -40,7 +41,7 @@ def prepare(run: GlueRun, accelerator: Accelerator) -> TaskSetup:
         name=data.task,
         metric=task.primary,
         select_by=f"selection_{task.primary}",
-        split_note=part + (SPLIT_NOTES[data.protocol].format(data=data)),
+        split_note=part + (SPLIT_NOTES[data.protocol].format(data=data, test=test)),
         inference={
             "kind": "texts",
             "model": run.model.to_dict(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from capaboost_text.glue.data_section import DataSection
 from capaboost_text.glue.splits import Splits, check_classes
 from capaboost_text.glue.tasks import TextTask
 from capaboost_text.hub import load_from_hub
-from capaboost_text.permutation import take
-from capaboost_text.table_file import read_json_rows, read_rows
+from capaboost_text.permutation import permutation, take
+from capaboost_text.table_file import opened, read_json_rows, read_rows
 
 FORMATS = (".tsv", ".csv", ".jsonl")
+TEXTS = ("text", "sentence", "review", "comment", "content", "document")
+LABELS = ("label", "class", "category", "target", "stars", "score", "rating")
+MOST_CLASSES = 100  # of labels that are all whole numbers
 
 
 def own_task(data: DataSection) -> TextTask:
@@ -31,11 +36,75 @@ def own_splits(data: DataSection) -> Splits:
     Raises:
         UserError: If a file or column is missing, a row is malformed, or all training rows are of one class.
     """
-    train, test = read_own(data, data.train), read_own(data, data.test)
+    train = read_own(data, data.train)
+    train, test = hold_out(train, data.holdout) if data.test is None else (train, read_own(data, data.test))
     selection = read_own(data, data.selection) if data.selection else None
     training = take(train, data.max_train_rows)
     check_classes(own_task(data), training, data.max_train_rows)
     return Splits(training, selection, test)
+
+
+def hold_out(rows: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """The rows that stay, and round(share * n) of the n rows of each class, at least one of two, by the fixed order.
+
+    Numbers to predict are one class.
+    """
+    of_class = defaultdict(list)
+    for index in permutation(len(rows)):
+        label = rows[index].label
+        of_class[label if isinstance(label, int) else None].append(index)
+    out = {i for part in of_class.values() for i in part[: min(len(part) - 1, max(1, round(share * len(part))))]}
+    return [row for i, row in enumerate(rows) if i not in out], [rows[i] for i in sorted(out)]
+
+
+def describe(path: Path, texts: Sequence[str], label: str | None) -> dict[str, Any]:
+    """The settings of a file of one's own: its columns, and its classes or that it holds numbers.
+
+    Args:
+        path: A .tsv, .csv or .jsonl file.
+        texts: Columns of the texts; without any, the one of a usual name.
+        label: The column to predict, likewise.
+
+    Raises:
+        UserError: If the file cannot be read, or a column has to be named.
+    """
+    known = _columns(path)
+    texts = tuple(texts) or _guess(path, known, TEXTS, "--text")
+    label = label or _guess(path, known, LABELS, "--label")[0]
+    read = read_json_rows if path.suffix.lower() == ".jsonl" else read_rows
+    labels = {cells[0] for _, cells in read(path, (label,))}
+    settings = {"task": path.stem, "dir": str(path.parent), "train": path.name, "texts": texts, "label": label}
+    names = sorted(value if isinstance(value, str) else json.dumps(value) for value in labels)
+    return settings if _are_measured(names) else settings | {"classes": tuple(names)}
+
+
+def _columns(path: Path) -> list[str]:
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path} has none of the endings {', '.join(FORMATS)}; save it as one of them")
+    with opened(path) as file:
+        first = file.readline()
+    if path.suffix.lower() == ".jsonl":
+        try:
+            return list(json.loads(first))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}, line 1 is no object with names; give JSON lines") from error
+    return next(csv.reader([first], delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
+
+
+def _guess(path: Path, known: Sequence[str], usual: Sequence[str], flag: str) -> tuple[str, ...]:
+    found = [name for name in known if name.lower() in usual]
+    if len(found) != 1:
+        raise UserError(f"{path} has the columns {shown(', '.join(known))}; say which by {flag} COLUMN")
+    return (found[0],)
+
+
+def _are_measured(names: Sequence[str]) -> bool:
+    """Whether labels are measurements: numbers, of which some are not whole, or more than MOST_CLASSES differ."""
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return False
+    return len(names) > MOST_CLASSES or any(number != int(number) for number in numbers)
 
 
 def read_own(data: DataSection, split: str) -> list[Example]:

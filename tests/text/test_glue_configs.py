@@ -51,7 +51,7 @@ def path_of(model, method, task):
 
 def test_there_is_a_file_for_each_case():
     wanted = {path_of(*case) for case in CASES}
-    bases = {FOLDER / "_base.yaml", *(FOLDER / model / "_base.yaml" for model, _ in KINDS)}
+    bases = {FOLDER / "_base.yaml", FOLDER / "_own.yaml", *(FOLDER / model / "_base.yaml" for model, _ in KINDS)}
     assert set(FOLDER.rglob("*.yaml")) == wanted | bases
     assert len(wanted) == 32
     assert set(ROWS) == set(TASKS)

@@ -136,7 +136,6 @@ WRONG_SETTINGS = [
     ({"task": "cola"}, r"data\.train is 'train\.tsv'; cola is a task of GLUE"),
     ({"task": "cola", "protocol": "select", **dict.fromkeys([*SETTINGS][1:])}, "for cola type propetl or adalora"),
     ({"train": None}, r"data\.train is null; your own data mine need it"),
-    ({"test": None}, r"data\.test is null"),
     ({"label": None}, r"data\.label is null"),
     ({"texts": ["a", "b", "c"]}, r"data\.texts is .*; type one column or two"),
     ({"texts": ["a", "a"]}, r"data\.texts is .*; type one column or two"),
