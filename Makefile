@@ -5,6 +5,7 @@ THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 EPOCHS ?= 20
 TIME ?= 25m
 SINGLE_RUNS := $(wildcard results/digits results/cifar* results/sst2 results/squad)
+WORKERS ?= 2
 MODELS ?= vit-small vit-base roberta-base
 
 VENV := .venv
@@ -15,8 +16,10 @@ LAUNCH := $(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mi
 DIGITS := $(LAUNCH) tools/train_vtab.py --dataset digits --model capaboost_vit_micro_patch8_64 \
 	--epochs $(EPOCHS)
 
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hard lint tables plots reliability bench gpu clean
+.PHONY: help install demo test test-all test-hard lint tables plots reliability bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,10 +40,13 @@ demo: install ## train a linear probe and CapaBoost-LoRA on the embedded digits,
 	$(DIGITS) --method capaboost-lora --output-dir runs/demo/capaboost-lora
 	$(BIN)/python tools/make_tables.py runs/demo
 
-test: lint ## lint, then all tests
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+test: lint ## lint, then all tests but the long ones, by WORKERS=2 processes of one thread (some seven minutes)
+	$(TESTS) -m "not long"
 
-test-hard: install ## thousands of generated hard cases and 21 kills (about half an hour), fill docs/reliability.md
+test-all: lint ## every test, and the generated hard cases for longer: before a release (up to half an hour)
+	$(TESTS) --hard
+
+test-hard: install ## the generated hard cases of test-all alone, with their counts into docs/reliability.md
 	OMP_NUM_THREADS=1 timeout 2400 $(BIN)/python -m pytest tests/hard --hard --hard-report results/reliability/hard.json
 	$(MAKE) reliability
 

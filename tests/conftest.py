@@ -1,5 +1,6 @@
 """Options of the suite: how long the generated cases run, where their counts go, and what stands for a GPU."""
 
+import multiprocessing
 import signal
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    for process in multiprocessing.active_children():  # of tests that failed
+        process.kill()
     file = session.config.getoption("--hard-report")
     if file:
         counts.write(file, _profile(session.config), session.testscollected, session.testsfailed)

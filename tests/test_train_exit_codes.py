@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests import commands
-from tests.commands import ROOT, finish, two_processes
+from tests.commands import ROOT, finish, torchrun
 
 TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--batch-size", "8"]
 DIGITS = ["tools/train_vtab.py", "--dataset", "digits", "--source", "digits", *TINY]
@@ -46,7 +46,7 @@ def errors(text: str) -> list[str]:
 @pytest.mark.hard_case("messages")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_image_that_one_process_cannot_read_is_one_line(images, tmp_path, processes):
-    start = commands.start if processes == 1 else two_processes
+    start = commands.start if processes == 1 else torchrun
     process = start("tools/train_vtab.py", *images, "--output-dir", str(tmp_path / "out"))
     _, err = process.communicate(timeout=400)
     assert process.returncode == (2 if processes == 1 else 1)  # torchrun's own

@@ -4,7 +4,6 @@ import json
 import signal
 import time
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 
 from capaboost.commands import train_glue, train_squad
 from tests import commands
-from tests.commands import finish
+from tests.commands import Command, finish
 from tests.text.tiny_encoder import save_encoder
 
 COMMON = ["--epochs", "3", "--batch-size", "8", "--mixed-precision", "no", "--set", "adapter.r=2"]
@@ -25,7 +24,7 @@ def arguments(place: Path, kind: str) -> list[str]:
     return [*task, "--model", str(place / "encoder"), "--data-dir", str(place), *COMMON, *more]
 
 
-def start(place: Path, kind: str, output: Path, *more: str) -> Popen:
+def start(place: Path, kind: str, output: Path, *more: str) -> Command:
     return commands.start(f"tools/train_{kind}.py", *arguments(place, kind), "--output-dir", str(output), *more)
 
 

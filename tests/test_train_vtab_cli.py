@@ -4,7 +4,6 @@ import json
 import signal
 import time
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from capaboost.commands import train_vtab
 from capaboost_core.methods import METHODS
 from tests import commands
-from tests.commands import ROOT, finish
+from tests.commands import ROOT, Command, finish
 
 TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--set", "model.drop_path_rate=0.2"]
 RUN = [*TINY, "--dataset", "digits", "--source", "digits", "--epochs", "4", "--set", "adapter.dropout=0.1"]
@@ -22,7 +21,7 @@ percent_trainable epochs selected_epoch selected_by metrics test_metrics images_
 adapter_file_bytes split_note processes device config versions git command"""
 
 
-def start(folder: Path, *more: str) -> Popen:
+def start(folder: Path, *more: str) -> Command:
     return commands.start("tools/train_vtab.py", *RUN, "--output-dir", str(folder), *more)
 
 

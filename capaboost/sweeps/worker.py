@@ -1,7 +1,8 @@
-"""A worker process: takes one open run after another until none is left. python -m capaboost.sweeps.worker FOLDER"""
+"""A worker process of the local engine: takes one open run after another until none is left."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ POLL_SECONDS = 1.0
 
 
 def work_all(folder: SweepFolder, shard: tuple[int, int]) -> None:
-    """Work until nothing is open, and leave early if the sweep that started this process is gone.
+    """Work until nothing is open, and leave early if the process of the sweep is gone.
 
     While others train what is left, their tuning may open new runs: then it waits.
 
@@ -27,8 +28,8 @@ def work_all(folder: SweepFolder, shard: tuple[int, int]) -> None:
         Stopped: After a signal.
     """
     share()
-    parent = os.getppid()
-    while os.getppid() == parent:
+    sweep = multiprocessing.parent_process()
+    while sweep.is_alive():
         runs = plan_of(folder.sweep(), folder, shard).runs
         if any(work(folder, run) for run in runs):
             continue  # the plan may be another now
@@ -37,17 +38,17 @@ def work_all(folder: SweepFolder, shard: tuple[int, int]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def main(arguments: list[str]) -> int:
-    path, part, parts = arguments
+def main(path: Path, shard: tuple[int, int], environment: dict[str, str]) -> None:
+    """What the process runs. It may be a fork that has its libraries from before this environment was known."""
+    os.environ.clear()
+    os.environ.update(environment)
+    import torch
+
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     try:
-        work_all(SweepFolder(Path(path)), (int(part), int(parts)))
+        work_all(SweepFolder(path), shard)
     except (Stopped, KeyboardInterrupt) as stop:
-        return 128 + getattr(stop, "number", 2)
+        sys.exit(128 + getattr(stop, "number", 2))
     except UserError as error:  # in the sweep's folder; what is wrong in a run is recorded there
         tell(f"error: {error}")
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        sys.exit(2)

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from capaboost_core import UserError
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.processes import check_launch
-from tests.commands import two_processes
+from tests.commands import torchrun
 from tests.core.toy_run import settings
 
 
@@ -14,7 +14,7 @@ from tests.core.toy_run import settings
 @pytest.mark.parametrize("engine", [None, "FSDP"])
 def test_unlinked_processes_are_refused_before_anything_is_written(tmp_path, engine):
     more = {"ACCELERATE_USE_CPU": None} | ({f"ACCELERATE_USE_{engine}": "true", "FSDP_VERSION": "2"} if engine else {})
-    process = two_processes("-m", "tests.core.toy_run", str(tmp_path / "run"), **more, CUDA_VISIBLE_DEVICES="")
+    process = torchrun("-m", "tests.core.toy_run", str(tmp_path / "run"), **more, CUDA_VISIBLE_DEVICES="")
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     told = [line for line in err.splitlines() if line.startswith("error: ")]

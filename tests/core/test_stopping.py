@@ -8,7 +8,7 @@ import torch
 from capaboost_core.exit_code import exit_code_of
 from capaboost_core.training import stopping
 from capaboost_core.training.stopping import Stopped, Watch
-from tests.commands import finish, two_processes
+from tests.commands import finish, ranks
 from tests.core.toy_run import lines, model, run, same, signalled
 
 STEPS = 5  # of an epoch of the toy run
@@ -73,7 +73,7 @@ def test_a_signal_anywhere_is_one_line_and_an_exit_code(number, code, capsys):
 @pytest.mark.parametrize(("step", "rank"), [(2, 1), (STEPS + 5, 0)])
 def test_two_processes_stop_at_the_same_step(tmp_path, step, rank):
     def start(folder, *more):
-        return two_processes("-m", "tests.core.toy_run", str(tmp_path / folder), "--dropout", *more)
+        return ranks(2, "-m", "tests.core.toy_run", str(tmp_path / folder), "--dropout", *more)
 
     finish(start("whole"))
     process = start("cut", str(step), str(rank))

@@ -6,7 +6,7 @@ import torch
 from capaboost_core import UserError
 from capaboost_core.training.optimize import shares
 from capaboost_core.training.schedule import Schedule
-from tests.commands import finish, two_processes
+from tests.commands import finish, ranks
 from tests.core.toy_run import Toy, lines, model, run, same, stopping_at
 
 
@@ -95,7 +95,7 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path):
 
 def test_two_processes_give_the_losses_of_one(tmp_path):
     one, _ = run(tmp_path / "one")
-    finish(two_processes("-m", "tests.core.toy_run", str(tmp_path / "two")))
+    finish(ranks(2, "-m", "tests.core.toy_run", str(tmp_path / "two")))
     losses = [[line["loss"] for line in lines(tmp_path / folder)] for folder in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     trained = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)["parameters"]

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 
 from capaboost_core import load_adapter, save_adapter
-from tests.commands import finish, processes
+from tests.commands import finish, ranks
 from tests.core.toy_model import X, adapted, fresh_base
 from tests.core.toy_run import lines, run
 from tests.hard.fsdp_run import ROWS, train
@@ -43,7 +43,7 @@ def losses(folder: Path) -> list[float]:
 
 def test_processes_share_uneven_batches_as_one_would(one, tmp_path, shared):
     """23 rows in batches of 5, in two slices each: of the last batch of 3 some of four processes get nothing."""
-    finish(processes(shared, "-m", "tests.core.toy_run", str(tmp_path / "run")))
+    finish(ranks(shared, "-m", "tests.core.toy_run", str(tmp_path / "run")))
     assert losses(tmp_path / "run") == pytest.approx(one[1], abs=1e-5)
     trained = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parameters"]
     for name, value in trained.items():
@@ -51,7 +51,7 @@ def test_processes_share_uneven_batches_as_one_would(one, tmp_path, shared):
 
 
 def test_a_sharded_model_trains_saves_and_loads_the_adapter_of_one_process(tmp_path, sharded):
-    finish(processes(sharded, "-m", "tests.hard.fsdp_run", str(tmp_path)))
+    finish(ranks(sharded, "-m", "tests.hard.fsdp_run", str(tmp_path)))
     alone = train(adapted(), X[:ROWS])
     loaded = load_adapter(fresh_base(), tmp_path / "saved")
     compare(loaded, alone)

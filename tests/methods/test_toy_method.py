@@ -39,7 +39,7 @@ from capaboost_core.sharing.settings import Tying
 from capaboost_core.sharing.tied import TiedWeight
 from capaboost_core.training.hooks import Hooks
 from capaboost_core.training.optimize import Stepper, make_accelerator
-from tests.commands import finish, two_processes
+from tests.commands import finish, ranks
 from tests.core.toy_run import EXAMPLES, Toy, model, run, same, settings, signalled, stopping_at
 
 STEPS = 4 * -(-EXAMPLES // 5)  # of the toy run, in all
@@ -245,7 +245,7 @@ def test_a_penalty_counts_once_a_step_however_the_batch_is_shared(tmp_path):
     free, _ = run(tmp_path / "free", network=adapted("toy", 0.0))
     whole, result = run(tmp_path / "whole", network=adapted("penalised", 0.0))
     sliced, _ = run(tmp_path / "sliced", network=adapted("penalised", 0.0), gradient_accumulation_steps=4)
-    finish(two_processes("-m", "tests.methods.test_toy_method", str(tmp_path / "two")))
+    finish(ranks(2, "-m", "tests.methods.test_toy_method", str(tmp_path / "two")))
     weight = whole[0].toy.packed.detach()
     assert weight.norm() < 0.9 * free[0].toy.packed.norm()
     torch.testing.assert_close(sliced[0].toy.packed.detach(), weight, atol=1e-5, rtol=0)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.sweep_file import SweepFile
-from tests.commands import ROOT
+from tests import commands
+from tests.commands import Command
 
-TINY = {"model.name": "test_vit", "model.pretrained": False, "model.drop_path_rate": 0.1, "train.epochs": 2}
+TINY = {"model.name": "test_vit", "model.pretrained": False, "model.drop_path_rate": 0.1, "model.img_size": 32}
+TINY |= {"train.epochs": 2, "train.mixed_precision": "no"}
 
 
 def sweep_file(**changes) -> SweepFile:
@@ -27,12 +26,9 @@ def write_file(path: Path, **changes) -> Path:
     return path
 
 
-def start(file: Path, folder: Path, *more: str) -> subprocess.Popen:
+def start(file: Path, folder: Path, *more: str) -> Command:
     """`capaboost sweep` as a process of its own, on the CPU."""
-    command = [sys.executable, "-m", "capaboost", "sweep", str(file), "--output-dir", str(folder), *more]
-    here = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=here, **pipes)
+    return commands.start("-m", "capaboost", "sweep", str(file), "--output-dir", str(folder), *more)
 
 
 def put_result(folder: SweepFolder, name: str, value: float | None) -> None:

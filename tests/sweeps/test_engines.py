@@ -1,11 +1,11 @@
 """Every engine ends with the same results, bit by bit, whatever is killed on the way."""
 
+import contextlib
 import json
 import os
 import random
 import shlex
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from capaboost.commands import sweep as command
+from capaboost.sweeps.folder import CLAIMS
 from tests import commands
-from tests.commands import finish
+from tests.commands import Command, finish
 from tests.sweeps.case import outcome, start, sweep_file, write_file
 
 SHORT = dict(methods=["linear", "lora"], seeds=[1], set={**sweep_file().set, "train.epochs": 2})
@@ -39,7 +40,7 @@ def whole(tmp_path_factory, file) -> Path:
     return folder
 
 
-def ended(process: subprocess.Popen) -> str:
+def ended(process: Command) -> str:
     return finish(process, 3000)  # of 24 runs
 
 
@@ -52,17 +53,13 @@ def same(folder: Path, whole: Path, is_hard: bool) -> None:
     assert not list(folder.rglob("failed.json"))
 
 
-def kill_all(folder: Path, process: subprocess.Popen) -> None:
-    """SIGKILL to the sweep, and to every worker that works in its folder."""
+def kill_all(folder: Path, process: Command) -> None:
+    """SIGKILL to the sweep, and to every worker that trains; the others see that it is gone."""
     process.kill()
     process.wait()
-    for worker in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (worker / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"capaboost.sweeps.worker" in words and str(folder).encode() in words:
-            os.kill(int(worker.name), signal.SIGKILL)
+    for path in (folder / CLAIMS).rglob("*"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            os.kill(json.loads(path.read_text())["pid"], signal.SIGKILL)
 
 
 def test_killed_at_random_moments_it_goes_on_to_the_same_results(file, whole, tmp_path, is_hard):
@@ -99,6 +96,7 @@ def test_two_sweeps_on_one_folder_share_the_runs(file, whole, tmp_path, is_hard)
         assert log.read_text().count("$ capaboost") == 1, log
 
 
+@pytest.mark.long
 def test_ray_goes_on_when_a_node_dies(file, whole, tmp_path, is_hard):
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
@@ -120,6 +118,7 @@ def test_ray_goes_on_when_a_node_dies(file, whole, tmp_path, is_hard):
     same(tmp_path, whole, is_hard)
 
 
+@pytest.mark.long
 def test_slurm_jobs_by_submitits_local_executor(file, whole, tmp_path, is_hard):
     pytest.importorskip("submitit", reason="submitit is not installed")
     engine = ["--engine", "slurm", "--slurm", "cluster=local", "--slurm", "timeout_min=10"]

@@ -1,0 +1,15 @@
+"""What the commands of the suite need, imported once in the process that they are forked from."""
+
+import gc
+import importlib
+
+MODULES = """
+sklearn.datasets torch.distributed.fsdp torch.utils.tensorboard transformers.models.roberta.modeling_roberta
+capaboost.commands.noah capaboost.sweeps.driver capaboost.sweeps.engines.local capaboost_core.console
+capaboost_core.training.train capaboost_text.glue.experiment capaboost_text.squad.experiment
+capaboost_vision.experiment tests.commands
+"""
+
+for name in MODULES.split():
+    importlib.import_module(name)
+gc.freeze()  # no collection in a fork touches, and so copies, what is here
