@@ -29,13 +29,25 @@ def work_all(folder: SweepFolder, shard: tuple[int, int]) -> None:
     """
     share()
     sweep = multiprocessing.parent_process()
-    while sweep.is_alive():
+    while sweep is None or sweep.is_alive():
         runs = plan_of(folder.sweep(), folder, shard).runs
         if any(work(folder, run) for run in runs):
             continue  # the plan may be another now
         if not any(folder.is_open(run) for run in runs):
             return
         time.sleep(POLL_SECONDS)
+
+
+def exit_code(path: Path, shard: tuple[int, int]) -> int:
+    """Work, and what the process ends with."""
+    try:
+        work_all(SweepFolder(path), shard)
+    except (Stopped, KeyboardInterrupt) as stop:
+        return 128 + getattr(stop, "number", 2)
+    except UserError as error:  # in the sweep's folder; what is wrong in a run is recorded there
+        tell(f"error: {error}")
+        return 2
+    return 0
 
 
 def main(path: Path, shard: tuple[int, int], environment: dict[str, str]) -> None:
@@ -45,10 +57,4 @@ def main(path: Path, shard: tuple[int, int], environment: dict[str, str]) -> Non
     import torch
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    try:
-        work_all(SweepFolder(path), shard)
-    except (Stopped, KeyboardInterrupt) as stop:
-        sys.exit(128 + getattr(stop, "number", 2))
-    except UserError as error:  # in the sweep's folder; what is wrong in a run is recorded there
-        tell(f"error: {error}")
-        sys.exit(2)
+    sys.exit(exit_code(path, shard))

@@ -12,8 +12,8 @@ from capaboost.sweeps.sweep_file import SweepFile
 from tests import commands
 from tests.commands import Command
 
-TINY = {"model.name": "test_vit", "model.pretrained": False, "model.drop_path_rate": 0.1, "model.img_size": 32}
-TINY |= {"train.epochs": 2, "train.mixed_precision": "no"}
+TINY = {"model.name": "test_vit", "model.pretrained": False, "model.drop_path_rate": 0.1, "train.epochs": 2}
+FAST = TINY | {"model.img_size": 32, "train.mixed_precision": "no"}
 
 
 def sweep_file(**changes) -> SweepFile:

@@ -8,7 +8,7 @@ import pytest
 from capaboost.commands import sweep as command
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
-from capaboost.sweeps.worker import main as worker
+from capaboost.sweeps.worker import exit_code
 from capaboost_core import UserError
 from tests.sweeps.case import put_result, sweep_file, write_file
 
@@ -67,6 +67,6 @@ def test_what_is_no_number_is_never_best(tmp_path, worst, first):
 def test_a_worker_whose_list_of_runs_is_gone_or_edited_says_so(tmp_path, capsys, text):
     if text is not None:
         (tmp_path / "sweep.json").write_text(text)
-    assert worker([str(tmp_path), "1", "1"]) == 2
+    assert exit_code(tmp_path, (1, 1)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")

@@ -16,11 +16,11 @@ from capaboost.commands import sweep as command
 from capaboost.sweeps.folder import CLAIMS
 from tests import commands
 from tests.commands import Command, finish
-from tests.sweeps.case import outcome, start, sweep_file, write_file
+from tests.sweeps.case import FAST, outcome, start, write_file
 
-SHORT = dict(methods=["linear", "lora"], seeds=[1], set={**sweep_file().set, "train.epochs": 2})
+SHORT = dict(methods=["linear", "lora"], seeds=[1], set={**FAST, "train.epochs": 2})
 LONG = dict(
-    methods=["linear", "lora", "capaboost-lora"], seeds=[1, 2, 3, 4], set={**sweep_file().set, "train.epochs": 3},
+    methods=["linear", "lora", "capaboost-lora"], seeds=[1, 2, 3, 4], set={**FAST, "train.epochs": 3},
     tune={"grid": {"train.lr": [1e-3, 5e-3, 2e-2, 8e-2]}, "widen": 0},
 )  # fmt: skip
 KILLS = {True: 5, False: 2}
@@ -141,7 +141,7 @@ def test_a_run_of_a_sweep_is_the_run_of_its_command(whole, tmp_path):
 def test_a_failed_run_is_recorded_and_does_not_stop_the_rest(tmp_path, capsys):
     """A folder of images that is not there, before digits."""
     tasks = {"lost": {"data.source": "folder", "data.dir": str(tmp_path)}, "digits": {}}
-    values = {**sweep_file().set, "train.epochs": 1}
+    values = {**FAST, "train.epochs": 1}
     file = write_file(tmp_path / "sweep.yaml", tasks=tasks, methods=["linear"], seeds=[1], set=values)
     folder = tmp_path / "out"
     process = start(file, folder, "--threads", "1")
