@@ -62,6 +62,7 @@ def autocast(dtype: torch.dtype) -> Iterator[None]:
         torch.set_autocast_dtype("cuda", before[1])
 
 
+@torch.no_grad()
 def backward(loss: Tensor) -> None:
     """`loss.backward()` node by node, with the operators that the engine of autograd would run.
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from capaboost_core.errors import UserError
 from capaboost_core.methods.lowered import lowered
+from capaboost_core.sharing.spread import transformed
 
 
 def incremented_linear(
@@ -27,7 +28,7 @@ def incremented_linear(
     Per call there is one large product, one with all A stacked, and one small product for each slice that
     adds to the output in place; the gradient of x is one sum, made in place as well. For the backward pass
     autograd holds x (or what is given for it as `dropped`), the hidden x A^T, the factors, and the weight
-    itself, in its own precision: no copy. It has first derivatives only.
+    itself, in its own precision: no copy. A backward pass that is differentiated itself computes the hidden anew.
 
     Args:
         x: (..., in).
@@ -38,10 +39,23 @@ def incremented_linear(
         b: (rank, sum of widths), B^T of each slice beside that of the one before.
         scaling: The factor of the increments.
         dropped: What the increments see in place of x, if that is not x.
+
+    Raises:
+        UserError: In a backward pass that is to be differentiated, if autocast has lowered x for the forward pass.
     """
     dtype = precision(x)
-    dropped = dropped if dropped is None else dropped.to(dtype)
-    return _IncrementedLinear.apply(x, dropped, weight, bias, slices, a.to(dtype), b.to(dtype), scaling)
+    a, b, dropped = a.to(dtype), b.to(dtype), dropped if dropped is None else dropped.to(dtype)
+    if transformed():
+        return _plain(x.to(dtype), dropped, weight, bias, slices, a, b, scaling)
+    return _IncrementedLinear.apply(x, dropped, weight, bias, slices, a, b, scaling)
+
+
+def _plain(x, dropped, weight, bias, slices, a, b, scaling) -> Tensor:
+    """The same in operators that torch.func and forward-mode differentiation know."""
+    out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    seen = x if dropped is None else dropped
+    hidden = (seen @ a.T).reshape(-1, len(a))
+    return out + scaling * increments(hidden, b, slices, out.shape[-1]).view(out.shape)
 
 
 def precision(x: Tensor) -> torch.dtype:
@@ -55,10 +69,9 @@ def precision(x: Tensor) -> torch.dtype:
 class _IncrementedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dropped, weight, bias, slices, a, b, scaling):
-        ctx.dtype = x.dtype
+        ctx.dtype, given = x.dtype, x
         x = lowered(x, a.dtype)
-        rows = x.reshape(-1, x.shape[-1])
-        seen = rows if dropped is None else dropped.reshape(rows.shape)
+        seen = _rows(x if dropped is None else dropped)
         hidden = seen @ a.T  # before the large product, while what was just computed is in the cache
         out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -67,34 +80,61 @@ class _IncrementedLinear(torch.autograd.Function):
             out_rows = out.view(-1, out.shape[-1])
             for columns, at_hidden, at_b in _places(slices, len(b)):
                 out_rows[:, columns].addmm_(hidden[:, at_hidden], b[:, at_b], alpha=scaling)
-        ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, seen, weight, hidden, a, b)
-        ctx.slices, ctx.scaling, ctx.shape, ctx.undropped = slices, scaling, x.shape, dropped is None
+        needs_x = dropped is None or ctx.needs_input_grad[2]
+        ctx.save_for_backward(x if needs_x else None, dropped, weight, hidden, a, b)
+        ctx.slices, ctx.scaling, ctx.shape, ctx.lowered = slices, scaling, x.shape, needs_x and x is not given
         return out  # and not a view made here, which a model could not change in place
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        rows, seen, weight, hidden, a, b = ctx.saved_tensors
+        x, dropped, weight, hidden, a, b = ctx.saved_tensors
         needs_x, needs_dropped, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        seen = _rows(x if dropped is None else dropped)
         grad = grad.reshape(-1, weight.shape[0])
-        places = list(_places(ctx.slices, len(b)))
-        grad_hidden, grad_b = torch.empty_like(hidden), torch.empty_like(b)
-        for columns, at_hidden, at_b in places:
-            grad_hidden[:, at_hidden].addmm_(grad[:, columns], b[:, at_b].T, beta=0, alpha=ctx.scaling)
-        for columns, at_hidden, at_b in places:
-            grad_b[:, at_b].addmm_(hidden[:, at_hidden].T, grad[:, columns], beta=0, alpha=ctx.scaling)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grad_hidden, grad_b = _differentiable(ctx, grad, seen, a, b)
+        else:
+            grad_hidden, grad_b = _in_place(ctx, grad, hidden, b)
         grad_a = grad_hidden.T @ seen  # as in forward: the small products come before the large one
         grad_x = grad_dropped = None
-        if needs_x and ctx.undropped:
+        if needs_x and dropped is None:
             grad_x = (grad_hidden @ a).to(grad.dtype)  # a backward pass within autocast has lowered it
             grad_x = grad_x.addmm_(grad, weight.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
         elif needs_x:
             grad_x = (grad @ weight.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
         if needs_dropped:
             grad_dropped = (grad_hidden @ a).view(ctx.shape)
-        grad_weight = grad.T @ rows if needs_weight else None
+        grad_weight = grad.T @ _rows(x) if needs_weight else None
         grad_bias = grad.sum(0) if needs_bias else None
         return grad_x, grad_dropped, grad_weight, grad_bias, None, grad_a, grad_b, None
+
+
+def _in_place(ctx, grad: Tensor, hidden: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the hidden values and of B^T, written to their places."""
+    places = list(_places(ctx.slices, len(b)))
+    grad_hidden, grad_b = torch.empty_like(hidden), torch.empty_like(b)
+    for columns, at_hidden, at_b in places:
+        grad_hidden[:, at_hidden].addmm_(grad[:, columns], b[:, at_b].T, beta=0, alpha=ctx.scaling)
+    for columns, at_hidden, at_b in places:
+        grad_b[:, at_b].addmm_(hidden[:, at_hidden].T, grad[:, columns], beta=0, alpha=ctx.scaling)
+    return grad_hidden, grad_b
+
+
+def _differentiable(ctx, grad: Tensor, seen: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as functions of what the layer was given, for derivatives of the gradients."""
+    if ctx.lowered:
+        raise UserError(
+            "a lowered copy of an adapted layer's input has no second derivatives; leave autocast out of the passes "
+            "whose gradients are differentiated (create_graph=True)"
+        )
+    hidden, places = seen @ a.T, list(_places(ctx.slices, len(b)))
+    grad_hidden = [grad[:, columns] @ b[:, at_b].T for columns, _, at_b in places]
+    grad_b = [hidden[:, at_hidden].T @ grad[:, columns] for columns, at_hidden, _ in places]
+    return ctx.scaling * torch.cat(grad_hidden, 1), ctx.scaling * torch.cat(grad_b, 1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def increments(hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]], columns: int) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def spread(bits: Sequence[Tensor], packed: Sequence[Tensor], flags: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -17,7 +19,24 @@ def spread(bits: Sequence[Tensor], packed: Sequence[Tensor], flags: Tensor, dtyp
         flags: Which bit is whose, (d, 1, 1).
         dtype: Of the copies. Gradients are summed over the copies in the precision of `packed`.
     """
+    if transformed():
+        return tuple(_plain(b, p, flags, dtype) for b, p in zip(bits, packed, strict=True))
     return _Spread.apply(flags, dtype, *bits, *packed)
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which take operators alone."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _plain(bits: Tensor, packed: Tensor, flags: Tensor, dtype: torch.dtype) -> Tensor:
+    """One weight's copies: each entry is read from its place among those kept, or is the zero behind them."""
+    kept = bits.flatten().bool()
+    place = torch.where(kept, kept.cumsum(0) - 1, packed.numel())
+    dense = F.pad(packed.to(dtype).flatten(), (0, 1))[place].view(bits.shape)
+    return dense.unsqueeze(-3) * _masks(bits, flags)
 
 
 class _Spread(torch.autograd.Function):
@@ -41,7 +60,9 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         stacked = _stack(ctx.bits)
-        some = next(grad for grad in grads if grad is not None)
+        some = next((grad for grad in grads if grad is not None), None)
+        if some is None:
+            return (None,) * (2 + 2 * len(ctx.bits))
         shape = (-1, *some.shape[-3:])
         parts = [
             some.new_zeros(_blocks(b), *shape[1:]) if grad is None else grad.reshape(shape)

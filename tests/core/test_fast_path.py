@@ -1,13 +1,15 @@
 """The fused step equals the written-out loop over d masked modules: outputs and gradients of a layer."""
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves, tree_map
 
-from capaboost_core import CapaBoostConfig
+from capaboost_core import CapaBoostConfig, UserError
 from capaboost_core.sharing.masks import mask_bits
 from tests.core.fast_path_case import ALPHA, DOUBLE, DROPOUT, IN, OUT, Q_AND_V, RANK, WHOLE, assert_near, capa_linear
 
@@ -24,24 +26,49 @@ class Loop:
         for name, parameter in layer.named_parameters():
             if name in ("weight", "bias"):
                 self.leaves[name] = parameter.detach().double().requires_grad_()
-        slices = list(enumerate(layer.slices))
-        of_a = torch.stack([self.bits(config, f"A.{i}", (RANK, IN)) for i, _ in slices])
-        of_b = torch.cat([self.bits(config, f"B.{i}", (stop - start, RANK)).T for i, (start, stop) in slices], 1)
-        a, b = self.masked(config, "lora_A.packed", of_a), self.masked(config, "lora_B.packed", of_b)
-        end = 0
-        for i, (start, stop) in slices:
+        self.config, self.slices = config, list(enumerate(layer.slices))
+        of_a = torch.stack([self.bits(f"A.{i}", (RANK, IN)) for i, _ in self.slices])
+        of_b = torch.cat([self.bits(f"B.{i}", (stop - start, RANK)).T for i, (start, stop) in self.slices], 1)
+        self.of = {"lora_A.packed": of_a, "lora_B.packed": of_b}
+        for name, bits in self.of.items():
+            self.kept[name] = bits != 0
+            entries = layer.get_parameter(name).detach().double()
+            self.leaves[name] = self.placed(name, entries).requires_grad_()
+        self.modules = self.modules_of(*(self.leaves[name] for name in self.of))
+
+    def modules_of(self, dense_a, dense_b):
+        """A and B of each slice and copy, with the columns of the output that they add to."""
+        a, b = self.masked("lora_A.packed", dense_a), self.masked("lora_B.packed", dense_b)
+        modules, end = [], 0
+        for i, (start, stop) in self.slices:
             begin, end = end, end + stop - start
-            self.modules += [(start, stop, a[copy][i], b[copy][:, begin:end].T) for copy in range(config.num_tied)]
+            copies = range(self.config.num_tied)
+            modules += [(start, stop, a[copy][i], b[copy][:, begin:end].T) for copy in copies]
+        return modules
 
-    def bits(self, config, name, shape):
-        return torch.from_numpy(mask_bits(config, "p", name, shape))
+    def placed(self, name, entries):
+        """A dense weight with the packed entries (n, 1) at their places."""
+        values, kept = iter(entries.flatten().unbind()), self.kept[name].flatten().tolist()
+        return torch.stack([next(values) if entry else entries.new_zeros(()) for entry in kept]).view(
+            self.of[name].shape
+        )
 
-    def masked(self, config, name, bits):
-        """A dense leaf that holds the packed values, times each mask."""
-        dense = torch.zeros(bits.shape, dtype=DOUBLE)
-        dense[bits != 0] = self.layer.get_parameter(name).detach().double().squeeze(1)
-        self.kept[name], self.leaves[name] = bits != 0, dense.requires_grad_()
-        return [dense * ((bits >> copy & 1) != 0) for copy in range(config.num_tied)]
+    def of_increments(self):
+        return [self.leaves[name] for name in self.kept]
+
+    def with_entries(self, of, x):
+        """The same with other entries of the increments."""
+        dense = {name: self.placed(name, of[name]) for name in self.kept}
+        twin = copy.copy(self)
+        twin.modules = self.modules_of(*dense.values())
+        return twin(x)
+
+    def bits(self, name, shape):
+        return torch.from_numpy(mask_bits(self.config, "p", name, shape))
+
+    def masked(self, name, dense):
+        """A dense weight times each mask."""
+        return [dense * ((self.of[name] >> copy & 1) != 0) for copy in range(self.config.num_tied)]
 
     def __call__(self, x, seen=None):
         seen = x if seen is None else seen
@@ -209,12 +236,78 @@ def test_input_changed_in_place_before_the_backward_pass_is_an_error():
         out.sum().backward()
 
 
-def test_second_derivatives_are_an_error():
-    layer, x = capa_linear(), torch.randn(5, IN, dtype=DOUBLE, requires_grad=True)
-    for leaf in (x, *layer.own_parameters().values()):
-        (gradient,) = torch.autograd.grad(layer(x).square().sum(), leaf, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            gradient.sum().backward()
+@pytest.mark.parametrize("slices", [WHOLE, Q_AND_V], ids=["whole", "q-and-v"])
+@pytest.mark.parametrize(
+    ("bias", "trained_base", "dropout"), [(True, False, 0.0), (False, True, 0.0), (True, True, 0.3)]
+)
+def test_second_derivatives_are_those_of_differences(bias, trained_base, dropout, slices):
+    layer = capa_linear(slices, bias, trained_base=trained_base, dropout=dropout)
+    x = torch.randn(3, IN, dtype=DOUBLE, requires_grad=True)
+    names, leaves = zip(*((name, p) for name, p in layer.named_parameters() if p.requires_grad), strict=True)
+
+    def run(x, *values):
+        torch.manual_seed(1)  # of the dropout
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
+
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    assert torch.autograd.gradgradcheck(run, (x, *leaves))
+
+
+@pytest.mark.parametrize(("num_tied", "density"), [(1, 1.0), (2, 0.5)])
+def test_a_gradient_penalty_trains_as_in_the_loop(num_tied, density):
+    settings = {"num_tied": num_tied, "density": density}
+    layer, x = capa_linear(**settings), torch.randn(2, IN, dtype=DOUBLE, requires_grad=True)
+    loop, hessians = Loop(layer, **settings), []
+    for call in (layer, loop):
+        hessians.append(torch.autograd.functional.hessian(lambda x, call=call: call(x).pow(3).sum(), x))
+        (gradient,) = torch.autograd.grad(call(x).pow(3).sum(), x, create_graph=True)
+        gradient.norm().backward(inputs=[*layer.own_parameters().values()] if call is layer else loop.of_increments())
+    assert_near(*hessians, 1e-10)
+    for name, parameter in layer.own_parameters().items():
+        assert_near(parameter.grad, loop.gradient(name), 1e-10)
+
+
+def by_name(layer):
+    return {name: parameter.detach() for name, parameter in layer.own_parameters().items()}
+
+
+TRANSFORMS = {
+    "grad": lambda f, of, x, t: torch.func.grad(lambda of: f(of, x).pow(3).sum())(of),
+    "a gradient of each row": lambda f, of, x, t: torch.func.vmap(
+        torch.func.grad(lambda of, x: f(of, x).pow(3).sum()), (None, 0)
+    )(of, x),
+    "vmap over models": lambda f, of, x, t: torch.func.vmap(f, (dict.fromkeys(of, 0), None))(
+        {name: torch.stack([p, 2 * p]) for name, p in of.items()}, x
+    ),
+    "jvp": lambda f, of, x, t: torch.func.jvp(lambda x: f(of, x), (x,), (t,)),
+    "forward over reverse": lambda f, of, x, t: torch.func.hessian(lambda x: f(of, x).pow(3).sum())(x),
+    "jacrev": lambda f, of, x, t: torch.func.jacrev(lambda of: f(of, x))(of),
+}
+
+
+@pytest.mark.parametrize(("num_tied", "density"), [(1, 1.0), (2, 0.5)])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_of_torch_func(transform, num_tied, density):
+    settings = {"num_tied": num_tied, "density": density}
+    layer = capa_linear(**settings)
+    loop, of = Loop(layer, **settings), by_name(layer)
+    x, tangent = torch.randn(2, 4, IN, dtype=DOUBLE).unbind()
+    ours = transform(lambda of, x: torch.func.functional_call(layer, of, (x,)), of, x, tangent)
+    theirs = transform(lambda of, x: loop.with_entries(of, x), of, x, tangent)
+    assert tree_map(torch.is_tensor, ours) == tree_map(torch.is_tensor, theirs)
+    for one, other in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+        assert other.abs().sum() > 0
+        assert_near(one, other, 1e-10)
+
+
+def test_what_autocast_lowered_is_not_differentiated_twice():
+    layer, x = capa_linear(dtype=torch.float32), torch.randn(2, IN, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    with pytest.raises(UserError, match="leave autocast out"):
+        torch.autograd.grad(out.float().square().sum(), x, create_graph=True)
+    out.sum().backward(retain_graph=True)
+    assert x.grad is not None
 
 
 def test_masked_copies_alone_can_be_differentiated_twice():
