@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from capaboost_core.errors import UserError, shown
+from capaboost_core.files import check_target
 
 
 def check_outputs(flag: str, *paths: Path | None) -> None:
@@ -20,9 +21,8 @@ def check_outputs(flag: str, *paths: Path | None) -> None:
         if path is None:
             continue
         try:
-            if os.path.isdir(path):
-                raise IsADirectoryError(0, "it is a folder")
-            _try_name(path.with_name(f"{path.name}.partial"))
+            check_target(path)
+            _try_name(path)
             _try_folder(path.parent)
         except (OSError, ValueError) as error:  # the second for a name with a NUL, or none
             reason = getattr(error, "strerror", None) or error

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 import capaboost_vision.backbone  # noqa: F401  registers the embedded backbone
 from capaboost_core import UserError, load_adapter
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
-from capaboost_core.adapter_files.disk import Adapter, read_adapter
+from capaboost_core.adapter_files.disk import read_record, read_shapes
 from capaboost_core.plan import in_prefix
 from capaboost_text.encoders import HEADS
 
@@ -27,20 +27,14 @@ def load_saved(folder: Path) -> nn.Module:
     Raises:
         UserError: If the folder holds no sound adapter, or its base cannot be built here.
     """
-    adapter = read_adapter(folder)
-    name, head = adapter.record.base_model, _head(adapter)
+    record, shapes = read_record(folder), read_shapes(folder)
+    name = record.base_model
+    head = {key: shape for key, shape in shapes.items() if any(in_prefix(key, prefix) for prefix in record.plan.head)}
     labels = min((shape[0] for shape in head.values() if len(shape) == 2), default=0)
     base = _timm_model(name, labels) if timm.is_model(name) else _encoder(name, head, labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DifferentBaseWarning)  # the weights are random on purpose
         return load_adapter(base, folder)
-
-
-def _head(adapter: Adapter) -> Shapes:
-    """Names and shapes of the saved head."""
-    prefixes = adapter.record.plan.head
-    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
-    return {name: shape for name, shape in shapes.items() if any(in_prefix(name, prefix) for prefix in prefixes)}
 
 
 def _timm_model(name: str, labels: int) -> nn.Module:

@@ -1,13 +1,17 @@
-"""Atomic writing of files, alone or several together."""
+"""The one way to write a file, the one way to read one, and the lock of a folder."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import secrets
+import stat
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from capaboost_core.errors import UserError
 
@@ -16,10 +20,16 @@ ADVICE = {
     "read": "choose a path that you may read",
     "write": "choose a folder that you may write to, with enough space",
 }
+PARTIALS = ".capaboost-*.partial"  # files that are being written, or that a killed process has left
+PATIENCE = 60.0  # seconds for another process to rename its files
+TEXT_BYTES = 64 * 2**20  # of a JSON file that a run writes: a thousand times a usual one
 
 
 def write_atomically(path: Path, write: Write) -> None:
     """Let `write` fill a temporary file in the folder of `path`, sync it, and rename it to `path`.
+
+    The temporary file is new and has a name of its own, so that neither another writer nor a link that lies there
+    can take its place. A link at `path` itself is replaced, and what it points to stays as it is.
 
     Raises:
         UserError: If that fails; the old file is then unchanged, and no temporary file is left.
@@ -30,35 +40,132 @@ def write_atomically(path: Path, write: Write) -> None:
 def write_together(files: dict[Path, Write]) -> None:
     """Write several files of one folder: all are synced to the disk before the first is renamed.
 
-    They are renamed in the order given. After a kill between two renames the later files are still complete, under
-    the name that `partial_of` gives.
+    They are renamed in the order given, by one process at a time. After a kill between two renames the later files
+    are still complete among `partials_in` the folder; the next writer removes what killed ones left.
 
     Raises:
         UserError: If a file cannot be written; the old files are then unchanged, and no temporary file is left.
     """
-    folder = next(iter(files)).parent
-    placed = False
-    with explained("write", folder):
+    folder, partials, placed = next(iter(files)).parent, {}, False
+    with explained("write", folder), ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             for path, write in files.items():
-                if path.is_dir():
-                    raise IsADirectoryError(errno.EISDIR, f"{path.name} is a folder")
-                _fill(partial_of(path), write)
-            for path in files:
-                os.replace(partial_of(path), path)
-                placed = True
+                check_target(path)
+                file, partials[path] = _new_file(folder)
+                _fill(stack.enter_context(file), write)
+            with locked(folder, PATIENCE) if len(files) > 1 else nullcontext():
+                for path, partial in partials.items():
+                    os.replace(partial, path)
+                    placed = True
         except BaseException:
-            for path in () if placed else files:
-                with suppress(OSError):
-                    partial_of(path).unlink(missing_ok=True)
+            for partial in () if placed else partials.values():
+                partial.unlink(missing_ok=True)
             raise
         _sync_folder(folder)
+        _remove_abandoned(folder)  # not before: among them may be what a pair lacks that a killed process renamed
 
 
-def partial_of(path: Path) -> Path:
-    """The temporary name of a file until it is complete."""
-    return path.with_name(f"{path.name}.partial")
+def partials_in(folder: Path) -> list[Path]:
+    """Files that are being written in a folder, or that a killed process has left there."""
+    return sorted(folder.glob(PARTIALS))
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: The file, or a link to one.
+        most: Bytes that it can have at most.
+
+    Raises:
+        UserError: If it is no regular file (a pipe has no end, and a device none either), or is larger.
+        OSError: If the system refuses it.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""
+    if max(size, len(data)) > most:
+        raise UserError(f"{path} has {size:,} bytes, where {most:,} are the most possible; it is damaged")
+    return data
+
+
+def read_text(path: Path, most: int = TEXT_BYTES) -> str:
+    """As `read_bytes`, for UTF-8.
+
+    Raises:
+        UnicodeDecodeError: If it is no UTF-8.
+    """
+    return read_bytes(path, most).decode()
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file, or a link to one, open for reading; a pipe without a writer is not waited for.
+
+    Raises:
+        UserError: If it is a pipe, a socket or a device.
+        OSError: If the system refuses it.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{path} is no regular file; put a copy of the file itself there")
+    return file
+
+
+def check_target(path: Path) -> None:
+    """Refuse to replace what is no regular file: a folder, or a device such as /dev/stdout.
+
+    Raises:
+        OSError: If so.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
+@contextmanager
+def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a folder: nothing lies in the folder for it, which could be deleted or left behind.
+
+    It ends with the process. File systems that cannot lock a folder, as NFS, do not protect it.
+
+    Args:
+        folder: An existing folder.
+        patience: How many seconds to wait for another holder.
+
+    Raises:
+        BlockingIOError: If another process or thread holds it for longer.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + patience
+    try:
+        while not lock_now(descriptor):
+            if time.monotonic() >= deadline:
+                raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing there; wait until it ends")
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock_now(file: int) -> bool:
+    """Whether no other process or thread has the lock of an open file; this one has it then, until it closes it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no such locks
+        return True
+    return True
+
+
+def is_current(file: int, path: Path) -> bool:
+    """Whether an open file is the one that lies at a path."""
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(file), os.lstat(path))
+    return False
 
 
 @contextmanager
@@ -82,11 +189,27 @@ def explained(verb: str, path: Path) -> Iterator[None]:
         raise UserError(f"cannot {verb} {path}: {reason}; {ADVICE[verb]}") from error
 
 
-def _fill(path: Path, write: Write) -> None:
-    with open(path, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+def _fill(file: BinaryIO, write: Write) -> None:
+    write(file)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
+    """A file that did not exist, locked while it is open, by which others know that its writer lives."""
+    while True:
+        path = folder / PARTIALS.replace("*", secrets.token_hex(8))
+        file = open(path, "xb")  # noqa: SIM115 (never follows a link)
+        if lock_now(file.fileno()) and is_current(file.fileno(), path):  # else another took it for abandoned
+            return file, path
+        file.close()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in partials_in(folder):
+        with suppress(OSError, UserError), open_regular(path) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer would hold it
+            path.unlink()
 
 
 def _sync_folder(path: Path) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from capaboost_core.adapter_files.record import FORMAT, Record
+from capaboost_core.adapter_files.record import Record
 from capaboost_core.errors import UserError
-from capaboost_core.files import explained, partial_of, write_together
+from capaboost_core.files import explained, open_regular, partials_in, read_bytes, read_text, write_together
 from capaboost_core.wrappers import clean
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
@@ -34,16 +36,36 @@ class Adapter:
     tensors: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How much an adapter's files can hold; what is larger is not read.
+
+    Attributes:
+        text: Bytes of the record, and of the weights' header.
+        weights: Bytes of the weights.
+    """
+
+    text: int
+    weights: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Limits:
+        """4 kB of names for each module; six float32 values for each of the model's."""
+        modules, entries = sum(1 for _ in model.modules()), sum(p.numel() for p in model.parameters())
+        return cls(2**20 + 4096 * modules, 2**26 + 24 * entries)
+
+
 def write_adapter(folder: Path, record: Record, tensors: dict[str, Tensor]) -> None:
     """Write both files; after a kill at any moment the folder holds the old adapter or the new one.
 
     Both are complete on the disk before the weights are renamed, then the record. Killed between the two, the new
-    record is still next to the new weights, in a separate file, where `read_adapter` finds it.
+    record is still next to the new weights, in a temporary file, where `read_adapter` finds it.
 
     Raises:
         UserError: If that cannot be; the old files are then as they were.
     """
-    weights = _serialised(tensors, {"format": FORMAT, "mask_checksum": record.mask_checksum})
+    # A single entry of metadata: the library writes several in an order that changes.
+    weights = save(tensors, {"mask_checksum": record.mask_checksum})
     text = replace(record, weights_sha256=hashlib.sha256(weights).hexdigest()).to_json()
     Record.from_json(text)  # what cannot be read is not written
     write_together(
@@ -51,33 +73,103 @@ def write_adapter(folder: Path, record: Record, tensors: dict[str, Tensor]) -> N
     )
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Read and check both files.
+def read_adapter(folder: Path, limits: Limits) -> Adapter:
+    """Read and check both files; what another process replaces meanwhile is read again.
 
     Raises:
-        UserError: If a file is missing, unreadable, damaged or foreign, or they are not of one adapter.
+        UserError: If a file is missing, unreadable, damaged, foreign or too large, or they are not of one adapter.
+    """
+    while True:
+        before = _versions(folder)
+        try:
+            return _read(folder, limits)
+        except UserError:
+            if _versions(folder) == before:
+                raise
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the stored tensors by name, from the header alone.
+
+    Raises:
+        UserError: If there are no weights.
     """
     path = folder / WEIGHTS
-    with explained("read", path):
-        try:
-            data = path.read_bytes()
-            tensors = load(data)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(f"{path} is missing; give a folder that save_adapter wrote") from error
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} is truncated or no safetensors file; copy or save the adapter again") from error
-    record = _interrupted(folder, data) or _read_record(folder / CONFIG)
-    _check_pair(folder, record, data)
+    with _weights_explained(path):
+        open_regular(path).close()
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            return {clean(name): tuple(file.get_slice(name).get_shape()) for name in names}
+
+
+def read_record(folder: Path, limits: Limits | None = None) -> Record:
+    """The record as it lies in the folder.
+
+    Raises:
+        UserError: If it is missing, unreadable, damaged, foreign or too large.
+    """
+    return _read_record(folder / CONFIG, limits.text if limits else 2**26)
+
+
+def _read(folder: Path, limits: Limits) -> Adapter:
+    path = folder / WEIGHTS
+    with _weights_explained(path):
+        data = read_bytes(path, limits.weights)
+        if int.from_bytes(data[:8], "little") > limits.text:
+            raise SafetensorError("a header that the model's parameters could not fill")
+        tensors, stated = load(data), _metadata(data).get("mask_checksum")
+    record = _record_of(folder, hashlib.sha256(data).hexdigest(), limits)
+    if stated != record.mask_checksum:
+        raise UserError(f"{path} and {CONFIG} belong to different adapters; copy both files of one adapter")
     return Adapter(folder, record, {clean(name): tensor for name, tensor in tensors.items()})
 
 
-def _read_record(path: Path) -> Record:
+@contextmanager
+def _weights_explained(path: Path) -> Iterator[None]:
     with explained("read", path):
         try:
-            text = path.read_text(encoding="utf-8")
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"{path} is missing; give a folder that save_adapter wrote") from error
+        except UserError:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} is truncated or no safetensors file; copy or save the adapter again") from error
+
+
+def _record_of(folder: Path, digest: str, limits: Limits) -> Record:
+    """The record that belongs to the weights: the one in the folder, or that of a save killed between the two renames.
+
+    A record that says it is that of these weights is never overruled by another.
+    """
+    record = failure = None
+    try:
+        record = read_record(folder, limits)
+    except UserError as error:
+        failure = error
+    if record and record.weights_sha256 == digest:
+        return record
+    for path in (*partials_in(folder), folder / f"{CONFIG}.partial"):  # the last as version 0.1.0 named it
+        with suppress(UserError):  # weights, or killed while it was written
+            if (other := _read_record(path, limits.text)).weights_sha256 == digest:
+                return other
+    if failure:
+        raise failure
+    if record.weights_sha256 is not None:
+        raise UserError(
+            f"{folder / WEIGHTS} is damaged, or {CONFIG} belongs to different adapters; copy both files of one "
+            "adapter (if you changed the weights on purpose, delete weights_sha256 and checksum from it)"
+        )
+    return record
+
+
+def _read_record(path: Path, most: int) -> Record:
+    with explained("read", path):
+        try:
+            text = read_text(path, most)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"{path.parent} holds no {CONFIG}; give a folder that save_adapter wrote") from error
-        except ValueError as error:
+        except UnicodeDecodeError as error:
             raise UserError(f"{path}: not JSON; it is damaged, save the adapter again") from error
     try:
         return Record.from_json(text)
@@ -85,40 +177,17 @@ def _read_record(path: Path) -> Record:
         raise UserError(f"{path}: {error}") from error
 
 
-def _interrupted(folder: Path, data: bytes) -> Record | None:
-    """The record of a save that was killed between the two renames."""
-    try:
-        record = _read_record(partial_of(folder / CONFIG))
-    except UserError:  # killed earlier: it is not whole
-        return None
-    return record if record.weights_sha256 == hashlib.sha256(data).hexdigest() else None
-
-
-def _check_pair(folder: Path, record: Record, data: bytes) -> None:
-    if _metadata(data).get("mask_checksum") != record.mask_checksum:
-        raise UserError(
-            f"{folder / WEIGHTS} and {CONFIG} belong to different adapters; copy both files of one adapter"
-        )
-    if record.weights_sha256 not in (None, hashlib.sha256(data).hexdigest()):
-        raise UserError(
-            f"{folder / WEIGHTS} is damaged, or {CONFIG} belongs to different adapters; copy both files of one "
-            "adapter (if you changed the weights on purpose, delete weights_sha256 and checksum from it)"
-        )
+def _versions(folder: Path) -> list[tuple[int, ...] | None]:
+    """What tells whether a file has been replaced."""
+    found = []
+    for name in (WEIGHTS, CONFIG):
+        try:
+            status = (folder / name).stat()
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        except OSError:
+            found.append(None)
+    return found
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    return _header(data).get("__metadata__", {})
-
-
-def _header(data: bytes) -> dict:
-    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-
-
-def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file; the library writes metadata in an order that changes, here it is that of the keys."""
-    data = save(tensors, metadata)
-    header = _header(data)
-    ordered = {"__metadata__": dict(sorted(metadata.items()))} | {k: header[k] for k in header if k != "__metadata__"}
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join((len(text).to_bytes(8, "little"), text, data[8 + int.from_bytes(data[:8], "little") :]))
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})

@@ -9,8 +9,14 @@ from torch import Tensor, nn
 
 from capaboost_core.account import parts, persistent_buffers
 from capaboost_core.adapted import Adapted
-from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, Adapter, read_adapter
-from capaboost_core.adapter_files.load_checks import check_adapted, check_base, check_record, check_weights
+from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, Adapter, Limits, read_adapter
+from capaboost_core.adapter_files.load_checks import (
+    check_adapted,
+    check_base,
+    check_intact,
+    check_masks,
+    check_weights,
+)
 from capaboost_core.adapter_files.rollback import undone_on_error
 from capaboost_core.adapter_files.save import check_finite
 from capaboost_core.errors import UserError
@@ -33,15 +39,17 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         UserError: If a file is missing, damaged or foreign, or belongs to another base model, configuration, head
             size or set of masks.
     """
-    adapter, bare = read_adapter(Path(folder)), unwrap(model)
+    bare = unwrap(model)
+    adapter = read_adapter(Path(folder), Limits.of(bare))
     record, adapted = adapter.record, hasattr(bare, "capaboost")
     injection = Injection(record.config, record.plan, record.base_model)
+    check_intact(adapter)
     if adapted:
         check_adapted(bare, adapter)
     else:
         check_base(model, adapter)
     layers = {layer.path: layer for layer in adapted_layers(bare)} if adapted else _build(bare, injection, adapter)
-    check_record(adapter, layers)
+    check_masks(adapter, layers)
     parameters, other = parts(bare, injection, list(layers.values()))
     other |= persistent_buffers(bare)
     extra = {name: other[name] for name in _extra(adapter, other)}
@@ -60,7 +68,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
 
 
 def _build(model: nn.Module, injection: Injection, adapter: Adapter) -> dict[str, Adapted]:
-    _check_size(injection, adapter)
+    _check_size(model, injection, adapter)
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     try:
         with torch.random.fork_rng(devices):  # the initial values are overwritten: leave the caller's streams alone
@@ -73,11 +81,21 @@ def _build(model: nn.Module, injection: Injection, adapter: Adapter) -> dict[str
         ) from error
 
 
-def _check_size(injection: Injection, adapter: Adapter) -> None:
-    """A wrong r must not fill the memory: the layers have a weight with r rows, of which a share is in the file."""
+def _check_size(model: nn.Module, injection: Injection, adapter: Adapter) -> None:
+    """A wrong r must fill neither the memory nor the time: the file holds a share of the weights that r rows make.
+
+    Of a sparse mask, or of a projection that is drawn, little is stored. Above twice the largest rank of the model's
+    matrices (or 512) a projection may have as many entries as the model (or 2^24), a mask a sixteenth (or 2^22).
+    """
     paths = tuple(f"{target.path}." for target in injection.plan.targets)
-    sizes = [tensor.numel() for name, tensor in adapter.tensors.items() if name.startswith(paths)]
-    if paths and injection.config.least_entries > max(sizes, default=0) + 1:
+    size, share = injection.config.size, injection.config.stored_share
+    matrices = [p for p in model.parameters() if p.dim() > 1 and p.numel()]
+    rank = max((min(len(p), p.numel() // len(p)) for p in matrices), default=0)
+    entries = sum(parameter.numel() for parameter in model.parameters())
+    most = max(entries, 2**24) if share == 1 else max(entries // 16, 2**22)
+    held = max((tensor.numel() for name, tensor in adapter.tensors.items() if name.startswith(paths)), default=0)
+    too_large = size > max(512, 2 * rank) and size * rank > most
+    if paths and share and (too_large or size * share > held + 1):
         raise UserError(f"{adapter.folder} is damaged: {WEIGHTS} holds less of {paths[0][:-1]} than its config says")
 
 

@@ -49,17 +49,20 @@ def check_base(model: nn.Module, adapter: Adapter) -> None:
         raise UserError(f"{adapter.folder / CONFIG}: {error}") from error
 
 
-def check_record(adapter: Adapter, layers: dict[str, Adapted]) -> None:
-    folder = adapter.folder
-    if mask_checksum(list(layers.values())) != adapter.record.mask_checksum:
-        raise UserError(
-            f"{folder}: the masks or projections made from its seed differ from those it was trained with; it is "
-            "damaged, or needs the versions of torch and peft that it was made with"
-        )
+def check_intact(adapter: Adapter) -> None:
+    """Refuse a record that does not have the checksum that it was written with, before anything is made from it."""
     if not adapter.record.intact:
         raise UserError(
-            f"{folder / CONFIG} was changed after it was written; copy it again (if you changed it on purpose, delete "
-            "checksum from it)"
+            f"{adapter.folder / CONFIG} was changed after it was written; copy it again (if you changed it on "
+            "purpose, delete checksum from it)"
+        )
+
+
+def check_masks(adapter: Adapter, layers: dict[str, Adapted]) -> None:
+    if mask_checksum(list(layers.values())) != adapter.record.mask_checksum:
+        raise UserError(
+            f"{adapter.folder}: the masks or projections made from its seed differ from those it was trained with; it "
+            "is damaged, or needs the versions of torch and peft that it was made with"
         )
 
 

@@ -16,7 +16,7 @@ from capaboost_core.account import account_of, persistent_buffers
 from capaboost_core.adapted import Adapted
 from capaboost_core.adapter_files.save import check_complete, values_of
 from capaboost_core.errors import UserError
-from capaboost_core.files import write_atomically
+from capaboost_core.files import write_together
 from capaboost_core.injection import adapted_layers, injection_of, own_parameters
 from capaboost_core.plan import in_prefix
 from capaboost_core.wrappers import clean, is_sharded, unwrap
@@ -153,6 +153,7 @@ def _record(ranks: dict[str, int], modules: list[str], base_model: str) -> dict[
 def _write(folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> Path:
     stored = {PREFIX + name: tensor.clone() for name, tensor in tensors.items()}
     weights, text = save(stored, {"format": "pt"}), json.dumps(record, indent=2) + "\n"
-    write_atomically(folder / WEIGHTS, lambda file: file.write(weights))
-    write_atomically(folder / CONFIG, lambda file: file.write(text.encode()))
+    write_together(
+        {folder / WEIGHTS: lambda file: file.write(weights), folder / CONFIG: lambda file: file.write(text.encode())}
+    )
     return folder

@@ -48,11 +48,6 @@ class AdaKron(AfterFeedForward):
     def budget_step(self) -> int:
         return self.left
 
-    @property
-    def least_entries(self) -> float:
-        """A share of the r columns of U, for layers of width 1."""
-        return self.r * self.density
-
     @model_validator(mode="after")
     def _check_left(self) -> Self:
         if self.r % self.left:

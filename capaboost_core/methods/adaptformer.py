@@ -43,11 +43,6 @@ class AdaptFormer(Tying, Method):
     def bias_scale(self) -> float:
         return self.scale
 
-    @property
-    def least_entries(self) -> float:
-        """A share of r entries, for layers of width 1."""
-        return self.r * self.density
-
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """Each feed-forward part."""
         return Plan(roles.targets(("feed_forward",)), roles.head, roles.switches)

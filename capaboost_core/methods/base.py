@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from capaboost_core.plan import Plan, Target
     from capaboost_core.roles import Roles
 
+# Settings by which an added weight grows.
+SIZES = ("r", "init_r", "max_r", "left", "phm_rank", "prefix_length", "bottleneck")
+SIZES += ("dims", "lora_dim", "adapter_dim", "prompt_dim")
+
 
 class Method(NamedSettings):
     """A way to adapt a model, with its settings; its subclasses are the methods.
@@ -56,9 +60,18 @@ class Method(NamedSettings):
         return 1
 
     @property
-    def least_entries(self) -> float:
-        """What the largest weight of the adapted layers holds at least, by the settings alone."""
-        return 0
+    def size(self) -> int:
+        """The largest setting by which its weights grow, times the number of experts."""
+        values = [getattr(self, name, None) for name in SIZES]
+        sizes = [
+            size for value in values if value is not None for size in (value if isinstance(value, tuple) else (value,))
+        ]
+        return max(sizes, default=0) * getattr(self, "num_experts", 1)
+
+    @property
+    def stored_share(self) -> float:
+        """Of a weight that has `size` entries or more, the share that a file holds; 0 where layers bound the size."""
+        return getattr(self, "density", 1.0)
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """Which layers of a model it takes, by their roles.

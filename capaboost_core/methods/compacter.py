@@ -47,11 +47,6 @@ class Compacter(Tying, Method):
     def budget_step(self) -> int:
         return self.phm_dim
 
-    @property
-    def least_entries(self) -> float:
-        """The biases of the bottleneck."""
-        return self.r
-
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         return Plan(roles.targets(self.roles), roles.head, roles.switches)
 

@@ -39,11 +39,6 @@ class FacT(Tying, Method):
     scale: float = Field(1.0, gt=0, description="The increments are scaled by it.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a value between S and V in training.")
 
-    @property
-    def least_entries(self) -> float:
-        """A share of r entries, for layers of width 1."""
-        return self.r * self.density
-
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """The matrices of all blocks.
 

@@ -59,11 +59,6 @@ class NOAH(Composed):
             refuse("r", self.r, f"it means nothing where {', '.join(DIMS)} are given; drop it")
         return self
 
-    @property
-    def least_entries(self) -> float:
-        """A share of the entries of the widest part, for layers of width 1."""
-        return max(max(self._dims(name)) for name in DIMS) * self.density
-
     def subnet(self, blocks: int) -> Subnet:
         return Subnet(*(self._widths(name, blocks) for name in DIMS))
 

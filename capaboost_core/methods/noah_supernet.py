@@ -44,11 +44,6 @@ class NOAHSupernet(Composed):
                 refuse(name, numbers, f"type whole numbers from 0 to {LARGEST}, one of them above 0")
         return self
 
-    @property
-    def least_entries(self) -> float:
-        """A share of the entries of a part, for layers of width 1."""
-        return max(self.dims) * self.density
-
     def space(self, blocks: int) -> Space:
         """The subnets of a model of so many blocks.
 

@@ -32,11 +32,6 @@ class PrefixTuning(Tying, Method):
 
     r: int = Field(8, ge=1, le=65536, description="Length of one prefix.")
 
-    @property
-    def least_entries(self) -> float:
-        """A share of r entries, for keys of width 1."""
-        return self.r * self.density
-
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """Each attention."""
         targets = roles.targets(("attention",))

@@ -141,11 +141,6 @@ class RepAdapter(Tying, Method):
     def budget_step(self) -> int:
         return self.groups
 
-    @property
-    def least_entries(self) -> float:
-        """A share of r entries, for layers of width 1."""
-        return self.r * self.density
-
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """What reads the inputs: q, k, v and f1."""
         return Plan(roles.targets(("q", "k", "v", "f1"), whole=True), roles.head, roles.switches)

@@ -89,11 +89,6 @@ class Scaled(Tying, Method):
         """Rows of A, and columns of B, that a layer has places for."""
         return self.r
 
-    @property
-    def least_entries(self) -> float:
-        """A share of r entries, for layers of width 1."""
-        return self.r * self.density
-
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """The listed layers, or the method's default places."""
         if self.targets is None or self.targets in self.words:

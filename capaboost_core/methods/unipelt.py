@@ -53,11 +53,6 @@ class UniPELTAP(Tying, Method):
     prefix_length: int = Field(10, ge=1, le=65536, description="Keys and values before those of each attention.")
     bottleneck: int = Field(48, ge=1, le=65536, description="Width of the adapter's bottleneck.")
 
-    @property
-    def least_entries(self) -> float:
-        """A share of the bottleneck's entries, or of the prefix's, for layers of width 1."""
-        return min(self.prefix_length, self.bottleneck) * self.density
-
     def parts(self) -> list[Method]:
         """The methods side by side; an attention comes before the layers within it, which it adopts."""
         adapter = GatedPAdapter(r=self.bottleneck, init="official", scaling="alpha-r", **self.tying())

@@ -42,11 +42,6 @@ class VPT(Tying, Method):
     r: int = Field(10, ge=1, le=65536, description="Number of prompts of one module.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping an entry of a prompt in training.")
 
-    @property
-    def least_entries(self) -> float:
-        """A share of r entries, for tokens of width 1."""
-        return self.r * self.density
-
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """Each block."""
         return Plan(roles.targets(("block",)), roles.head, roles.switches)

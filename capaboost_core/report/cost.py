@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.account import account_of
-from capaboost_core.adapter_files.save import FORMAT
 from capaboost_core.errors import UserError
 from capaboost_core.injection import parameter_counts, trainable_parameters
 from capaboost_core.methods import METHODS, Method, resolve_config
@@ -139,7 +138,7 @@ def adapter_file_bytes(parameters: dict[str, nn.Parameter]) -> int:
     A safetensors file is 8 bytes of length, a JSON header filled up to a multiple of 8, and the data,
     ordered by falling size of the entries, integers last, and then by name.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "mask_checksum": "0" * 64}}
+    header: dict[str, Any] = {"__metadata__": {"mask_checksum": "0" * 64}}
     offset = 0
     for name, p in sorted(parameters.items(), key=_place_in_file):
         size = p.numel() * p.element_size()

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from capaboost_core import UserError, load_adapter, save_adapter
-from capaboost_core.files import write_atomically
+from capaboost_core import Plan, Target, UserError, inject, load_adapter, load_peft, save_adapter, save_peft
+from capaboost_core.adapter_files import load as loading
+from capaboost_core.files import PARTIALS, write_atomically
+from capaboost_core.methods import Method
 from tests.core.adapter_case import CONFIG, WEIGHTS, contents, edit_record, saved
 from tests.core.toy_model import X, adapted, fresh_base, randomise
 
@@ -214,13 +217,148 @@ def test_after_a_kill_at_any_step_the_old_or_the_new_adapter_loads(tmp_path):
     assert list(first) == [None] * turn + [new] * (len(over) - turn)
 
 
-def test_a_stale_partial_record_is_not_taken(tmp_path):
+OLD, NEW = f"{CONFIG}.partial", PARTIALS.replace("*", "0" * 16)  # names of version 0.1.0 and of now
+
+
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_a_stale_partial_record_is_not_taken(tmp_path, name):
     model = saved(tmp_path)
-    (tmp_path / f"{CONFIG}.partial").write_text('{"format": "capab')
+    (tmp_path / name).write_text('{"format": "capab')
     assert outputs(tmp_path) == model(X).tolist()
     saved(tmp_path / "other", another())
-    shutil.copy(tmp_path / "other" / CONFIG, tmp_path / f"{CONFIG}.partial")
+    shutil.copy(tmp_path / "other" / CONFIG, tmp_path / name)
     assert outputs(tmp_path) == model(X).tolist()
+
+
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_a_planted_record_does_not_overrule_the_one_that_is_seen(tmp_path, name):
+    model = saved(tmp_path)
+    record = json.loads((tmp_path / CONFIG).read_text())
+    planted = record | {"config": record["config"] | {"alpha": 77.0}}
+    planted.pop("checksum")
+    (tmp_path / name).write_text(json.dumps(planted))
+    assert outputs(tmp_path) == model(X).tolist()
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, f"{WEIGHTS}.partial", OLD])
+def test_an_adapter_is_not_written_through_links(tmp_path, name):
+    outside, folder = tmp_path / "outside", tmp_path / "adapter"
+    outside.write_text("mine")
+    folder.mkdir()
+    (folder / name).symlink_to(outside)
+    model = saved(folder)
+    assert outside.read_text() == "mine"
+    assert outputs(folder) == model(X).tolist()
+
+
+def in_processes(*calls):
+    """Whether each call ended without an error, all in processes of their own at the same time."""
+    children = []
+    for call in calls:
+        if not (child := os.fork()):
+            try:
+                torch.set_num_threads(1)  # the threads of this process do not exist in its child
+                call()
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        children.append(child)
+    return [os.waitpid(child, 0)[1] == 0 for child in children]
+
+
+@pytest.mark.parametrize("save", [save_adapter, save_peft])
+def test_processes_that_save_into_one_folder_leave_one_complete_adapter(tmp_path, save):
+    """Also of all ranks of a parallel run, which hold equal weights, each save succeeds."""
+    models = [saved(tmp_path / "0")] + [randomise(randomise(adapted(alpha=alpha))) for alpha in (3, 5, 7)]
+    folder = tmp_path / "shared"
+    for _ in range(5):
+        assert all(in_processes(*(lambda model=model: [save(model, folder) for _ in range(5)] for model in models)))
+        loaded = (load_peft if save is save_peft else load_adapter)(fresh_base(), folder)(X)
+        assert any(torch.allclose(loaded, model(X), atol=1e-6) for model in models)
+        assert len(contents(folder)) == 2
+
+
+def test_an_adapter_that_is_replaced_meanwhile_loads(tmp_path):
+    model, other = saved(tmp_path), another()
+
+    def write():
+        for i in range(40):
+            save_adapter((other, model)[i % 2], tmp_path)
+
+    def read():
+        expected = [model(X).tolist(), other(X).tolist()]
+        assert all(load_adapter(fresh_base(), tmp_path)(X).tolist() in expected for _ in range(25))
+
+    assert all(in_processes(write, read, read))
+
+
+def endless(path):
+    path.symlink_to("/dev/zero")
+
+
+def sparse(path):
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+def empty_tensors(path):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"tensor-{i}": entry for i in range(20_000)}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+@pytest.mark.parametrize("make", [os.mkfifo, endless, sparse, empty_tensors])
+def test_files_that_a_model_could_not_have_written_are_refused_unread(tmp_path, name, make):
+    saved(tmp_path)
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=r"no regular file|the most possible|no safetensors file"):
+        load_adapter(fresh_base(), tmp_path)
+
+
+HUGE = [
+    {"method": "lora", "density": 1e-7, "r": 65536},
+    {"method": "vera", "r": 65536},
+    {"method": "adalora", "r": 1, "init_r": 65536},
+    {"method": "loha", "r": 65536},
+    {"method": "adamix", "r": 512, "num_experts": 256},
+    {"method": "lora-allocated", "r": 4, "max_r": 65536},
+]
+
+
+@pytest.mark.parametrize("settings", HUGE, ids=lambda settings: settings["method"])
+def test_settings_that_make_far_more_than_the_file_holds_are_refused_before_anything_is_made(
+    tmp_path, settings, monkeypatch
+):
+    saved(tmp_path)
+
+    def change(record):
+        record["config"] = Method(**settings).to_dict()
+        record["plan"]["targets"] = [{"path": "second", "slices": None}]
+
+    edit_record(tmp_path, change)
+    monkeypatch.setattr(loading, "build", lambda *_: pytest.fail("layers were made"))
+    base = fresh_base()
+    base.second = nn.Linear(768, 768)
+    with pytest.raises(UserError, match="holds less of second than its config says"):
+        load_adapter(base, tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"method": "vera", "r": 3000}, {"r": 600}, {"r": 600, "density": 0.01}], ids=str)
+def test_a_large_rank_of_which_the_file_holds_its_share_comes_back(tmp_path, settings):
+    plan = Plan((Target("first"), Target("second")), head=("head",))
+    model = randomise(inject(fresh_base(), Method(**settings), plan)).eval()
+    save_adapter(model, tmp_path)
+    assert outputs(tmp_path) == model(X).tolist()
+
+
+def test_a_changed_record_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    saved(tmp_path)
+    edit_record(tmp_path, lambda record: record["config"].update(r=300), sealed=True)
+    monkeypatch.setattr(loading, "build", lambda *_: pytest.fail("layers were made"))
+    with pytest.raises(UserError, match="changed after it was written"):
+        load_adapter(fresh_base(), tmp_path)
 
 
 def test_files_of_the_first_version_load(tmp_path):

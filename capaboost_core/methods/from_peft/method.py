@@ -70,8 +70,8 @@ class FromPeft(Method):
         return getattr(self, "dropout", 0.0) > 0
 
     @property
-    def least_entries(self) -> float:
-        return self.r if self.row.holds_r else 0
+    def stored_share(self) -> float:
+        return 1.0 if self.row.holds_r else 0.0
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """The listed layers, or the method's own places, fused layers as a whole."""
