@@ -5,22 +5,27 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from capaboost.hub import push_to_hub  # noqa: F401
     from capaboost.inference import ImageRun, TextRun, load_run  # noqa: F401
     from capaboost_core import *  # noqa: F403
 
-INFERENCE = ("ImageRun", "TextRun", "load_run")
+OWN = {
+    "ImageRun": "capaboost.inference",
+    "TextRun": "capaboost.inference",
+    "load_run": "capaboost.inference",
+    "push_to_hub": "capaboost.hub",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in INFERENCE:
-        from capaboost import inference
-
-        return getattr(inference, name)
+    if name in OWN:
+        return getattr(importlib.import_module(OWN[name]), name)
     import capaboost_core
 
     if name != "__all__" and name not in capaboost_core.__all__:

@@ -13,6 +13,7 @@ COMMANDS = {  # module of capaboost.commands, and what it does
     "train-squad": ("train_squad", "fine-tune a transformers encoder on SQuAD v1.1 or v2.0"),
     "predict": ("predict", "predict classes of images or texts with a trained run"),
     "export": ("export", "write a trained run as ONNX, for timm, for peft, or as plain safetensors"),
+    "push": ("push", "put a trained run's adapter on the Hugging Face hub"),
     "flops": ("flops", "report parameters, multiply-adds, bytes and peak memory of each method"),
     "rank": ("rank", "report the rank of trained increments"),
     "sweep": ("sweep", "run every task, method and seed of a file, on this machine or a cluster"),

@@ -161,8 +161,20 @@ def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> No
     if result:
         print_table([result])
         print(f"result: {folder / 'result.json'}")
+        _write_card(folder, result)
         _draw_confusion(folder)
     PartialState().destroy_process_group()
+
+
+def _write_card(folder: Path, result: dict[str, Any]) -> None:
+    """The model card beside the adapter, which goes with it to the hub."""
+    from capaboost.model_card import write_card
+    from capaboost_core.adapter_files.inference import read_inference
+    from capaboost_core.training.run_folder import ADAPTER
+
+    adapter = folder / ADAPTER
+    if adapter.is_dir():
+        write_card(adapter, result, read_inference(adapter))
 
 
 def _draw_confusion(folder: Path) -> None:

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from capaboost.hub import adapter_folder, fetch
 from capaboost_core import load_adapter, merge
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from capaboost_core.adapter_files.inference import INFERENCE, read_inference
 from capaboost_core.errors import UserError
-from capaboost_core.training.run_folder import ADAPTER
 
 Item = TypeVar("Item")
 BATCH = 32
@@ -136,7 +136,7 @@ def load_run(
     """The model of a run's folder, or of the adapter folder in it, ready to predict.
 
     Args:
-        folder: What a training command wrote.
+        folder: What a training command wrote, or `hf-hub:user/name`.
         base: Where the frozen model is now, if not where it was in training: a weights file of a timm model, or a
             transformers folder or name.
         device: Where the model is put.
@@ -146,7 +146,7 @@ def load_run(
         UserError: If the folder holds no adapter of a training command, its base model cannot be had, or it cannot be
             merged.
     """
-    adapter = Path(folder) / ADAPTER if (Path(folder) / ADAPTER).is_dir() else Path(folder)
+    adapter = adapter_folder(fetch(folder))
     record = read_inference(adapter)
     if record is None:
         raise UserError(

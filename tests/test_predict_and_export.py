@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
-from capaboost import load_run
+from capaboost import load_run, push_to_hub
 from capaboost.commands import export, predict, train_glue, train_vtab
+from capaboost.hub import FILES, fetch
 from capaboost_core import save_adapter
 from capaboost_core.errors import UserError
+from tests.hub_server import hub
 from tests.text.tiny_encoder import save_encoder
 
 CLASSES = ("blue", "green", "red")
@@ -232,3 +235,31 @@ def test_a_table_that_needs_more_is_one_line(flags, message, reviews, tmp_path, 
     assert train_glue.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_goes_to_a_hub_and_comes_back(trained, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with hub() as (address, repositories):
+        assert address in push_to_hub(trained, "me/colours", token="hf_local", endpoint=address)
+        assert set(repositories["me/colours"]) == set(FILES)
+        folder = fetch("hf-hub:me/colours", endpoint=address)
+        with pytest.raises(UserError, match="cannot get hf-hub:me/none"):
+            fetch("hf-hub:me/none", endpoint=address)
+    images = [photos / name / "1.png" for name in CLASSES]
+    assert torch.equal(load_run(folder).predict(images), load_run(trained).predict(images))
+
+
+def test_the_card_says_what_was_measured(trained):
+    result = json.loads((trained / "result.json").read_text())
+    card = ModelCard.load(trained / "adapter" / "README.md")
+    assert card.data.base_model == "timm/capaboost_vit_micro_patch8_64"
+    assert card.data.pipeline_tag == "image-classification"
+    assert [entry.metric_value for entry in card.data.eval_results] == [result["value"]]
+    assert f"{result['trainable_parameters']:,}" in card.text
+    assert f"seed of the masks | {result['config']['adapter']['seed']}" in card.text
+
+
+def test_what_is_no_adapter_is_not_pushed(tmp_path):
+    with pytest.raises(UserError, match=r"has no adapter\.safetensors"):
+        push_to_hub(tmp_path, "me/none", token="hf_local", endpoint="http://127.0.0.1:9")
