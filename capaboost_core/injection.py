@@ -17,7 +17,7 @@ from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.together import Together
 from capaboost_core.statistics import rest, statistics
-from capaboost_core.wrappers import named_parameters, swap, unwrap
+from capaboost_core.wrappers import check_bare, named_parameters, swap, unwrap
 
 ALONE = Roles(
     missing="where the method goes depends on the architecture; use capaboost_vision.inject for timm models, "
@@ -61,10 +61,11 @@ def inject(model: nn.Module, config: Method | Mapping[str, Any] | str, plan: Pla
             module suffixes, and all of the base is frozen.
 
     Raises:
-        UserError: If nothing is to be adapted, a target is not a layer of the method's kind, or the model has
-            been adapted before. The model is then as it was.
+        UserError: If nothing is to be adapted, a target is not a layer of the method's kind, or the model is wrapped
+            or has been adapted before. The model is then as it was.
     """
     config = resolve_config(config)
+    check_bare(model, ())
     plan = plan or config.plan(model, ALONE)
     return attach(model, Injection(config, plan, base_name(model)), build(model, config, plan))
 
@@ -73,8 +74,12 @@ def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
     """Check everything and make the adapted layers by path; the model is not changed."""
     if hasattr(model, "capaboost"):
         raise UserError("the model is adapted already; start from a fresh base model")
+    check_bare(model, [target.path for target in plan.targets])
     config.check(model, plan)
     modules = dict(model.named_modules())
+    for name in (name for name, p in _trained(model, config, plan).items() if not p.is_floating_point()):
+        dtype = model.get_parameter(name).dtype
+        raise UserError(f"{name} is to train, but is {dtype}; leave it out when you quantize the model")
     if any(not target.path for target in plan.targets):
         raise UserError(f"a target is the {type(model).__name__} itself; inject into a model that holds it")
     for path in (target.path for target in plan.targets if type(modules.get(target.path)) in config.layers):
@@ -87,9 +92,9 @@ def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
 
 def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> nn.Module:
     """Swap the built layers in and set what is trainable."""
-    head = _head_parameters(model, injection.plan)
+    trained = _trained(model, injection.config, injection.plan)
     for name, parameter in named_parameters(model).items():
-        parameter.requires_grad_(name in head or injection.config.trains(name))
+        parameter.requires_grad_(name in trained)
     swap(model, {model.get_submodule(path): layer for path, layer in layers.items()})
     if layers:
         close_fast_paths(model, layers)
@@ -103,6 +108,12 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
     rest(model, injection.plan.head, injection.config.trains)
     model.register_load_state_dict_pre_hook(_accept_base_checkpoint)
     return model
+
+
+def _trained(model: nn.Module, config: Method, plan: Plan) -> dict[str, nn.Parameter]:
+    """The parameters of the base model that are to train."""
+    head = _head_parameters(model, plan)
+    return {name: p for name, p in named_parameters(model).items() if name in head or config.trains(name)}
 
 
 def adapted_layers(model: nn.Module) -> list[Adapted]:
@@ -158,9 +169,14 @@ def injection_of(model: nn.Module) -> Injection:
 
 def base_name(model: nn.Module) -> str:
     """Architecture name as timm (`pretrained_cfg`) or transformers (`config`) record it, else the class."""
-    timm_cfg = getattr(model, "pretrained_cfg", None) or {}
-    name = timm_cfg.get("architecture") or getattr(getattr(model, "config", None), "name_or_path", None)
+    name = timm_cfg(model).get("architecture") or getattr(getattr(model, "config", None), "name_or_path", None)
     return name or type(model).__name__
+
+
+def timm_cfg(model: nn.Module) -> Mapping[str, Any]:
+    """What timm records of a model's pretraining, a dict or an object; empty of any other model."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return cfg if isinstance(cfg, Mapping) else vars(cfg)
 
 
 def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:

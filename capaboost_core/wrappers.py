@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,19 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+def check_bare(model: nn.Module, paths: Iterable[str]) -> None:
+    """Refuse a model that is wrapped, or of which a part with one of the paths is.
+
+    Raises:
+        UserError: If so: the wrapper would not know the new parameters, or hold other copies of them.
+    """
+    if unwrap(model) is not model:
+        raise UserError(f"the model is in a {type(model).__name__}; inject into the model in it, and wrap it then")
+    for path in paths:
+        if clean(path) != path:
+            raise UserError(f"target {path} is compiled or checkpointed by a wrapper; inject first, and wrap it then")
 
 
 def clean(name: str) -> str:

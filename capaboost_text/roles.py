@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from capaboost_core.errors import UserError
 from capaboost_core.roles import Architecture, Roles
+from capaboost_core.wrappers import check_bare
 from capaboost_text import conv1d, feed_forward, prefix  # noqa: F401  register the classes that methods adapt
 
 
@@ -86,13 +90,29 @@ def roles_of(model: nn.Module) -> Roles:
 
     The head is all that stands outside the pretrained base model, DeBERTa's pooler included, and it trains; the base
     model alone has none. A language model's output layers are pretrained like the rest and stay frozen, as in peft.
+
+    Raises:
+        UserError: If the model is none of transformers', or is wrapped.
     """
+    check_bare(model, ())
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(_not_of_transformers(model))
     kind, head = model.config.model_type, _head(model)
     found = FAMILIES[kind].roles(model, head) if kind in FAMILIES else None
     if found and found.blocks:
         return replace(found, embedding=_embedding(model))
     missing = f"no row for the architecture {kind}; give targets as a list of module suffixes, or choose one of: "
     return Roles(head=head, missing=missing + ", ".join(FAMILIES))
+
+
+def _not_of_transformers(model: nn.Module) -> str:
+    """What to type for another model: the one of transformers in it, if it holds one."""
+    kind = f"{type(model).__module__}.{type(model).__name__}"
+    held = next((path for path, module in model.named_modules() if isinstance(module, PreTrainedModel)), None)
+    part = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", f"model.{held}")
+    advice = f"inject into the transformers model in it, {part}" if held else "give a model that transformers made"
+    other = "capaboost_vision.inject for a timm model, or capaboost_core.inject with a list of targets"
+    return f"{kind} is no model of transformers; {advice}, or use {other}"
 
 
 def _embedding(model: nn.Module) -> str | None:

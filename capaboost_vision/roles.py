@@ -18,7 +18,9 @@ from timm.models.xcit import Xcit
 from torch import nn
 
 from capaboost_core.errors import UserError
+from capaboost_core.injection import timm_cfg
 from capaboost_core.roles import Architecture, Roles
+from capaboost_core.wrappers import check_bare
 from capaboost_vision import feed_forward, norms, prefix, prompts  # noqa: F401  register timm's classes that methods adapt
 
 # The feed-forward parts of timm.layers.mlp: plain and packed (fc1), SwiGLU (fc1_g, fc1_x), ViTamin's GeGLU (w0 to w2).
@@ -60,6 +62,7 @@ def roles_of(model: nn.Module) -> Roles:
     Raises:
         UserError: If its class is in no row, or its blocks are built unlike those of its class.
     """
+    check_bare(model, ())
     row = next((row for cls, row in FAMILIES.items() if isinstance(model, cls)), None)
     found = row and row.roles(model, _head(model))
     if not found or not found.blocks:
@@ -69,5 +72,12 @@ def roles_of(model: nn.Module) -> Roles:
 
 
 def _head(model: nn.Module) -> tuple[str, ...]:
-    classifier = (model.pretrained_cfg or {}).get("classifier") or "head"
-    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    """The classifier as timm records it; of a model that was made without a record, as the model says."""
+    recorded = timm_cfg(model).get("classifier") or _classifier(model) or "head"
+    return (recorded,) if isinstance(recorded, str) else tuple(recorded)
+
+
+def _classifier(model: nn.Module) -> tuple[str, ...]:
+    found = model.get_classifier() if hasattr(model, "get_classifier") else None
+    heads = found if isinstance(found, (tuple, list)) else (found,)
+    return tuple(path for path, module in model.named_modules() if any(module is head for head in heads))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-import timm
+from timm.models import _registry
 from torch import nn
 
 from capaboost_core.errors import UserError
@@ -30,18 +29,23 @@ def inject(model: nn.Module, config: Method | dict[str, Any] | str) -> nn.Module
     return inject_plan(model, config, config.plan(model, roles_of(model)))
 
 
-def register_all() -> None:
-    """Wrap every model that timm has registered, so that it takes `capaboost`.
+class Entrypoints(dict):
+    """timm's registry of functions that make models, each of which takes `capaboost`, also those that come later."""
 
-    Wrapping the registered functions, not `create_model`, also reaches code that imported the latter
-    before. `functools.wraps` keeps name and module, by which timm finds a model's pretrained cfgs.
+    def __setitem__(self, name: str, entrypoint: Callable[..., nn.Module]) -> None:
+        taking = hasattr(entrypoint, "takes_capaboost")
+        super().__setitem__(name, entrypoint if taking else _taking_capaboost(entrypoint))
+
+
+def register_all() -> None:
+    """Wrap every model that timm has registered or will register, so that it takes `capaboost`.
+
+    Wrapping the registered functions, not `create_model`, also reaches code that imported the latter before.
     """
-    for name in timm.list_models():
-        entrypoint = timm.model_entrypoint(name)
-        if not hasattr(entrypoint, "takes_capaboost"):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Overwriting")
-                timm.models.register_model(_taking_capaboost(entrypoint))
+    entrypoints = Entrypoints()
+    for name, entrypoint in _registry._model_entrypoints.items():
+        entrypoints[name] = entrypoint
+    _registry._model_entrypoints = entrypoints
 
 
 def _taking_capaboost(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -245,3 +245,37 @@ def test_a_layer_at_several_paths_is_adapted_at_all_of_them(target, tmp_path):
     assert type(model.last) is nn.Linear
     assert model.layers[0] is model.layers[1] is model.last
     assert torch.equal(model(X), base)
+
+
+WRAPPERS = {
+    "compiled": torch.compile,
+    "parallel": nn.DataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "twice": lambda model: nn.DataParallel(torch.compile(model)),
+}
+
+
+@pytest.mark.parametrize("preset", ["lora", "linear", "full"])
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_model_is_refused_before_anything_changes(wrap, preset):
+    model = wrap(fresh_base().requires_grad_(False))
+    with pytest.raises(UserError, match="inject into the model in it, and wrap it then"):
+        inject(model, preset, PLAN)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_part_in_a_wrapper_is_refused():
+    model = nn.Sequential(torch.compile(nn.Sequential(nn.Linear(4, 4))), nn.Linear(4, 4))
+    with pytest.raises(UserError, match=r"0\._orig_mod\.0 is compiled or checkpointed by a wrapper; inject first"):
+        inject(model, CapaBoostConfig("lora", targets=["0"]))
+
+
+@pytest.mark.parametrize("preset", ["lora", "padapter", "linear", "full", "bitfit"])
+def test_a_quantized_head_is_refused_before_anything_changes(preset):
+    model = fresh_base()
+    model.head.weight = nn.Parameter(model.head.weight.detach().to(torch.int8), requires_grad=False)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(UserError, match=r"head\.weight is to train, but is torch\.int8"):
+        inject(model, preset, PLAN)
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert type(model.first) is nn.Linear

@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import timm
 import torch
 from transformers import (
     AutoModel,
@@ -126,3 +127,41 @@ def test_trainer_with_the_groups_given_decays_every_matrix_and_no_bias(tmp_path,
     }
     assert decayed == {name for name, p in trainable(model).items() if p.ndim > 1}
     assert decayed >= {name for name in trainable(model) if name.endswith(".packed")}
+
+
+class Wrapper(torch.nn.Sequential):
+    """As sentence-transformers holds an encoder."""
+
+
+def in_sentence_transformer():
+    part = torch.nn.Module()
+    part.auto_model = AutoModel.from_config(BERT)
+    return Wrapper(part, torch.nn.Linear(32, 32))
+
+
+NO_MODELS = {
+    "a module of one's own": (
+        lambda: torch.nn.Sequential(torch.nn.Linear(4, 4)),
+        "give a model that transformers made",
+    ),
+    "an encoder's part": (lambda: AutoModel.from_config(BERT).encoder, "BertEncoder is no model of transformers"),
+    "a sentence transformer": (in_sentence_transformer, r"the transformers model in it, model\[0\].auto_model, or"),
+    "a timm model": (lambda: timm.create_model("vit_tiny_patch16_224", depth=1), "capaboost_vision.inject for a timm"),
+    "a parallel one": (lambda: torch.nn.DataParallel(AutoModel.from_config(BERT)), "the model is in a DataParallel"),
+    "a compiled one": (lambda: torch.compile(AutoModel.from_config(BERT)), "the model is in a OptimizedModule"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), NO_MODELS.values(), ids=NO_MODELS)
+def test_what_is_no_model_of_transformers_is_refused_in_a_line(make, message):
+    model = make()
+    with pytest.raises(UserError, match=message) as caught:
+        inject(model, "lora")
+    assert "\n" not in str(caught.value)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_encoder_in_another_module_is_adapted_by_itself():
+    model = in_sentence_transformer()
+    inject(model[0].auto_model, "lora")
+    assert sum(parameter.requires_grad for parameter in model[0].parameters()) == 2 * 2 * BERT.num_hidden_layers

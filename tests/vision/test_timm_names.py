@@ -3,12 +3,21 @@
 import pytest
 import timm
 import torch
+from timm.models import PretrainedCfg
 from timm.models._hub import save_for_hf
+from timm.models.beit import Beit
+from timm.models.cait import Cait
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.xcit import Xcit
 from timm.utils.onnx import onnx_export
 from torch import nn
 
 from capaboost.vtab_run import ModelSection
-from capaboost_core import PRESETS, UserError, load_adapter, save_adapter, trainable_parameters
+from capaboost_core import PRESETS, UserError, load_adapter, parameter_counts, save_adapter, trainable_parameters
+from capaboost_vision import inject
 from capaboost_vision.pretrained import create_model
 
 NAME = "vit_tiny_patch16_224"
@@ -71,3 +80,57 @@ def test_names_that_cannot_be_had_are_one_line(name, pretrained, monkeypatch, tm
     with pytest.raises(UserError, match=name.split("/")[0]) as caught:
         create_model(ModelSection(name=name, pretrained=pretrained), 5, PRESETS["capaboost-lora"])
     assert "\n" not in str(caught.value)
+
+
+def test_models_registered_later_take_an_adapter_too():
+    @timm.models.register_model
+    def lab_vit(pretrained=False, num_classes=5, **kwargs):
+        return VisionTransformer(**SIZES | {"num_classes": num_classes})
+
+    @timm.models.register_model
+    def lab_vit_of_a_vit(pretrained=False, num_classes=5, **kwargs):
+        return timm.create_model("lab_vit", num_classes=num_classes)
+
+    for name in ("lab_vit", "lab_vit_of_a_vit"):
+        model = timm.create_model(name, num_classes=3, capaboost="capaboost-lora")
+        assert parameter_counts(model).head == 3 * SIZES["embed_dim"] + 3
+        assert not hasattr(timm.create_model(name), "capaboost")
+    with pytest.raises(UserError, match="unknown preset"):
+        timm.create_model("lab_vit", capaboost="capa")
+
+
+SIZES = {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 5}
+SWIN = {"img_size": 32, "window_size": 2, "embed_dim": 24, "depths": (1, 1), "num_heads": (1, 2), "num_classes": 5}
+
+
+class Masked(VisionTransformer):
+    """A class of one's own, as the authors of MAE have it."""
+
+
+BY_HAND = {
+    "vit": (lambda: VisionTransformer(**SIZES), 5 * 48 + 5),
+    "mae": (lambda: Masked(**SIZES), 5 * 48 + 5),
+    "distilled": (lambda: VisionTransformerDistilled(**SIZES), 2 * (5 * 48 + 5)),
+    "beit": (lambda: Beit(**SIZES), 5 * 48 + 5),
+    "eva": (lambda: Eva(**SIZES), 5 * 48 + 5),
+    "swin": (lambda: SwinTransformer(**SWIN), 5 * 48 + 5),
+    "xcit": (lambda: Xcit(**SIZES | {"cls_attn_layers": 1}), 5 * 48 + 5),
+    "cait": (lambda: Cait(**SIZES), 5 * 48 + 5),
+    "no classes": (lambda: VisionTransformer(**SIZES | {"num_classes": 0}), 0),
+}
+
+
+@pytest.mark.parametrize("record", ["none", "None", "object"])
+@pytest.mark.parametrize(("make", "head"), BY_HAND.values(), ids=BY_HAND)
+def test_a_model_made_without_timms_record_takes_an_adapter(make, head, record, tmp_path):
+    def base():
+        torch.manual_seed(0)
+        model = make()
+        if record != "none":
+            model.pretrained_cfg = PretrainedCfg() if record == "object" else None
+        return model
+
+    model = inject(base(), "capaboost-lora")
+    assert parameter_counts(model).head == head
+    save_adapter(model, tmp_path)
+    load_adapter(base(), tmp_path)
