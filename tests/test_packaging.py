@@ -21,7 +21,7 @@ from capaboost_core import UserError, extras
 from capaboost_core.methods import METHODS, MODULES, PRESETS
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("capaboost", "capaboost_core", "capaboost_vision", "capaboost_text")
+PACKAGES = ("capaboost", "capaboost_core", "capaboost_vision", "capaboost_text", "capaboost_peft")
 SOURCES = (*PACKAGES, "configs", "results/paper")
 FILES = ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 # Puts an environment without some libraries before Python: they are there, but are not found.
@@ -128,6 +128,7 @@ IMPORTS = {  # what each leaves out
     "capaboost_vision": {*EXTRA, "transformers"},
     "capaboost_text": TORCH,
     "capaboost_text.encoders": {*EXTRA, "timm"},
+    "capaboost_peft": {"timm", "tensorflow_datasets", "matplotlib", "tensorboard", "sklearn"},
 }
 
 
