@@ -18,6 +18,8 @@ def add_budget_flags(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--budget", metavar="N", help="trained parameters without the head, such as 220k or "
         "0.22M; the method's r, width or number comes as near as it can")  # fmt: skip
     budget.add_argument("--budget-percent", type=float, metavar="X", help="the same in percent of the model")
+    parser.add_argument("--nearest", action="store_true", help="take the nearest size also where none is within 10 %% "
+        "of the budget")  # fmt: skip
 
 
 def budget_of(options: argparse.Namespace) -> str | None:
@@ -29,20 +31,33 @@ def budgeted(run: Any, options: argparse.Namespace) -> Any:
     """The run with its method within the budget, told in a line; the run itself without one.
 
     Raises:
-        UserError: If the method has no knob or `--set` gives it, or the budget is no number.
+        UserError: If the method has no knob or `--set` gives it, the budget is no number, or no size comes near it.
     """
     budget = budget_of(options)
     if budget is None:
+        check_nearest(options)
         return run
     from capaboost_core.console import tell
     from capaboost_core.training.processes import is_first
     from capaboost_core.training.run_file import flat, parse_assignments
 
     refuse_given(run.adapter, flat(parse_assignments(options.set)))
-    found = solve(subject_of(run), run.adapter, budget)
+    found = solve(subject_of(run), run.adapter, budget, options.nearest)
     if is_first():
         tell(told(found))
     return dataclasses.replace(run, adapter=found.method)
+
+
+def check_nearest(options: argparse.Namespace) -> None:
+    """Refuse `--nearest` where there is no budget to be near to.
+
+    Raises:
+        UserError: If so.
+    """
+    from capaboost_core.errors import UserError
+
+    if options.nearest and budget_of(options) is None:
+        raise UserError("--nearest belongs to --budget or --budget-percent; give one, or leave it out")
 
 
 def refuse_given(method: Any, given: Iterable[str]) -> None:
@@ -61,20 +76,21 @@ def refuse_given(method: Any, given: Iterable[str]) -> None:
         raise UserError(f"{knob} is given beside a budget, which sets it; leave one of them out")
 
 
-def solve(subject: Subject, method: Any, budget: str) -> Budgeted:
+def solve(subject: Subject, method: Any, budget: str, nearest: bool = False) -> Budgeted:
     """The method within the budget, on a model.
 
     Args:
         subject: The base model without weights.
         method: All other settings.
         budget: `220k`, `0.22M`, or in percent of the model `0.26%`.
+        nearest: Take the nearest size also where none is within a tenth of the budget.
 
     Raises:
-        UserError: If the method has no knob, or the budget is no number.
+        UserError: If the method has no knob, the budget is no number, or no size comes near it.
     """
     from capaboost_core.report.budget import within_budget
 
-    return within_budget(subject, method, entries_of(subject, method, budget))
+    return within_budget(subject, method, entries_of(subject, method, budget), nearest)
 
 
 def entries_of(subject: Subject, method: Any, budget: str) -> int:
@@ -114,6 +130,9 @@ def _subject(name: str, image_size: int | None) -> Subject:
 
 
 def told(found: Budgeted) -> str:
-    """`budget: lora with r 6 trains 221,184 parameters`."""
+    """`budget: lora with r 6 trains 221,184 parameters`, and where a rank is beyond the model's width that it is."""
     method, knob = found.method, found.method.budget
-    return f"budget: {method.label} with {knob} {getattr(method, knob)} trains {found.trainable:,} parameters"
+    value = getattr(method, knob)
+    beyond = knob == "r" and value > found.width > 0
+    note = f"; r is {value / found.width:.1f} times the model's width of {found.width}" if beyond else ""
+    return f"budget: {method.label} with {knob} {value} trains {found.trainable:,} parameters{note}"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from capaboost.budget import told
 from capaboost.commands import compare, flops, train_glue, train_vtab
 from capaboost.subjects import Sizes, make_subject
 from capaboost_core import UserError, parameter_counts
@@ -24,7 +25,7 @@ def test_no_other_value_of_the_knob_comes_nearer(preset):
     knob = method.budget
     goal = round(1.3 * count(method)) + 7
     try:
-        found = within_budget(SUBJECT, method, goal)
+        found = within_budget(SUBJECT, method, goal, nearest=True)
     except UserError as refusal:
         pytest.skip(str(refusal))
     value = getattr(found.method, knob)
@@ -36,14 +37,41 @@ def test_no_other_value_of_the_knob_comes_nearer(preset):
 
 
 def test_a_budget_below_the_least_gives_the_least():
-    assert within_budget(SUBJECT, resolve_config("lora"), 1).method.r == 1
+    assert within_budget(SUBJECT, resolve_config("lora"), 1, nearest=True).method.r == 1
 
 
 def test_a_budget_above_the_most_gives_the_least_value_that_has_it():
-    found = within_budget(SUBJECT, resolve_config("lokr"), 10**9)
+    found = within_budget(SUBJECT, resolve_config("lokr"), 10**9, nearest=True)
     counts = [count(found.method.replace(r=r)) for r in range(1, 3 * found.method.r)]
     assert found.trainable == max(counts)
     assert found.method.r == counts.index(max(counts)) + 1
+
+
+@pytest.mark.parametrize(("share", "is_near"), [(1.0, True), (0.92, True), (0.88, False), (1.12, False)])
+def test_a_size_that_is_more_than_a_tenth_off_is_refused(share, is_near):
+    """LoRA of r = 1 has the least; a budget between two sizes is near to neither only if they lie far apart."""
+    least = count(resolve_config("lora").replace(r=1))
+    entries = round(least / share)
+    assert is_near == (abs(least - entries) <= 0.1 * entries)
+    if is_near:
+        assert within_budget(SUBJECT, resolve_config("lora"), entries).trainable == least
+        return
+    with pytest.raises(UserError, match=f"than {least:,} parameters, with r 1; pass --nearest"):
+        within_budget(SUBJECT, resolve_config("lora"), entries)
+    assert within_budget(SUBJECT, resolve_config("lora"), entries, nearest=True).trainable == least
+
+
+def test_what_cannot_be_that_large_is_refused_too():
+    with pytest.raises(UserError, match="method lokr comes no nearer to a budget of 1,000,000,000 than"):
+        within_budget(SUBJECT, resolve_config("lokr"), 10**9)
+
+
+@pytest.mark.parametrize(("preset", "beyond"), [("vera", True), ("compacter", True), ("lora", False)])
+def test_a_rank_beyond_the_width_is_said(preset, beyond):
+    found = within_budget(SUBJECT, resolve_config(preset), 30_000, nearest=True)
+    assert found.width == 64
+    assert (found.method.r > found.width) == beyond
+    assert ("times the model's width of 64" in told(found)) == beyond
 
 
 @pytest.mark.parametrize("preset", ["linear", "full"])
@@ -94,6 +122,8 @@ def test_flops_report_methods_at_one_budget(tmp_path, capsys):
         (["--budget", "x"], "budget is 'x'; type a number of parameters"),
         (["--budget-percent", "200"], "a budget of 200.0%: type a number above 0, up to 100"),
         (["--set", "model.kwargs.depth=2", "--budget", "10k"], "models without model.kwargs"),
+        (["--method", "lora", "--budget", "100"], "pass --nearest (nearest: true in a sweep) to take that"),
+        (["--nearest"], "--nearest belongs to --budget or --budget-percent"),
         (["--set", "adapter.r=4", "--budget", "10k"], "adapter.r is given beside a budget, which sets it"),
     ],
 )

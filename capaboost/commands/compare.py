@@ -79,7 +79,7 @@ def sweep_of(options: argparse.Namespace) -> SweepFile:
     name = options.task or options.dataset
     values: dict[str, Any] = {
         "command": command, "tasks": [name], "methods": list(options.methods), "seeds": list(options.seeds),
-        "set": _settings(options), "budget": budget_of(options),
+        "set": _settings(options), "budget": budget_of(options), "nearest": options.nearest,
     }  # fmt: skip
     if options.lr_grid:
         values["tune"] = {"grid": {"train.lr": options.lr_grid}, "protocol": PROTOCOLS[command]}

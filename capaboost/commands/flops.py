@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaboost.budget import add_budget_flags, budget_of, refuse_given, solve, told
+from capaboost.budget import add_budget_flags, budget_of, check_nearest, refuse_given, solve, told
 from capaboost.command_line import at_least_one, exit_code, make_parser
 from capaboost.shipped import shipped
 
@@ -64,6 +64,7 @@ def report(options: argparse.Namespace) -> None:
 
     stem = options.output
     check_outputs("--output", *([stem.with_name(f"{stem.name}{ending}") for ending in ENDINGS] if stem else []))
+    check_nearest(options)
     (report_paper if options.paper else report_methods)(options)
 
 
@@ -84,7 +85,7 @@ def report_methods(options: argparse.Namespace) -> None:
         if budget is None:
             return config
         refuse_given(config, [f"adapter.{name}" for name in changes])
-        found.append(told(solved := solve(subject, config, budget)))
+        found.append(told(solved := solve(subject, config, budget, options.nearest)))
         return solved.method
 
     peak, how = memory_probe(options, sizes) if options.memory else (None, "not measured; pass --memory")

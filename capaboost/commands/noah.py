@@ -136,4 +136,6 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
         parser.error("give --dataset NAME, such as --dataset dtd, or --config FILE")
     if budget_of(options) is None:
         parser.error("give --budget N, such as --budget 0.43M, or --budget-percent X")
+    if options.nearest:
+        parser.error("--nearest means nothing to a search, which stays within its budget; leave it out")
     return exit_code(lambda: noah(options))

@@ -37,7 +37,7 @@ def _settings(sweep: SweepFile, group: tuple[str, ...]) -> Values:
             tell(f"budget: {group[1]} keeps its own {knob}, {own[f'adapter.{knob}']}")
             return own
         refuse_given(settings.adapter, {**run.values, **(sweep.tune.grid if sweep.tune else {})})
-        found = solve(subject_of(settings), settings.adapter, sweep.budget)
+        found = solve(subject_of(settings), settings.adapter, sweep.budget, sweep.nearest)
     except UserError as error:
         raise UserError(f"{run.name}: {error}") from error
     tell(told(found))

@@ -106,6 +106,9 @@ class SweepFile(Settings):
     budget: Text | None = Field(
         None, description="Trained parameters of each method, such as 220k or 0.26%: its knob follows."
     )
+    nearest: bool = Field(
+        False, description="Take the nearest size of a method also where none is within 10 % of the budget."
+    )
     set: Values = Field({}, examples=["{train.epochs: 20}"], description="Settings of all runs by section.key.")
     vary: dict[str, tuple[Any, ...]] = Field(
         {},
@@ -157,6 +160,8 @@ class SweepFile(Settings):
         _check_values("vary", self.vary, least=1)
         if self.budget is not None:
             check_budget(self.budget)
+        elif self.nearest:
+            raise ValueError("nearest belongs to budget; give one, or leave it out")
         for room, own_name in OWN_NAMES.items():
             for name, values in getattr(self, room).items():
                 _check_keys(f"{room}.{name}", {key: value for key, value in values.items() if key != own_name})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import nn
 
 from capaboost_core.errors import UserError
 from capaboost_core.injection import parameter_counts
@@ -12,6 +15,7 @@ from capaboost_core.report.cost import Subject
 
 SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "m": 1e6, "B": 1e9, "G": 1e9}
 LARGEST = 65536  # of a knob
+TOLERANCE = 0.1  # share of the budget by which the nearest size may miss it
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,12 @@ class Budgeted:
     Attributes:
         method: With the knob that was found.
         trainable: Its trained parameters, the head's not among them.
+        width: That of the model: how many inputs most of its linear layers have.
     """
 
     method: Method
     trainable: int
+    width: int
 
 
 def parse_budget(text: str) -> int:
@@ -67,7 +73,7 @@ def parse_percent(text: str) -> float:
     return percent
 
 
-def within_budget(subject: Subject, method: Method, entries: int) -> Budgeted:
+def within_budget(subject: Subject, method: Method, entries: int, nearest: bool = False) -> Budgeted:
     """The method with the knob that `Method.budget` names, so that what it trains is nearest to the budget.
 
     Counts rise with the knob, so a search by halves finds the two values around the budget. Where they rise no
@@ -77,9 +83,10 @@ def within_budget(subject: Subject, method: Method, entries: int) -> Budgeted:
         subject: The base model, on the meta device.
         method: All other settings.
         entries: Trained parameters, the head's not among them.
+        nearest: Take the nearest size however far it is.
 
     Raises:
-        UserError: If the method has no knob, or the model does not take it.
+        UserError: If the method has no knob, the model does not take it, or no size is within a tenth of the budget.
     """
     knob = method.budget
     if knob is None:
@@ -102,7 +109,19 @@ def within_budget(subject: Subject, method: Method, entries: int) -> Budgeted:
     if count(low) == count(high):  # the knob does nothing here; count where that begins too
         _around(count(low), count, 0, low)
     best = min(sorted(counts), key=lambda steps: abs(counts[steps] - entries))
-    return Budgeted(at(best), counts[best])
+    found = Budgeted(at(best), counts[best], _width(subject))
+    if not nearest and abs(found.trainable - entries) > TOLERANCE * entries:
+        raise UserError(
+            f"method {method.label} comes no nearer to a budget of {entries:,} than {found.trainable:,} parameters, "
+            f"with {knob} {getattr(found.method, knob)}; pass --nearest (nearest: true in a sweep) to take that, or "
+            "another budget"
+        )
+    return found
+
+
+def _width(subject: Subject) -> int:
+    layers = [module for module in subject.build().modules() if isinstance(module, nn.Linear)]
+    return statistics.mode(layer.in_features for layer in layers) if layers else 0
 
 
 def _around(entries: int, count: Callable[[int], int], low: int, high: int) -> tuple[int, int]:
