@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from capaboost.commands import tables
 from capaboost.tables.compare import MANY, compare
@@ -13,6 +14,8 @@ from capaboost.tables.groups import group_runs
 from capaboost.tables.labels import label_groups, natural_order
 from capaboost.tables.latex import escape
 from capaboost.tables.read import read_results
+from capaboost.tables.verdicts import judge
+from capaboost.tables.vtab_means import PAPER, vtab_means
 from tests.run_results import LORA, TIED, write_run
 
 
@@ -95,12 +98,68 @@ def test_many_methods_are_lines_with_the_best_first(tmp_path):
     order = [*range(MANY, 0, -1), MANY + 1]  # which lacks a task
     assert [line.split(" | ")[0] for line in rows] == [f"| lora (r {r})" for r in order]
     assert rows[0].endswith(
-        f"| {MANY}.00 ± 0.00<br>+9.00 [+9.00, +9.00] | **120.00**<br>+90.00 (1 pair, no interval) |"
+        f"| {MANY}.00 ± 0.00<br>+9.00 [+9.00, +9.00]<br>differs | **120.00**<br>+90.00 (1 pair, no interval) |"
     )
-    assert rows[-1].endswith(f"| **{MANY + 1}.00 ± 0.00**<br>+10.00 [+10.00, +10.00] | missing |")
+    assert rows[-1].endswith(f"| **{MANY + 1}.00 ± 0.00**<br>+10.00 [+10.00, +10.00]<br>differs | missing |")
     notes = [line for line in lines if line.startswith("- ")]
     assert not any("Settings of" in note for note in notes)
     assert f"Missing runs of lora (r {MANY + 1})" in notes[-1]
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_orders_that_do_not_agree_are_not_averaged(agree, tmp_path):
+    for r in range(1, MANY + 2):
+        other = r if agree else (5 * r) % (MANY + 1)
+        for seed in (42, 43):
+            write_run(tmp_path / f"b{r}", seed, r, {**LORA, "r": r}, task="b")
+        write_run(tmp_path / f"a{r}", 42, 10 * other, {**LORA, "r": r}, task="a")
+    lines = made(tmp_path, "--compare", "lora (r 3)")["markdown"].splitlines()
+    order = [line.split(" | ")[0] for line in lines if line.startswith("| lora")]
+    assert order == [f"| lora (r {r})" for r in range(MANY + 1, 0, -1)]  # of b, which has more runs
+    (note,) = [line for line in lines if "Order of lines" in line]
+    rho = stats.spearmanr(range(1, MANY + 2), [r if agree else (5 * r) % (MANY + 1) for r in range(1, MANY + 2)])[0]
+    by = "the mean over tasks" if agree else "b alone, since tasks do not agree on an order"
+    assert note == f"- Order of lines: by {by}. Rank correlation (Spearman): a and b {rho:.2f}."
+
+
+def test_verdicts_are_in_every_format(tmp_path):
+    """Five seeds: one method far above, one equal, one that scatters."""
+    lora = [80.0, 82.0, 81.0, 83.0, 79.0]
+    shifts = {8: [0.0] * 5, 16: [9.0, 9.5, 8.5, 9.2, 8.8], 32: [0.1, -0.1, 0.2, 0.0, -0.2], 64: [3, -3, 2, 0, -1]}
+    for r, shift in shifts.items():
+        for seed, (value, more) in enumerate(zip(lora, shift, strict=True)):
+            write_run(tmp_path / f"{r}", seed, value + more, {**LORA, "r": r})
+    texts = made(tmp_path, "--compare", "lora (r 8)")
+    verdicts = judge({str(r): shift for r, shift in shifts.items() if r != 8})
+    assert [str(verdicts[r]) for r in ("16", "32")] == ["differs", "equivalent within 1"]
+    for r, verdict in verdicts.items():
+        cell = next(row for row in csv.DictReader(texts["csv"].splitlines()) if row["method"] == f"lora (r {r})")
+        assert f"<br>{verdict}" in texts["markdown"]
+        assert cell["verdict"] == str(verdict)
+        numbers = [float(cell[name]) for name in ("holm_low", "holm_high", "holm_p", "equivalence_p", "pairs_needed")]
+        assert numbers == pytest.approx([*verdict.interval, verdict.p, verdict.p_equivalent, verdict.needed])
+
+
+FACT = """70.6 90.6 70.8 99.1 90.7 88.6 54.1 84.8 96.2 84.5 75.7 82.6 68.2 49.8 80.7 80.8 47.4 33.2 43.0"""
+ORDER = """cifar caltech101 dtd oxford_flowers102 oxford_iiit_pet svhn sun397 patch_camelyon eurosat resisc45
+diabetic_retinopathy clevr_count clevr_dist dmlab kitti dsprites_loc dsprites_ori smallnorb_azi smallnorb_ele"""
+
+
+def test_both_averages_of_facts_published_row():
+    """Its paper says 75.6, and a user who reproduces it finds 73.0 to 73.2: two means of one row."""
+    means = vtab_means(dict(zip(ORDER.split(), map(float, FACT.split()), strict=True)))
+    expected = {"mean of 19": 73.23, "mean of groups": 75.55, "mean of CapaBoost's 12": 73.475}
+    assert means == pytest.approx(expected, abs=0.005)
+
+
+def test_tables_print_the_means_of_methods_that_have_the_tasks(tmp_path):
+    for task, value in zip(ORDER.split(), FACT.split(), strict=True):
+        write_run(tmp_path / task, 42, float(value), task=task)
+        if task in PAPER:
+            write_run(tmp_path / f"{task}-16", 42, float(value), {**LORA, "r": 16}, task=task)
+    text = made(tmp_path, "--compare", "lora (r 8)")["markdown"]
+    assert "VTAB-1k, lora (r 8): mean of 19 73.23, mean of groups 75.55, mean of CapaBoost's 12" in text
+    assert "VTAB-1k, lora (r 16): mean of CapaBoost's 12" in text
 
 
 def test_lines_of_a_ranking_leave_out_what_most_methods_have(tmp_path):
@@ -134,11 +193,11 @@ def test_latex_has_a_cell_for_each_column(study):
     text = made(study, "--compare", "lora")["latex"]
     body = text.partition("\\toprule")[2].partition("\\bottomrule")[0]
     lines = [line for line in body.splitlines() if line.endswith("\\\\")]
-    assert [line.count(" & ") for line in lines] == [5] * 5  # titles, and two lines for each task
+    assert [line.count(" & ") for line in lines] == [5] * 6  # titles, three lines and two
     assert "\\begin{tabular}{llcccc}" in text
     assert "\\textbf{94.50 $\\pm$ 4.95 (2 of 3 seeds)}" in lines[1]
     assert "{\\scriptsize +2.00 [$-$10.71, +14.71] (2 pairs)}" in lines[2]
-    assert "dtd\\_1" in lines[3]
+    assert "dtd\\_1" in lines[4]
 
 
 def test_latex_characters_are_escaped():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from capaboost.tables.groups import Group, Task, group_runs
 from capaboost.tables.labels import label_groups, natural_order
-from capaboost.tables.statistics import Difference, Spread, paired_difference, spread_of
+from capaboost.tables.statistics import Difference, Spread, paired, paired_difference, spread_of
+from capaboost.tables.verdicts import Verdict, judge, pooled_deviation
 from capaboost_core import UserError
 from capaboost_core.errors import shown
 
 MANY = 12  # methods, more than which a page does not hold beside each other
+AGREE = 0.5  # least rank correlation of two tasks whose means make one order
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Cell:
     Attributes:
         missing: Seeds that another method has on this task.
         difference: To the reference, over the seeds of both; None for the reference, and without such a seed.
+        verdict: Of two pairs or more, with all differences of the task as its family.
     """
 
     group: Group
     spread: Spread
     missing: list[int]
     difference: Difference | None
+    verdict: Verdict | None
     is_best: bool
 
     @property
@@ -45,6 +50,7 @@ class Comparison:
     Attributes:
         reference: The method to which there are differences, if any.
         methods: Their labels, the reference first; of more than MANY, the best first.
+        agreement: Spearman's correlation of the order of methods, for each two tasks that share more than MANY.
         cells: By task and method; there is none where a method did not run.
     """
 
@@ -52,6 +58,7 @@ class Comparison:
     tasks: list[Task]
     methods: list[str]
     cells: dict[tuple[Task, str], Cell]
+    agreement: dict[tuple[Task, Task], float]
 
     @property
     def is_ranking(self) -> bool:
@@ -83,15 +90,46 @@ def compare(results: dict[Path, dict[str, Any]], reference: str | None) -> Compa
         raise UserError(f"--compare is {shown(reference)}; give one of: {'; '.join(methods)}")
     rows = _by_task(labels)
     cells = {(task, label): cell for task, row in rows.items() for label, cell in _cells(row, reference).items()}
-    return Comparison(reference, sorted(rows), _ranked(methods, cells) if len(methods) > MANY else methods, cells)
+    agreement = _agreement(cells)
+    ranked = _ranked(methods, cells, agreement) if len(methods) > MANY else methods
+    return Comparison(reference, sorted(rows), ranked, cells, agreement)
 
 
-def _ranked(methods: list[str], cells: dict[tuple[Task, str], Cell]) -> list[str]:
-    """By the mean over tasks; a method that lacks a task comes after those that have more."""
-    means = defaultdict(list)
-    for (_, method), cell in cells.items():
-        means[method].append(cell.spread.mean)
-    return sorted(methods, key=lambda method: (len(means[method]), fmean(means[method])), reverse=True)
+def _agreement(cells: dict[tuple[Task, str], Cell]) -> dict[tuple[Task, Task], float]:
+    from scipy.stats import spearmanr
+
+    means: dict[Task, dict[str, float]] = defaultdict(dict)
+    for (task, method), cell in cells.items():
+        means[task][method] = cell.spread.mean
+    found = {}
+    for pair in combinations(sorted(means), 2):
+        both = sorted(means[pair[0]].keys() & means[pair[1]].keys())
+        columns = [[means[task][method] for method in both] for task in pair]
+        if len(both) > MANY and all(len(set(column)) > 1 for column in columns):
+            found[pair] = float(spearmanr(*columns).statistic)
+    return found
+
+
+def ordering_task(cells: dict[tuple[Task, str], Cell], agreement: dict[tuple[Task, Task], float]) -> Task | None:
+    """The task that orders the methods, that of most runs, where tasks do not agree on an order; else None."""
+    if all(correlation >= AGREE for correlation in agreement.values()):
+        return None
+    runs = Counter({task: 0 for task, _ in cells})
+    for (task, _), cell in cells.items():
+        runs[task] += len(cell.group.runs)
+    return max(sorted(runs), key=runs.__getitem__)
+
+
+def _ranked(
+    methods: list[str], cells: dict[tuple[Task, str], Cell], agreement: dict[tuple[Task, Task], float]
+) -> list[str]:
+    """By the mean over tasks, or by one task; a method that lacks a task comes after those that have more."""
+    of_task, means, count = ordering_task(cells, agreement), defaultdict(list), Counter()
+    for (task, method), cell in cells.items():
+        count[method] += 1
+        if of_task in (None, task):
+            means[method].append(cell.spread.mean)
+    return sorted(methods, key=lambda of: (count[of], bool(means[of]), fmean(means[of] or [0.0])), reverse=True)
 
 
 def _by_task(labels: dict[Group, str]) -> dict[Task, dict[str, Group]]:
@@ -125,12 +163,15 @@ def _cells(row: dict[str, Group], reference: str | None) -> dict[str, Cell]:
     seeds = sorted({seed for of_label in values.values() for seed in of_label})
     best = max(spread.mean for spread in spreads.values())
     of_reference = values.get(reference, {})
+    pairs = {label: paired(of_label, of_reference) for label, of_label in values.items() if label != reference}
+    verdicts = judge(pairs, pooled_deviation(values))
     return {
         label: Cell(
             group=row[label],
             spread=spread,
             missing=[seed for seed in seeds if seed not in values[label]],
             difference=None if label == reference else paired_difference(values[label], of_reference),
+            verdict=verdicts.get(label),
             is_best=spread.mean == best,
         )
         for label, spread in spreads.items()

@@ -90,7 +90,8 @@ def _cell(cell: Cell, seeds: int) -> Text:
     of = cell.spread
     value = number(of.mean) if of.std is None else f"{number(of.mean)} ± {of.std:.2f}"
     value += f" ({of.count} of {seeds} seeds)" if cell.missing else ""
-    return Text((value, *([difference_text(cell.difference, seeds)] if cell.difference else [])), cell.is_best)
+    lines = [difference_text(cell.difference, seeds)] if cell.difference else []
+    return Text((value, *lines, *([str(cell.verdict)] if cell.verdict else [])), cell.is_best)
 
 
 def difference_text(of: Difference, seeds: int) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from capaboost.tables.compare import Comparison
+from capaboost.tables.compare import Comparison, ordering_task
 from capaboost.tables.groups import Group, Task, unlike
+from capaboost.tables.verdicts import FEW, MARGIN, POWER
+from capaboost.tables.vtab_means import means_of
 
 
 def varying(tasks: list[Task]) -> list[str]:
@@ -34,7 +36,8 @@ def notes_on(table: Comparison) -> list[str]:
         settings = [f"Where a line has nothing else: {usual}."] if usual else []
     else:
         settings = [f"Settings of {of}: {'; '.join(settings_lines(table, of))}." for of in table.methods]
-    return [_how_to_read(table), _common(table), *settings, *_origins(table), *_missing(table)]
+    said = [_how_to_read(table), *_about_verdicts(table), *_order(table), _common(table)]
+    return [*said, *means_of(table), *settings, *_origins(table), *_missing(table)]
 
 
 def _how_to_read(table: Comparison) -> str:
@@ -43,6 +46,32 @@ def _how_to_read(table: Comparison) -> str:
         f"{table.reference} over the seeds of both, with its 95 % interval (Student's t over paired seeds); one pair "
         "gives no interval."
     )
+
+
+def _about_verdicts(table: Comparison) -> Iterator[str]:
+    verdicts = [cell.verdict for cell in table.cells.values() if cell.verdict]
+    if not verdicts:
+        return
+    yield (
+        "Below that the verdict: differs, at 5 % for all differences of a task together (Holm); equivalent within "
+        f"{MARGIN:g}, by two one-sided t-tests at 5 % each, uncorrected; else open, with the pairs of seeds that "
+        f"would find a difference of {MARGIN:g} with {100 * POWER:g} % power."
+    )
+    if any(verdict.pooled for verdict in verdicts):
+        yield (
+            f"Verdicts of {FEW + 1} pairs or fewer rest on a deviation that is pooled over the methods of the task, "
+            "but for methods that deviate otherwise; intervals are of a method's own pairs alone."
+        )
+
+
+def _order(table: Comparison) -> Iterator[str]:
+    names = task_names(table.tasks)
+    if not table.is_ranking or len(table.tasks) < 2:
+        return
+    pairs = ", ".join(f"{names[a]} and {names[b]} {of:.2f}" for (a, b), of in table.agreement.items())
+    task = ordering_task(table.cells, table.agreement)
+    by = "the mean over tasks" if task is None else f"{names[task]} alone, since tasks do not agree on an order"
+    yield f"Order of lines: by {by}." + (f" Rank correlation (Spearman): {pairs}." if pairs else "")
 
 
 def _common(table: Comparison) -> str:

@@ -9,6 +9,7 @@ from capaboost.tables.groups import Task
 
 MEASURED = ("settings", "trainable_parameters", "seeds", "missing_seeds", "mean", "std", "best")
 MEASURED += ("difference", "low", "high", "pairs")
+JUDGED = ("holm_low", "holm_high", "holm_p", "equivalence_p", "pairs_needed", "pooled", "verdict")
 
 
 def records_of(table: Comparison) -> list[dict[str, Any]]:
@@ -37,11 +38,13 @@ def _measured(cell: Cell, groups: list) -> dict[str, Any]:
         high,
         cell.difference.pairs if cell.difference else None,
     )
-    return dict(zip(MEASURED, values, strict=True))
+    of = cell.verdict
+    judged = (*of.interval, of.p, of.p_equivalent, of.needed, of.pooled, str(of)) if of else (None,) * len(JUDGED)
+    return dict(zip(MEASURED + JUDGED, (*values, *judged), strict=True))
 
 
 def _absent(table: Comparison, task: Task) -> dict[str, Any]:
-    return dict.fromkeys(MEASURED) | {"seeds": 0, "missing_seeds": _listed(table.seeds(task))}
+    return dict.fromkeys(MEASURED + JUDGED) | {"seeds": 0, "missing_seeds": _listed(table.seeds(task))}
 
 
 def _listed(seeds: list[int]) -> str:

@@ -35,6 +35,11 @@ def spread_of(values: Collection[float]) -> Spread:
     return Spread(statistics.fmean(values), std, len(values))
 
 
+def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:
+    """Differences over the seeds that both have, in their order."""
+    return [values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())]
+
+
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
     """Compare two methods over the n seeds that both have; None if they share none.
 
@@ -46,7 +51,7 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
         values: The method's value by seed.
         reference: The same of the method that it is compared with.
     """
-    differences = [values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())]
+    differences = paired(values, reference)
     if not differences:
         return None
     of = spread_of(differences)
