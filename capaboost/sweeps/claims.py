@@ -1,4 +1,9 @@
-"""Who works on a run: a claim is a file that only one process can make, and that expires when nobody renews it."""
+"""Who works on a run: a claim is a file that only one process can make, and that ends with its process.
+
+A process is known by its number and the moment that it started, on a machine that is known by its boot and the space
+of its numbers: a restarted container, or another machine of the same name, has equal numbers for other processes.
+Where the system does not say that, and between machines, a claim expires when nobody renews it.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +19,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from capaboost_core.files import explained
+from capaboost_core.files import explained, read_text
 
 RENEW_SECONDS, EXPIRE_SECONDS = 20.0, 120.0
 LOCK = ".lock"
+STARTED = 19  # of the fields after the name in /proc/PID/stat: clock ticks from the boot to the start
 
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
     """Whether this process got the claim; if so it is renewed until the block ends, and then given back.
 
-    A claim is taken over if its process is gone from this host, or if it was not renewed for two minutes by
-    another host. Whoever loses a race for it gets False.
+    A claim is taken over if its process is gone from this machine, or if it was not renewed for two minutes by
+    another one. Whoever loses a race for it gets False.
 
     Args:
         path: The claim's file, on a file system that all engines share.
+
+    Raises:
+        UserError: If the folder cannot be written to.
     """
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex} | (_process(os.getpid()) or {})
     if not _take(path, mine):
         yield False
         return
@@ -42,8 +51,9 @@ def claimed(path: Path) -> Iterator[bool]:
     finally:
         ended.set()
         renewing.join()
-        if holder(path) == mine:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that was deleted meanwhile, nothing is left to give back
+            if holder(path) == mine:
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -66,9 +76,10 @@ def alone(folder: Path) -> Iterator[None]:
 def holder(path: Path) -> dict[str, Any] | None:
     """What the claim says of its process; None if there is no claim, or one that is being written."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(read_text(path, 10_000))
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def is_held(path: Path) -> bool:
@@ -77,48 +88,25 @@ def is_held(path: Path) -> bool:
         age = time.time() - path.stat().st_mtime
     except OSError:
         return False
-    found = holder(path)
-    if found and found.get("host") == socket.gethostname():
-        return _is_alive(found.get("pid"))
+    found, here = holder(path), _process(os.getpid())
+    if found and here and found.get("machine") == here["machine"]:
+        return _process(found.get("pid")) == {"machine": found["machine"], "started": found.get("started")}
+    if found and not found.get("machine") and found.get("host") == socket.gethostname():  # of an earlier version
+        return _exists(found.get("pid")) and age < EXPIRE_SECONDS
     return age < EXPIRE_SECONDS
 
 
 def _take(path: Path, mine: dict[str, Any]) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f"{path.name}.{mine['id']}")
-    own.write_text(json.dumps(mine))
-    try:
-        with alone(path.parent):  # between moving an expired claim away and making one, nobody else may
-            if not _link(own, path):
-                if is_held(path) or not _remove_expired(path, mine["id"]):
-                    return False
-                return _link(own, path)
-            return True
-    finally:
-        own.unlink(missing_ok=True)
-
-
-def _link(own: Path, path: Path) -> bool:
-    """A hard link is made whole or not at all, on NFS too."""
-    try:
-        os.link(own, path)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _remove_expired(path: Path, key: str) -> bool:
-    """Move an expired claim away; of those that try, one succeeds. A fresh one that got there first is put back."""
-    aside = path.with_name(f"{path.name}.{key}.expired")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return False
-    expired = not is_held(aside)
-    if not expired:
-        _link(aside, path)
-    aside.unlink()
-    return expired
+    with alone(path.parent), explained("write", path):  # between removing an expired claim and making one
+        if is_held(path):
+            return False
+        path.unlink(missing_ok=True)
+        try:
+            with open(path, "x") as file:  # on a file system whose locks are of one machine, this decides
+                json.dump(mine, file)
+        except FileExistsError:
+            return False
+    return holder(path) == mine
 
 
 def _renew(path: Path, mine: dict[str, Any], ended: threading.Event) -> None:
@@ -128,10 +116,21 @@ def _renew(path: Path, mine: dict[str, Any], ended: threading.Event) -> None:
                 os.utime(path)
 
 
-def _is_alive(pid: Any) -> bool:
+def _process(pid: Any) -> dict[str, str] | None:
+    """What tells a process of this machine from all others, also from those before a restart; None if it is gone."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = os.readlink("/proc/self/ns/pid")
+        fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, TypeError, ValueError):
+        return None
+    return {"machine": f"{boot} {space}", "started": fields[STARTED]} if fields[0] not in "ZX" else None
+
+
+def _exists(pid: Any) -> bool:
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+    except (ProcessLookupError, TypeError, ValueError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from capaboost_core.training.run_folder import METRICS, RESULT
 
 SWEEP, CLAIMS, FAILED, LOG = "sweep.json", "claims", "failed.json", "log.txt"
 RECORDED = ("error", "kind", "command")  # of a failure
+LONGEST = 255  # bytes of a file's name
 DONE, FAILURE, RUNNING, WAITING = "done", "failed", "running", "waiting"
 
 
@@ -32,7 +35,9 @@ class SweepFolder:
         return self.path / run.name
 
     def claim(self, run: Run) -> Path:
-        return self.path / CLAIMS / run.name.replace("/", "--")
+        name = run.name.replace("/", "--")
+        short = len(os.fsencode(name)) <= LONGEST
+        return self.path / CLAIMS / (name if short else hashlib.sha256(name.encode()).hexdigest())
 
     def write_sweep(self, sweep: SweepFile) -> None:
         """What the workers are to do. Another sweep may be starting in the same folder."""

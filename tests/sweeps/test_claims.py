@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import pytest
 
 from capaboost.sweeps import claims
 from capaboost.sweeps.claims import claimed, holder, is_held
+from capaboost_core import UserError
 from tests.commands import ROOT
+
+OLD = claims.EXPIRE_SECONDS + 1
 
 
 @pytest.fixture
@@ -22,7 +26,8 @@ def path(tmp_path):
 
 def leave(path, age: float = 0.0, **changes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "id": "x"} | changes))
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "id": "x"} | claims._process(os.getpid())
+    path.write_text(json.dumps(mine | changes))
     os.utime(path, (time.time() - age,) * 2)
 
 
@@ -46,10 +51,19 @@ def test_a_claim_is_held_until_its_block_ends_and_leaves_nothing(path):
     ("age", "changes", "taken"),
     [
         (0.0, {}, False),
-        (1e4, {}, False),  # its process lives on this host, and may only be slow
+        (1e4, {}, False),  # its process lives on this machine, and may only be slow
         (0.0, {"pid": None}, True),
-        (0.0, {"host": "elsewhere"}, False),
-        (claims.EXPIRE_SECONDS + 1, {"host": "elsewhere"}, True),
+        (0.0, {"pid": 10**30}, True),
+        (0.0, {"started": "1"}, True),  # another process has its number now, as in a restarted container
+        (0.0, {"pid": 1}, True),  # also one that lives, but started at another time
+        (0.0, {"machine": "elsewhere"}, False),
+        (OLD, {"machine": "elsewhere"}, True),  # as after a reboot, or of a machine with this one's name
+        (0.0, {"machine": "elsewhere", "host": "elsewhere"}, False),
+        (OLD, {"machine": "elsewhere", "host": "elsewhere"}, True),
+        (0.0, {"machine": None}, False),  # version 0.1.0 told the host and the number alone
+        (OLD, {"machine": None}, True),
+        (0.0, {"machine": None, "pid": 10**30}, True),
+        (0.0, {"machine": None, "host": "elsewhere"}, False),
     ],
 )
 def test_what_expired_is_taken_over(path, age, changes, taken):
@@ -57,6 +71,47 @@ def test_what_expired_is_taken_over(path, age, changes, taken):
     with claimed(path) as mine:
         assert mine == taken
     assert path.exists() != taken
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '"text"'])
+def test_a_claim_that_a_killed_process_was_writing_expires(path, content):
+    leave(path)
+    path.write_text(content)
+    with claimed(path) as mine:
+        assert not mine
+    os.utime(path, (time.time() - OLD,) * 2)
+    with claimed(path) as mine:
+        assert mine
+
+
+def test_a_zombie_holds_nothing(path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    leave(path, pid=process.pid)
+    assert not is_held(path)
+    process.wait()
+
+
+def test_a_claim_needs_no_hard_link(path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with claimed(path) as mine, claimed(path) as other:
+        assert (mine, other) == (True, False)
+    assert [left.name for left in path.parent.iterdir()] == [claims.LOCK]
+
+
+def test_a_folder_deleted_while_a_claim_is_held_is_no_error(path):
+    with claimed(path) as mine:
+        assert mine
+        shutil.rmtree(path.parent)
+
+
+def test_a_claim_in_a_folder_that_cannot_be_written_is_one_line(path):
+    path.parent.parent.joinpath("claims").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write .*claims"), claimed(path):
+        pass
 
 
 def test_a_dead_process_of_this_host_holds_nothing(path):

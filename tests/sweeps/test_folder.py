@@ -2,7 +2,9 @@
 
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+from capaboost.sweeps.claims import claimed, is_held
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.sweep_file import SweepFile
 
@@ -19,3 +21,11 @@ def test_sweeps_that_start_together_in_one_folder_do_not_take_each_others_file_a
 def write_often(folder: Path) -> None:
     for _ in range(50):
         SweepFolder(folder).write_sweep(SWEEP)
+
+
+def test_claims_of_long_names_are_files_of_their_own(tmp_path):
+    long = ["digits/" + "r" * 150 + "/" + "s" * 150 + end for end in "ab"]
+    runs = [SimpleNamespace(name=name) for name in long]
+    with claimed(SweepFolder(tmp_path).claim(runs[0])) as mine:
+        assert mine
+        assert [is_held(SweepFolder(tmp_path).claim(run)) for run in runs] == [True, False]
