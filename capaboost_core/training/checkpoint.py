@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from capaboost_core.errors import UserError
-from capaboost_core.files import write_atomically
+from capaboost_core.files import explained, write_atomically
 from capaboost_core.training.run_file import flat
 from capaboost_core.training.run_folder import CHECKPOINT, PREVIOUS
 
@@ -69,7 +70,8 @@ class Checkpoints:
         torch.save({field.name: getattr(state, field.name) for field in fields(state)}, buffer)
         buffer.write(FORMAT + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
         if self.is_sound:
-            os.replace(self.newest, self.previous)
+            with explained("write", self.previous), suppress(FileNotFoundError):  # somebody has deleted it
+                os.replace(self.newest, self.previous)
         write_atomically(self.newest, lambda file: file.write(buffer.getbuffer()))
         self.is_sound = True
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from capaboost_core.errors import UserError
+from capaboost_core.files import is_current, lock_now, read_text
 from capaboost_core.training.processes import on_main
 from capaboost_core.training.run_folder import ANOTHER, LOCK, told
 
@@ -22,24 +22,26 @@ class InUse(UserError):
 def claim(folder: Path) -> Iterator[None]:
     """Create the folder and hold its lock until the block ends; where nothing was written, nothing is left.
 
-    The main process holds an flock on `run.lock`. The lock ends with the process, however that dies; a file
-    that is left by a killed one blocks nobody.
+    The main process holds the lock of the folder and that of `run.lock`, which says who it is and which file systems
+    know that cannot lock a folder. Both end with the process, however that dies; a file that is left by a killed one
+    blocks nobody, and one that somebody deletes frees nothing.
 
     Raises:
         UserError: In all processes, if the folder cannot be made or written, or another run holds it (InUse).
     """
-    made, lock = on_main(lambda: _open(folder)) or ([], None)
+    made, locks = on_main(lambda: _open(folder)) or ([], ())
     try:
         yield
     finally:
-        if lock is not None:
+        if locks and is_current(locks[0], folder / LOCK):  # else it is another run's by now
             (folder / LOCK).unlink(missing_ok=True)
+        for lock in locks:
             os.close(lock)
         _remove_empty(made)
 
 
-def _open(folder: Path) -> tuple[list[Path], int | None]:
-    """The folders that had to be made, outermost first, and the descriptor that holds the lock."""
+def _open(folder: Path) -> tuple[list[Path], tuple[int, ...]]:
+    """The folders that had to be made, outermost first, and the descriptors that hold the locks, first the file's."""
     made: list[Path] = []
     try:
         with told(folder):
@@ -53,26 +55,35 @@ def _open(folder: Path) -> tuple[list[Path], int | None]:
         raise
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path) -> tuple[int, int]:
+    whole = os.open(folder, os.O_RDONLY)
+    try:
+        if not lock_now(whole):
+            raise _in_use(folder)
+        return _lock_file(folder), whole
+    except BaseException:
+        os.close(whole)
+        raise
+
+
+def _lock_file(folder: Path) -> int:
     while True:
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        if not lock_now(file):
             os.close(file)
-            raise InUse(f"{folder} is in use by {holder}; wait until it ends, or {ANOTHER}") from error
-        if _is_current(file, folder / LOCK):  # else its holder has just removed it: take the new one
+            raise _in_use(folder)
+        if is_current(file, folder / LOCK):  # else its holder has just removed it: take the new one
             os.truncate(file, 0)
             os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             return file
         os.close(file)
 
 
-def _is_current(file: int, path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    return False
+def _in_use(folder: Path) -> InUse:
+    holder = "another process"
+    with contextlib.suppress(OSError, ValueError):
+        holder = read_text(folder / LOCK).strip()[:200] or holder
+    return InUse(f"{folder} is in use by {holder}; wait until it ends, or {ANOTHER}")
 
 
 def _remove_empty(made: list[Path]) -> None:

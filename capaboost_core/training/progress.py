@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from capaboost_core.files import write_atomically
+from capaboost_core.files import explained, write_atomically
 from capaboost_core.training.json_text import to_json
 
 SECONDS = 1.0
@@ -98,7 +98,8 @@ class MetricsFile:
         write_atomically(self.path, lambda file: file.write(content.encode()))
 
     def add(self, values: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
+        with explained("write", self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(to_json(values) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -35,6 +35,8 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise UserError("the output folder is the working folder itself; name one, such as --output-dir runs/mine")
     with told(folder):
         _check_place(folder)
+        if (where := folder.resolve()) in Path.cwd().parents or where == Path(os.path.expanduser("~")).resolve():
+            raise UserError(f"{where} holds your other folders; name one for the run, such as --output-dir runs/mine")
         for name, is_right, kind in [(name, Path.is_dir, "folder") for name in (ADAPTER, TENSORBOARD)] + [
             (name, Path.is_file, "file") for name in (CHECKPOINT, PREVIOUS, RESULT, METRICS, LOCK)
         ]:

@@ -180,3 +180,21 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(cut):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert same(whole, goes_on(folder))
+
+
+@pytest.mark.parametrize("deleted", ["checkpoint.pt", "checkpoint.previous.pt", "metrics.jsonl", "run.lock"])
+def test_what_is_deleted_while_a_run_lives_ends_it_in_nothing_else(tmp_path, deleted):
+    """The next checkpoint is complete, and goes on to the same weights."""
+
+    class Deleted(Toy):
+        def evaluate(self, model):
+            if self.evaluations == 1:
+                (tmp_path / "run" / deleted).unlink(missing_ok=True)
+            if self.evaluations == 3:
+                raise InterruptedError
+            return super().evaluate(model)
+
+    whole, _ = run(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "run", task=Deleted)
+    assert same(whole, run(tmp_path / "run", resume=True)[0])

@@ -1,7 +1,10 @@
 """A run folder: refused before anything is written, held by one run, left clean."""
 
+import errno
+import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 
@@ -51,6 +54,10 @@ WRONG = {
     "a name too long": (lambda path: path / ("x" * 300) / "run", "File name too long"),
     "proc": (lambda path: type(path)("/proc/x"), "/proc"),
     "the working folder": (lambda path: type(path)(""), "is the working folder itself"),
+    "the root": (lambda path: type(path)("/"), "/ holds your other folders"),
+    "the root, written otherwise": (lambda path: type(path)("/tmp/../."), "/ holds your other folders"),
+    "a folder above the working folder": (lambda path: type(path)(".."), "holds your other folders"),
+    "the home": (lambda path: type(path).home(), "holds your other folders"),
     "adapter is a file": (with_part("adapter"), "adapter must be a folder"),
     "tensorboard is a file": (with_part("tensorboard"), "tensorboard must be a folder"),
     "checkpoint.pt is a folder": (with_part("checkpoint.pt", folder=True), "checkpoint.pt must be a file"),
@@ -96,6 +103,42 @@ def test_a_second_run_is_told_who_holds_the_folder(tmp_path):
             use(folder)
         assert (folder / LOCK).exists()
     assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.hard_case(4)
+@pytest.mark.parametrize("change", ["delete", "replace", "link"])
+def test_a_lock_file_that_somebody_deletes_frees_nothing(tmp_path, change):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    outside.write_text("mine")
+    with claim(folder):
+        (folder / LOCK).unlink()
+        if change == "replace":
+            (folder / LOCK).write_text("process 1 on elsewhere\n")
+        if change == "link":
+            (folder / LOCK).symlink_to(outside)
+        with pytest.raises(UserError, match="is in use by"):
+            use_again(folder)
+    assert outside.read_text() == "mine"
+    assert (folder / LOCK).exists() == (change != "delete")  # another's is left alone
+
+
+def use_again(folder):
+    with claim(folder):
+        pass
+
+
+@pytest.mark.hard_case(4)
+def test_a_file_system_that_cannot_lock_folders_has_the_lock_file(tmp_path, monkeypatch):
+    lock = fcntl.flock
+
+    def refuse_folders(file, kind):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")  # as NFS
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", refuse_folders)
+    with claim(tmp_path / "run"), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        use_again(tmp_path / "run")
 
 
 @pytest.mark.hard_case(4)
