@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from capaboost_core.adapted import Adapted, take_forward
 from capaboost_core.bypass import check_reached, close_fast_paths
 from capaboost_core.errors import UserError
+from capaboost_core.integrations import complete
 from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import Plan, in_prefix
 from capaboost_core.roles import Roles
@@ -75,6 +76,7 @@ def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
     if hasattr(model, "capaboost"):
         raise UserError("the model is adapted already; start from a fresh base model")
     check_bare(model, [target.path for target in plan.targets])
+    complete()
     config.check(model, plan)
     modules = dict(model.named_modules())
     for name in (name for name, p in _trained(model, config, plan).items() if not p.is_floating_point()):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from capaboost_core.integrations import PENDING
+
 if TYPE_CHECKING:
     from capaboost_text.encoders import from_pretrained, inject
 
 __all__ = ["from_pretrained", "inject"]
+PENDING["transformers"] = "capaboost_text.roles"
 
 
 def __getattr__(name: str) -> Any:

@@ -170,13 +170,12 @@ def without_b(folder):
 
 WRONG = {
     "several ranks": (dict(rank_pattern={"fc1": 2}), None, "several ranks"),
-    "DoRA": (dict(use_dora=True), None, "does not belong to a plain LoRA"),
-    "biases": (dict(bias="all"), None, "does not belong to a plain LoRA"),
+    "DoRA": (dict(use_dora=True), None, "use_dora makes it no plain LoRA"),
     "weights cut off": ({}, lambda f: (f / "adapter_model.safetensors").write_bytes(b"12"), "no readable"),
     "no weights": ({}, lambda f: (f / "adapter_model.safetensors").unlink(), "no readable"),
     "no config": ({}, lambda f: (f / "adapter_config.json").unlink(), "no readable"),
     "another method": ({}, lambda f: (f / "adapter_config.json").write_text('{"peft_type": "IA3"}'), "no LoRA"),
-    "no B": ({}, without_b, "no linear layer"),
+    "no B": ({}, without_b, "no lora_B of"),
 }
 
 

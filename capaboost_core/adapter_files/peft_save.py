@@ -78,7 +78,7 @@ def _beside(model: nn.Module, head: Sequence[str], layers: list[Adapted]) -> tup
     adapted, added = {layer.path for layer in layers}, own_parameters(layers)
     changed = {id(tensor) for name, tensor in account_of(model).everything.items() if name not in added}
     modules, biases = set(), {}
-    for name, tensor in _all_names(model).items():
+    for name, tensor in all_names(model).items():
         if id(tensor) not in changed:
             continue
         owner, _, leaf = name.rpartition(".")
@@ -111,10 +111,10 @@ def _within(path: str, adapted: set[str]) -> bool:
 
 def _contents(model: nn.Module, modules: list[str]) -> dict[str, Tensor]:
     """All that the state dicts of these modules hold, by their names in the bare model."""
-    return {name: t for name, t in _all_names(model).items() if any(in_prefix(name, path) for path in modules)}
+    return {name: t for name, t in all_names(model).items() if any(in_prefix(name, path) for path in modules)}
 
 
-def _all_names(model: nn.Module) -> dict[str, Tensor]:
+def all_names(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers, those that are tied under each of their names."""
     parameters = {clean(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     return parameters | persistent_buffers(model)

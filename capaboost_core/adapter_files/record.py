@@ -64,7 +64,7 @@ class Record:
             UserError: If the text is no JSON, or not that of a record: a key is missing, a type or value is wrong.
         """
         try:
-            return cls._from_values(_parse(text))
+            return cls._from_values(parse(text))
         except RecursionError as error:
             raise UserError("nested too deeply; it is damaged, save the adapter again") from error
 
@@ -93,7 +93,12 @@ class Record:
         )
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """JSON with finite numbers only.
+
+    Raises:
+        UserError: If it is something else.
+    """
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
     except UserError:

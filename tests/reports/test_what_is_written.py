@@ -2,13 +2,22 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
 import timm
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 import capaboost_text
 import capaboost_vision
@@ -274,6 +283,28 @@ def test_a_diverged_model_is_not_exported(tmp_path):
 
 
 # Other doors and settings.
+
+
+ELSEWHERE = """
+import sys, torch, capaboost_text
+from transformers import BertConfig, BertModel
+from capaboost_core import load_adapter, save_adapter
+torch.manual_seed(0)
+model = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24))
+load_adapter(model, sys.argv[1])
+save_adapter(model, sys.argv[2])
+"""
+
+
+def test_an_adapter_of_a_class_of_transformers_loads_in_a_program_that_injects_nothing(tmp_path):
+    """`import capaboost_text` imports no transformers; its layers must be known all the same."""
+    torch.manual_seed(0)
+    sizes = BERT | dict(num_hidden_layers=1, vocab_size=30522)
+    save_adapter(moved(capaboost_text.inject(BertModel(BertConfig(**sizes)), "prefix")), tmp_path / "a")
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "a"), str(tmp_path / "b")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a/adapter.safetensors").read_bytes() == (tmp_path / "b/adapter.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
