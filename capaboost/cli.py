@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import sys
+from importlib.metadata import version
 
-from capaboost.command_line import make_parser
+from capaboost.command_line import given, make_parser
 
 COMMANDS = {  # module of capaboost.commands, and what it does
     "train-vtab": ("train_vtab", "fine-tune a timm ViT on a VTAB-1k task or on a folder of images"),
@@ -32,13 +35,27 @@ def cli_parser() -> argparse.ArgumentParser:
         prog="capaboost",
         epilog="capaboost COMMAND --help explains a command.",
     )
+    parser.add_argument("--version", action="version", version=f"capaboost {version('capaboost')}")
+    parser.add_argument("--plugin", action="append", default=[], type=given, metavar="MODULE",
+        help="import a module with methods of your own first, here and in workers; may be repeated")  # fmt: skip
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its flags")
     return parser
 
 
+def add_plugin(module: str) -> None:
+    """Have a module, which may lie in the working folder, imported with the methods, here and in started processes."""
+    sys.path[:0] = [] if os.getcwd() in sys.path else [os.getcwd()]
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, [*paths, os.getcwd()])))
+    named = os.environ.get("CAPABOOST_PLUGINS", "").split(",")
+    os.environ["CAPABOOST_PLUGINS"] = ",".join(dict.fromkeys(filter(None, [*named, module])))
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = cli_parser().parse_args(arguments)
+    for module in options.plugin:
+        add_plugin(module)
     module, _ = COMMANDS[options.command]
     command = importlib.import_module(f"capaboost.commands.{module}")
     return command.main(options.arguments, prog=f"capaboost {options.command}")

@@ -6,8 +6,10 @@ Nothing heavy is imported before the flags are read, so that `--help` and a wron
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +33,18 @@ class Parser(argparse.ArgumentParser):
     """A parser whose error line stays short, however long the typed value is."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(textwrap.shorten(message, 500, placeholder=" ..."))
+        """One line, with what comes close to a wrong flag or choice; the usage is for `--help`."""
+        text = textwrap.shorten(message + self._close(message), 500, placeholder=" ...")
+        self.exit(2, f"{self.prog}: error: {text}\n")
+
+    def _close(self, message: str) -> str:
+        wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']*)'", message)
+        if not wrong:
+            return ""
+        names = [name for action in self._actions for name in (*action.option_strings, *(action.choices or ()))]
+        flag, choice = wrong.groups()
+        close = difflib.get_close_matches((flag or choice).split("=")[0], names, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
 
 
 def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
@@ -131,6 +144,7 @@ def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: st
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--config", type=given_path, metavar="FILE", help="a YAML file in place of the default one")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting; may be repeated")
+    add("--print-config", action="store_true", help="print every setting as it would be used, and train nothing")
     add("-h", "--help", action=Help, run=run)
 
 
@@ -146,6 +160,8 @@ def flag_settings(options: argparse.Namespace, flags: dict[str, str]) -> dict[st
 
 def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
     """Train with the settings, or with each rate of the grid, and show the result."""
+    if options.print_config:
+        return _print_settings(run)
     from accelerate import PartialState
 
     from capaboost_core.training.experiment import run_experiment
@@ -164,6 +180,15 @@ def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> No
         _write_card(folder, result)
         _draw_confusion(folder)
     PartialState().destroy_process_group()
+
+
+def _print_settings(run: Any) -> None:
+    """The settings as a file that `--config` takes."""
+    import yaml
+
+    from capaboost_core.training.run_config import to_dict
+
+    print(yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True).rstrip())
 
 
 def _write_card(folder: Path, result: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ So settings, help and a wrong name need no torch: the names stand here, in the o
 """
 
 from capaboost_core.methods.base import Method, resolve_config
-from capaboost_core.methods.registry import METHODS, PRESETS, announce, register_method
+from capaboost_core.methods.registry import METHODS, PRESETS, announce, load_plugins, register_method
 
 MODULES = {  # in this folder, each with its presets; those with `capaboost-` are tied kinds of the method so named
     "lora": ("capaboost-lora", "lora"),
@@ -33,6 +33,7 @@ MODULES = {  # in this folder, each with its presets; those with `capaboost-` ar
 }  # fmt: skip
 for module, presets in MODULES.items():
     announce(f"{__name__}.{module}", presets)
+load_plugins()
 
 CapaBoostConfig = Method  # `CapaBoostConfig(method="lora", r=4)` is the method of that name with its settings
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, reason_of
 from capaboost_core.settings.text import shown
 
 if TYPE_CHECKING:
     from capaboost_core.methods.base import Method
 
+GROUP, PLUGINS = "capaboost.methods", "CAPABOOST_PLUGINS"
 Found = TypeVar("Found")
 
 
@@ -28,7 +31,10 @@ class Registry(MutableMapping[str, Found]):
     def __getitem__(self, name: str) -> Found:
         if self.entries[name] is None:
             importlib.import_module(self.modules[name])
-        return self.entries[name]
+        found = self.entries[name]
+        if found is None:
+            raise UserError(f"{self.modules[name]} was to register {name}, but does not; correct its entry point")
+        return found
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
@@ -74,6 +80,25 @@ def register_method(name: str, **presets: Mapping[str, Any]) -> Callable[[type[M
         return cls
 
     return register
+
+
+def load_plugins() -> None:
+    """Make the methods of other packages known.
+
+    Those of the entry-point group `capaboost.methods`, whose name is the preset and whose value the module that
+    registers it, are imported when they are used. The modules that the environment variable CAPABOOST_PLUGINS lists,
+    as `--plugin` sets it for this process and those that it starts, are imported now.
+
+    Raises:
+        UserError: If such a module cannot be imported.
+    """
+    for entry in entry_points(group=GROUP):
+        announce(entry.value, (entry.name,))
+    for module in filter(None, os.environ.get(PLUGINS, "").split(",")):
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # another's code may fail in any way
+            raise UserError(f"plugin {module} cannot be imported ({reason_of(error)}); it must be a module") from error
 
 
 def find_method(name: Any, prefix: str = "") -> type[Method]:
