@@ -53,6 +53,8 @@ class ModelSection(Settings):
         if taken:
             place = "data" if taken == "num_classes" else "model"
             raise ValueError(f"model.kwargs.{taken} has a setting of its own; type {place}.{taken}")
+        if kwargs.get("features_only"):
+            raise ValueError("model.kwargs.features_only makes a model without a head; leave it out")
         return kwargs
 
     def arguments(self) -> dict[str, Any]:

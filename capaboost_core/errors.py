@@ -1,8 +1,10 @@
 """The exceptions that a command shows in one line, without a stack trace."""
 
+import re
 import textwrap
 
 LONGEST = 1000  # characters of a message
+NO_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 
 
 class UserError(ValueError):
@@ -44,6 +46,21 @@ def reason_of(error: BaseException, width: int = 200) -> str:
     text = textwrap.shorten(str(error), width, placeholder=" ...")
     bare = not text or isinstance(error, (LookupError, TypeError, AttributeError, ArithmeticError))
     return f"{type(error).__name__}: {text}".removesuffix(": ") if bare else text
+
+
+def is_no_memory(error: BaseException) -> bool:
+    """Whether memory has ended: Python's, NumPy's, or that of torch's allocators of CPU and devices."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and NO_MEMORY.search(str(error)) is not None
+
+
+def no_memory_line(error: BaseException) -> str:
+    """What to lower, in one line."""
+    return (
+        f"out of memory ({reason_of(error)}); set train.gradient_accumulation_steps=2 or more, which changes no "
+        "result, or a smaller train.batch_size, model.img_size, data.max_length or model"
+    )
 
 
 def _without_middle(text: str, width: int) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from capaboost_core.console import tell
-from capaboost_core.errors import Stopped, UserError
+from capaboost_core.errors import Stopped, UserError, is_no_memory, no_memory_line
 from capaboost_core.training.processes import another_told, first_to_tell
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -40,15 +40,15 @@ def exit_code_of(command: Callable[[], None], stopped: str) -> int:
     except BrokenPipeError:  # nobody reads on, as in `capaboost flops ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit must go somewhere
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        if error.errno not in DISK:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_no_memory(error):
+            return _end(f"error: {no_memory_line(error)}", 2)
+        if isinstance(error, RuntimeError) and another_told():
+            return 2  # what failed here is the link to the process that told its mistake and ended
+        if not isinstance(error, OSError) or error.errno not in DISK:
             raise
         place = f" ({error.filename})" if error.filename else ""
         return _end(f"error: {error.strerror}{place}; free some space, or choose another folder", 2)
-    except RuntimeError:
-        if another_told():  # what failed here is the link to the process that told its mistake and ended
-            return 2
-        raise
     return 0
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
-from capaboost_core.errors import UserError, reason_of
+from capaboost_core.errors import UserError, is_no_memory, reason_of, shown
 from capaboost_text.example import Example
 from capaboost_text.hub import reach_hub
+from capaboost_text.padding import Tokens
 
 CHUNK = 1000
+AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,8 @@ def load_tokenizer(name_or_path: str | Path, max_length: int) -> Any:
         words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
         most = min(tokenizer.model_max_length, readable_tokens(config))
     except Exception as error:  # transformers fails in many ways on damaged files
+        if is_no_memory(error):
+            raise
         raise UserError(
             f"cannot load the tokenizer of {name_or_path} ({reason_of(error)}); give a folder with "
             "config.json and tokenizer.json, or a hub name with a network"
@@ -56,17 +61,72 @@ def load_tokenizer(name_or_path: str | Path, max_length: int) -> Any:
             f"the tokenizer of {name_or_path} has no vocabulary; add tokenizer.json or what else the model's "
             "tokenizer was saved as"
         )
+    _give_padding(tokenizer, config, name_or_path)
     if max_length > most:
         raise UserError(f"data.max_length is {max_length}, but {name_or_path} reads {most} tokens; set {most} or less")
     return tokenizer
 
 
+def _give_padding(tokenizer: Any, config: Any, name_or_path: str | Path) -> None:
+    """A tokenizer without a padding token takes the configuration's, or as decoders do its end token: the attention
+    mask leaves it out.
+
+    Raises:
+        UserError: If there is neither.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
+    number = getattr(config, "pad_token_id", None)
+    token = tokenizer.eos_token if number is None else tokenizer.convert_ids_to_tokens(number)
+    if token is None:
+        raise UserError(
+            f"the tokenizer of {name_or_path} has no padding token; name one of its tokens as pad_token in its "
+            "tokenizer_config.json"
+        )
+    tokenizer.pad_token = token
+
+
 def readable_tokens(config: Any) -> int:
-    """The longest input that the position embeddings permit."""
+    """The longest input that the position embeddings permit, by the configuration."""
     if not getattr(config, "position_biased_input", True):  # DeBERTa-v2/v3 has relative positions only
         return 10**9
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    offset = config.pad_token_id + 1 if config.model_type in AFTER_PADDING else 0
     return getattr(config, "max_position_embeddings", 10**9) - offset
+
+
+def check_fit(model: nn.Module, tokenizer: Any, rows: Iterable[Tokens]) -> None:
+    """Refuse rows of tokens that the model has no embedding for, or that are longer than its positions.
+
+    Raises:
+        UserError: It says which.
+    """
+    name, largest, longest = tokenizer.name_or_path, tokenizer.pad_token_id, 0
+    for row in rows:
+        largest, longest = max(largest, int(row.input_ids.max(initial=0))), max(longest, len(row))
+    known = model.get_input_embeddings().weight.shape[0]
+    if largest >= known:
+        token = shown(tokenizer.convert_ids_to_tokens(largest))
+        raise UserError(
+            f"{name}: its tokenizer makes token {largest} ({token}), but the model's embeddings end at {known - 1}; "
+            "give the tokenizer of these weights, or save the model again after resize_token_embeddings"
+        )
+    most = min(map(_positions, _position_embeddings(model)), default=longest)
+    if longest > most:
+        raise UserError(f"{name} reads {most} tokens, but a row has {longest}; set data.max_length={most} or less")
+
+
+def _position_embeddings(model: nn.Module) -> list[nn.Embedding]:
+    """The tables of absolute positions, by the names that transformers gives them."""
+    return [
+        module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in ("position_embeddings", "wpe", "wpe_emb")
+    ]
+
+
+def _positions(table: nn.Embedding) -> int:
+    """The length that a table permits: RoBERTa's family counts from the place after the padding's."""
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
 def encode(examples: Sequence[Example], tokenizer: Any, max_length: int, shown: bool = False) -> list[Encoded]:

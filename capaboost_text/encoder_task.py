@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from capaboost_core.training.task import content_hash
+from capaboost_text.encode import check_fit
 from capaboost_text.length_batches import token_batches, train_batches
 from capaboost_text.padding import Tokens, pad
 
@@ -51,6 +52,24 @@ class EncoderTask:
         for row in self.rows:
             yield row.input_ids
 
+    def evaluated(self) -> Iterator[Sequence[Tokens]]:
+        """The splits that are only evaluated on; a head adds its own."""
+        yield from ()
+
+    def trial(self, model: nn.Module) -> Tensor:
+        """The mean loss of the longest and the shortest training row, after a pass over these of each split that is
+        evaluated; before, every row of all is held against the model's embeddings.
+
+        Raises:
+            UserError: If the model cannot read a row.
+        """
+        splits = [self.rows, *self.evaluated()]
+        check_fit(model, self.tokenizer, (row for rows in splits for row in rows))
+        with torch.no_grad():
+            for rows in splits[1:]:
+                model(**self.inputs([rows[i] for i in _ends(rows)]))
+        return self.loss(model, _ends(self.rows))
+
     def inputs(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
         """The rows as the model's padded inputs on its device."""
         return self.to_device(pad(rows, self.tokenizer, self.multiple))
@@ -77,6 +96,11 @@ class EncoderTask:
             index = torch.from_numpy(batch).to(self.device)
             found[index] = model(**self.inputs([rows[i] for i in batch])).logits.float()
         return self.accelerator.reduce(found, "sum").cpu().numpy()
+
+
+def _ends(rows: Sequence[Tokens]) -> np.ndarray:
+    """The places of the shortest and the longest row."""
+    return np.argsort(_lengths(rows), kind="stable")[[0, -1]]
 
 
 def _lengths(rows: Sequence[Tokens]) -> np.ndarray:

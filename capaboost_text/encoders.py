@@ -18,10 +18,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from capaboost_core.errors import UserError, reason_of
+from capaboost_core.console import tell
+from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.injection import inject as inject_plan
 from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import in_prefix
+from capaboost_core.training.processes import is_first
 from capaboost_text.hub import reach_hub
 from capaboost_text.roles import roles_of
 
@@ -67,6 +69,10 @@ def load_base(name_or_path: str | Path, task: str = "sequence-classification", *
 
 def _load(name_or_path: str | Path, task: str, kwargs: dict[str, Any]) -> tuple[nn.Module, list[str]]:
     """The model, and the names of weights that its checkpoint lacks."""
+    if "torch_dtype" in kwargs:  # the name of earlier versions of transformers
+        older = kwargs.pop("torch_dtype")
+        if kwargs.setdefault("dtype", older) != older:
+            raise UserError(f"torch_dtype is {older} and dtype is {kwargs['dtype']}; give dtype alone")
     resize_head = kwargs.pop("ignore_mismatched_sizes", False)
     try:
         with _quiet(), reach_hub(name_or_path):
@@ -77,6 +83,8 @@ def _load(name_or_path: str | Path, task: str, kwargs: dict[str, Any]) -> tuple[
                 ignore_mismatched_sizes=True,  # so that the report says which
             )
     except Exception as error:  # transformers and safetensors fail in many ways on damaged files
+        if is_no_memory(error):
+            raise
         raise UserError(
             f"cannot load {name_or_path} ({reason_of(error)}); give a folder with a sound config.json and "
             "model.safetensors, or a hub name with a network"
@@ -124,6 +132,8 @@ def _check_sizes(
             raise UserError(f"{sizes}; the encoder must keep its sizes, set the one of its weights")
         if not resize_head:
             raise UserError(f"{sizes}; for a fresh head pass ignore_mismatched_sizes=True")
+        if is_first():
+            tell(f"note: {sizes}; it starts fresh")
 
 
 def _missing_pooler(model: nn.Module, missing: list[str], name: str | Path) -> tuple[str, ...]:
@@ -132,8 +142,8 @@ def _missing_pooler(model: nn.Module, missing: list[str], name: str | Path) -> t
     lost = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and not in_prefix(key, pooler)]
     if lost:
         raise UserError(
-            f"{name} lacks {len(lost)} weights of the encoder, such as {lost[0]}; give a checkpoint of a "
-            f"{model.config.model_type} model"
+            f"{name} lacks {len(lost)} of the weights that its config.json asks for, such as {lost[0]}; give a folder "
+            "with all weights, or with the config.json that was saved with these"
         )
     return (pooler,) if any(in_prefix(key, pooler) for key in missing) else ()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from capaboost_core.errors import UserError, reason_of
+from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.network import offline_unless_reachable
 
 
@@ -43,6 +43,8 @@ def load_from_hub(name: str, *config: str, split: str, otherwise: str) -> Any:
         with reach_hub(name, settings):
             return load_dataset(name, *config, split=split)
     except Exception as error:  # its network layers raise errors of many libraries
+        if is_no_memory(error):
+            raise
         raise UserError(
             f"cannot load {' '.join((name, *config))} from the hub ({reason_of(error)}); {otherwise}"
         ) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple, TextIO
 
 from capaboost_core.errors import UserError, reason_of, shown
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 AGAIN = "correct it, or fetch the file again"
 
 
@@ -99,18 +102,31 @@ def _split_tabs(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _split_commas(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """As RFC 4180 has it: a quoted cell may hold commas, line feeds and doubled quotes."""
+    """As RFC 4180 has it: a quoted cell may hold commas, line feeds and doubled quotes, and be of any length."""
     rows, begun = csv.reader(file, strict=True), 1
     while True:
+        limit = csv.field_size_limit(sys.maxsize)  # of the process; Python's own is 131,072 characters
         try:
             cells = next(rows, None)
         except csv.Error as error:
             raise UserError(f"{path}, line {begun}: {error}; quote cells as CSV wants, or save as .jsonl") from error
+        finally:
+            csv.field_size_limit(limit)
         if cells is None:
             return
         if cells:
             yield begun, cells
         begun = rows.line_num + 1
+
+
+def check_characters(where: str, name: str, text: str) -> None:
+    """Refuse half a surrogate pair: legal in JSON, but no tokenizer takes it.
+
+    Raises:
+        UserError: If the text holds one.
+    """
+    if SURROGATE.search(text):
+        raise UserError(f"{where}: {name} holds half a surrogate pair, which is not a character; correct the text")
 
 
 def read_json_rows(path: Path, wanted: Sequence[str]) -> list[Row]:

@@ -38,15 +38,27 @@ def prepare(run: RunSettings, accelerator: Accelerator) -> TaskSetup:
         accelerator.print(f"{data.dir}: {remark}")
     names = class_names(data.source, data.dir)
     task.classes = (*names, *map(str, range(len(names), classes)))
+    turned = once(("looked through", data, run.train.test), lambda: look_through(data, run.train.test))
     return TaskSetup(
         model=model,
         task=task,
         name=data.dataset,
         metric=ACCURACY,
         select_by=VAL_ACCURACY,
-        split_note=task.test_set.note or SPLIT_NOTES[data.source],
+        split_note=(task.test_set.note or SPLIT_NOTES[data.source])
+        + (f"; {turned} images turned upright as their EXIF says" if turned else ""),
         inference=inference_record(run, task),
     )
+
+
+def look_through(data: DataSection, test: bool) -> int:
+    """Decode the images to test on, which are read again after training; how many images EXIF turns.
+
+    Raises:
+        UserError: If one cannot be read.
+    """
+    *training, tested = (_open(data, split, (1, 1)) for split in PROTOCOL_SPLITS[data.protocol])
+    return sum(split.turned for split in training) + (tested.check() if test else 0)
 
 
 def check_data(data: DataSection, classes: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import constants as hub
 from torch import nn
 
-from capaboost_core.errors import UserError, reason_of
+from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.methods import Method
 from capaboost_core.network import offline_unless_reachable
 from capaboost_core.settings.base import hint
@@ -68,9 +68,16 @@ def _from_timm(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
         with _reach_hub(section.name):
             return _create(section.name, True, arguments)
     except Exception as error:  # hub clients fail in many ways
+        if is_no_memory(error):
+            raise
+        _create(section.name, False, arguments)  # if timm cannot make the model at all, that is the mistake
+        if section.kwargs or section.img_size:
+            advice = "leave model.kwargs and model.img_size out, or pass --set model.pretrained=false"
+        else:
+            other = "" if section.name.partition(".")[0] == EMBEDDED else f"or --model {EMBEDDED}, "
+            advice = f"pass --weights FILE, {other}or --set model.pretrained=false"
         raise UserError(
-            f"cannot load the pretrained weights of {section.name} ({reason_of(error)}); pass --weights FILE, "
-            f"or --model {EMBEDDED}, or --set model.pretrained=false"
+            f"cannot load the pretrained weights of {section.name} ({reason_of(error)}); {advice}"
         ) from error
 
 
@@ -89,6 +96,9 @@ def _from_file(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
     try:
         model = _create(section.name, True, arguments | {"pretrained_cfg_overlay": overlay})
     except Exception as error:  # a foreign file may fail in any way
+        if is_no_memory(error):
+            raise
+        _create(section.name, False, arguments)  # if timm cannot make the model at all, that is the mistake
         raise UserError(f"--weights {file} does not fit {section.name}: {reason_of(error)}") from error
     lacking = _not_loaded(model, section.name, arguments, seed)
     if lacking:
@@ -115,7 +125,10 @@ def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module
         # Of a name with a colon timm takes the architecture, too, from the hub or a folder.
         with _reach_hub(name) if ":" in name else nullcontext():
             return timm.create_model(name, pretrained=pretrained, **arguments)
-    except (TypeError, RuntimeError, ValueError, OSError) as error:
-        if pretrained:
+    except Exception as error:  # models check their arguments in many ways
+        if pretrained or is_no_memory(error):
             raise
-        raise UserError(f"model.name: timm cannot make {name} ({reason_of(error)})") from error
+        extra = sorted(arguments.keys() - {"num_classes", "drop_path_rate"})
+        place = f" with {', '.join(extra)}" if extra else ""
+        advice = "correct model.img_size and model.kwargs" if extra else "choose another model"
+        raise UserError(f"model.name: timm cannot make {name}{place} ({reason_of(error)}); {advice}") from error

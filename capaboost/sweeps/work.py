@@ -15,7 +15,7 @@ from pathlib import Path
 from capaboost.sweeps.claims import claimed
 from capaboost.sweeps.folder import LOG, SweepFolder
 from capaboost.sweeps.runs import Run
-from capaboost_core.errors import DivergedError, UserError
+from capaboost_core.errors import DivergedError, UserError, is_no_memory, no_memory_line
 from capaboost_core.training.folder_lock import InUse
 from capaboost_core.training.run_folder import check_folder
 from capaboost_core.training.shared import share
@@ -86,7 +86,8 @@ def _train(folder: SweepFolder, run: Run) -> bool:
         kind = "diverged" if isinstance(error, DivergedError) else "error"
         folder.fail(run, str(error), kind, typed)
     except Exception as error:
-        folder.fail(run, f"{type(error).__name__}: {error}", "error", typed)
+        line = no_memory_line(error) if is_no_memory(error) else f"{type(error).__name__}: {error}"
+        folder.fail(run, line, "error", typed)
     return True
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, is_no_memory
 from capaboost_core.files import explained, write_atomically
 from capaboost_core.training.run_file import flat
 from capaboost_core.training.run_folder import CHECKPOINT, PREVIOUS
@@ -118,6 +118,8 @@ def _read(path: Path) -> State:
     try:
         state = State(**torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, TypeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        if is_no_memory(error):
+            raise
         raise Damaged("it is not a checkpoint of a run") from error
     if not isinstance(state.fingerprint, dict):
         raise Damaged("it is not a checkpoint of a run")

@@ -15,7 +15,9 @@ class Task(Protocol):
 
     A task may have a method `fingerprint() -> str`, by `content_hash`, over the rows and labels that it trains and
     selects on: a run does not go on once they have changed. It may have a method `write_report(folder)`, called after
-    `test`, which leaves what is to be looked at beside the result.
+    `test`, which leaves what is to be looked at beside the result; and a method `trial(model) -> Tensor`: the mean
+    loss of a few rows that are hardest for a model to read, such as the longest, after a pass over others that are
+    only evaluated on.
 
     Attributes:
         unit: What an example is called, such as `images`.

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from capaboost_core.account import changing
+from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.training.loop import Loop
 from capaboost_core.training.processes import on_main
 from capaboost_core.training.record import Record
@@ -20,6 +22,7 @@ from capaboost_core.training.train_section import TrainSection
 
 # In sizes of the trained parameters: each checkpoint holds them, two moments, and the best epoch's; the adapter once.
 CHECKPOINTS_AND_ADAPTER, SMALL_FILES = 9, 300_000
+TRIAL_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,36 @@ def fit(
     state = RunState(accelerator, model, settings, len(task.batches(0)), fingerprint, select_by)
     record = Record(accelerator, folder)
     done, position = state.load(record.checkpoints) if resume else (0, None)
+    try_out(state, task)
     accelerator.wait_for_everyone()  # no process writes before all have checked
     Loop(task, state, record).run(done, position)
     metrics = state.finish()
     speed = settings.epochs * task.examples / state.train_seconds
     return FitResult(metrics, metrics["epoch"], speed, state.wall_seconds, data_hash)
+
+
+def try_out(state: RunState, task: Task) -> None:
+    """One forward and one backward pass of a few rows, of which nothing remains.
+
+    So a model that cannot read the data is found before the first step, and not in the last batch of a run.
+
+    Raises:
+        UserError: If the model fails on these rows.
+    """
+    model = state.accelerator.unwrap_model(state.stepper.model)
+    was_training = model.training
+    model.eval()  # without dropout, which would draw random numbers, and with running statistics that stay
+    try:
+        loss = task.trial(model) if hasattr(task, "trial") else task.loss(model, task.batches(0)[0][:TRIAL_ROWS])
+        trained = [parameter for parameter in state.stepper.parameters if parameter.requires_grad]
+        if trained and loss.requires_grad:
+            torch.autograd.grad(loss, trained, allow_unused=True)
+    except Exception as error:  # models fail in many ways on what they do not expect
+        if isinstance(error, UserError) or is_no_memory(error):
+            raise
+        raise UserError(
+            f"the model cannot be trained on this data: {reason_of(error)}; correct the sections model and data, "
+            "which have to fit each other"
+        ) from error
+    finally:
+        model.train(was_training)

@@ -75,6 +75,10 @@ class Classification(EncoderTask):
             yield from (row.input_ids for row in self.selection.rows)
             yield self.selection.labels
 
+    def evaluated(self) -> Iterator[Sequence[Encoded]]:
+        yield from ([self.selection.rows] if self.selection else [])
+        yield from (split.rows for split in self.tests.values())
+
     def loss(self, model: nn.Module, batch: np.ndarray) -> Tensor:
         """Cross-entropy, or the squared error of a regression."""
         logits = model(**self.inputs([self.rows[i] for i in batch])).logits.float()

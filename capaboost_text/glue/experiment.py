@@ -30,7 +30,13 @@ def prepare(run: GlueRun, accelerator: Accelerator) -> TaskSetup:
     task = own_task(data) if data.is_own else find_task(data.task)
     parts = own_splits(data) if data.is_own else splits(data.task, data.protocol, data.dir, data.max_train_rows)
     tokenizer = load_tokenizer(run.model.name, data.max_length)
-    model = from_pretrained(run.model.name, capaboost=run.adapter, num_labels=max(1, len(task.labels)))
+    model = from_pretrained(
+        run.model.name,
+        capaboost=run.adapter,
+        num_labels=max(1, len(task.labels)),
+        ignore_mismatched_sizes=True,  # a checkpoint of another task has a head for other classes
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id  # by which decoders find a row's last token
     test = data.test or f"{data.holdout:.0%} of each class of it, held out"
     part = "" if data.max_train_rows is None else f"{len(parts.train):,} training rows; "
     return TaskSetup(

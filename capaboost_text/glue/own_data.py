@@ -17,7 +17,7 @@ from capaboost_text.glue.splits import Splits, check_classes
 from capaboost_text.glue.tasks import TextTask
 from capaboost_text.hub import load_from_hub
 from capaboost_text.permutation import permutation, take
-from capaboost_text.table_file import opened, read_json_rows, read_rows
+from capaboost_text.table_file import check_characters, opened, read_json_rows, read_rows
 
 FORMATS = (".tsv", ".csv", ".jsonl")
 TEXTS = ("text", "sentence", "review", "comment", "content", "document")
@@ -145,6 +145,7 @@ def _example(data: DataSection, where: str, *cells: Any) -> Example:
             raise UserError(f"{where}: {name} is {shown(text)} and not text; correct it, or choose another column")
         if not text.strip():
             raise UserError(f"{where}: {name} is empty; fill it in, or leave the row out")
+        check_characters(where, name, text)
     text, *pair = texts
     names = data.class_names
     value = _class(where, label, names) if names else _number(where, label)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from capaboost_core.errors import UserError, shown
-
-SURROGATE = re.compile("[\ud800-\udfff]")
+from capaboost_text.table_file import check_characters
 
 
 class Reference(NamedTuple):
@@ -89,8 +87,7 @@ def as_text(where: str, entry: dict, key: str, blank: bool = False) -> str:
         raise UserError(f"{where}: {key} is {_kind(entry, key)}; it must be text")
     if not blank and not value.strip():
         raise UserError(f"{where}: {key} is empty; it must hold some text")
-    if SURROGATE.search(value):  # legal in JSON, but no tokenizer takes it
-        raise UserError(f"{where}: {key} holds half a surrogate pair, which is not a character; correct the text")
+    check_characters(where, key, value)
     return value
 
 

@@ -32,7 +32,8 @@ def prepare(run: SquadRun, accelerator: Accelerator) -> TaskSetup:
         QuestionSplit(questions, make_windows(questions, tokenizer, data.max_length, data.stride))
         for questions in (selected, tested)
     )
-    model = from_pretrained(run.model.name, "question-answering", run.adapter)
+    model = from_pretrained(run.model.name, "question-answering", run.adapter, ignore_mismatched_sizes=True)
+    model.config.pad_token_id = tokenizer.pad_token_id
     task = QuestionAnswering(
         accelerator,
         data.dataset,

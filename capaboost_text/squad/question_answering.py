@@ -69,6 +69,9 @@ class QuestionAnswering(EncoderTask):
         for question in self.selection.questions if self.selection else ():
             yield np.frombuffer(repr(question).encode(), np.uint8)
 
+    def evaluated(self) -> Iterator[Sequence[Window]]:
+        yield from (split.windows for split in (self.selection, self.test_split) if split)
+
     def loss(self, model: nn.Module, batch: np.ndarray) -> Tensor:
         """Mean of the cross-entropies of the answer's first and of its last token."""
         inputs = self.to_device(collate([self.rows[i] for i in batch], self.tokenizer, self.multiple))

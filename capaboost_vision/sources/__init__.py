@@ -53,6 +53,19 @@ class ResizedImages(Dataset):
         """What a user should know of the data before training."""
         return getattr(self.reader, "remarks", ())
 
+    @property
+    def turned(self) -> int:
+        """How many images are turned or mirrored as their EXIF says."""
+        return getattr(self.reader, "turned", 0)
+
+    def check(self) -> int:
+        """Decode every image of a reader of files, which may be damaged; how many of them are turned.
+
+        Raises:
+            UserError: It names the first that cannot be read.
+        """
+        return self.reader.check() if hasattr(self.reader, "check") else 0
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.reader[index]
         if self.num_classes is not None and not 0 <= label < self.num_classes:
@@ -144,10 +157,18 @@ def class_names(source: str, data_dir: str | Path | None) -> tuple[str, ...]:
 
 
 def decode(dataset: Dataset, description: str) -> tuple[Tensor, Tensor]:
-    """All images of a dataset as uint8 (N, 3, H, W) and their labels (N), with a progress bar."""
+    """All images of a dataset as uint8 (N, 3, H, W) and their labels (N), with a progress bar.
+
+    They are written into one tensor, so that they are in memory once.
+    """
     bar = tqdm(range(len(dataset)), description, leave=False, disable=None)  # None: shown on a terminal only
-    images, labels = zip(*(dataset[i] for i in bar), strict=True)
-    return torch.stack(images), torch.tensor(labels)
+    images, labels = torch.empty(0), torch.empty(len(dataset), dtype=torch.int64)
+    for i in bar:
+        image, labels[i] = dataset[i]
+        if i == 0:
+            images = torch.empty((len(dataset), *image.shape), dtype=torch.uint8)
+        images[i] = image
+    return images, labels
 
 
 def check(dataset: str, source: str, data_dir: str | Path | None) -> None:

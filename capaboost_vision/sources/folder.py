@@ -5,21 +5,19 @@ A path may lead out of the folder, as where tasks share their images: files are 
 
 from __future__ import annotations
 
-import os.path
+import os
 import re
 from pathlib import Path
 
-from PIL import Image
-
 from capaboost_core.errors import UserError, shown
-from capaboost_vision.sources.pixels import open_rgb
+from capaboost_vision.sources.pixels import ImageFiles
 from capaboost_vision.vtab import TASKS
 
 LINE = re.compile(r"(?P<path>.+) (?P<label>[0-9]{1,9})")
 FORM = "`relative/path label`, such as `images/a.jpg 3`"
 
 
-class Folder:
+class Folder(ImageFiles):
     """A split of DATA_DIR/<task>, its list read and checked as a whole.
 
     Raises:
@@ -61,12 +59,9 @@ class Folder:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def row(self, index: int) -> tuple[Path, str, int]:
         number, path, label = self.rows[index]
-        try:
-            return open_rgb(self.root / path), label
-        except UserError as error:
-            raise UserError(f"{self.listing}, line {number}: {self.root / path} {error}") from error
+        return self.root / path, f"{self.listing}, line {number}: {self.root / path}", label
 
 
 def _read(listing: Path) -> str:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from capaboost_core.draws import draw
 from capaboost_core.errors import UserError, shown
-from capaboost_vision.sources.pixels import open_rgb
+from capaboost_vision.sources.pixels import ImageFiles
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLIT_NAMES = {TRAIN: TRAIN, "training": TRAIN, VAL: VAL, "valid": VAL, "validation": VAL, TEST: TEST}
@@ -77,7 +77,7 @@ class OwnImages:
         return train if split == "train800" else val
 
 
-class OwnSplit:
+class OwnSplit(ImageFiles):
     """A split of them as a reader: items are (RGB image, label)."""
 
     def __init__(self, images: OwnImages, rows: Sequence[tuple[Path, int]]):
@@ -90,12 +90,9 @@ class OwnSplit:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def row(self, index: int) -> tuple[Path, str, int]:
         path, label = self.files[index]
-        try:
-            return open_rgb(path), label
-        except UserError as error:
-            raise UserError(f"{path} {error}") from error
+        return path, str(path), label
 
 
 def read_own(root: Path, share: float, seed: int) -> OwnImages:

@@ -2,36 +2,119 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
-from capaboost_core.errors import UserError
+from capaboost_core.errors import UserError, is_no_memory
 
+Read = TypeVar("Read")
 MOST_PIXELS = 89_478_485  # where PIL warns of a decompression bomb
+PLAIN = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # modes that `to_rgb` converts whatever they hold
 SMALLEST_DEEP = 256  # 32-bit integers below it may be those of 8 bits
 
 
+class ImageFiles:
+    """A reader of image files; a subclass gives their number and rows."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def row(self, index: int) -> tuple[Path, str, int]:
+        """The path of an image, how messages name it, and its label."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self._read(open_rgb, index), self.row(index)[2]
+
+    @property
+    def turned(self) -> int:
+        """How many images their EXIF turns or mirrors."""
+        return sum(is_turned(self.row(index)[0]) for index in range(len(self)))
+
+    def check(self) -> int:
+        """Decode every image, on all cores; how many of them EXIF turns.
+
+        Raises:
+            UserError: It names the first that cannot be read.
+        """
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            return sum(pool.map(lambda index: self._read(check_image, index), range(len(self))))
+
+    def _read(self, read: Callable[[Path], Read], index: int) -> Read:
+        path, name, _ = self.row(index)
+        try:
+            return read(path)
+        except UserError as error:
+            raise UserError(f"{name} {error}") from error
+
+
 def open_rgb(path: Path) -> Image.Image:
-    """The first frame of an image file as `to_rgb` makes it; its EXIF orientation is left as it is.
+    """The first frame of an image file as `to_rgb` makes it, turned upright as its EXIF says.
 
     Raises:
         UserError: If it is not an image, damaged, too large, or has pixels without a known white. The message
             goes on from the name of the image.
     """
+    with _opened(path) as image:
+        image.load()
+        with contextlib.suppress(Exception):  # an EXIF that cannot be read turns nothing
+            ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image)
+
+
+def check_image(path: Path) -> bool:
+    """Decode an image as `open_rgb` does, but a JPEG at an eighth of its size; whether its EXIF turns it.
+
+    Raises:
+        UserError: As `open_rgb`.
+    """
+    with _opened(path) as image:
+        turned = _is_turned(image)  # before a TIFF is loaded, which turns it
+        image.draft("RGB", (1, 1))  # all of its bytes are read, few pixels made
+        if image.mode in PLAIN:
+            image.load()
+        else:
+            to_rgb(image)
+    return turned
+
+
+def is_turned(path: Path) -> bool:
+    """Whether the EXIF of an image turns or mirrors it; False where it cannot be opened."""
+    with contextlib.suppress(UserError), _opened(path) as image:
+        return _is_turned(image)
+    return False
+
+
+def _is_turned(image: Image.Image) -> bool:
+    with contextlib.suppress(Exception):  # an EXIF that cannot be read turns nothing
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    return False
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
-            with Image.open(path) as image:
+            # By its name PIL 13 maps a grey TIFF into memory with the sides that it has after its turn.
+            with open(path, "rb") as file, Image.open(file) as image:
                 _check_size(image.width * image.height)
-                return to_rgb(image)
+                yield image
     except UserError:
         raise
     except Image.DecompressionBombError as error:
         raise _too_large() from error
     except Exception as error:  # decoders fail in many ways on damaged files
+        if is_no_memory(error):
+            raise
         raise UserError("is not a readable image; replace it or drop its line") from error
 
 

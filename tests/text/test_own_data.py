@@ -2,6 +2,7 @@
 refused before anything is read.
 """
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -46,6 +47,18 @@ def test_a_csv_cell_may_hold_commas_and_line_feeds(tmp_path):
         read_own(section(tmp_path), "a.csv")
     (tmp_path / "a.csv").write_text('text,label\n"one,\ntwo",no\nthree,yes\n')
     assert [row.text for row in read_own(section(tmp_path), "a.csv")] == ["one,\ntwo", "three"]
+
+
+def test_a_csv_cell_may_be_of_any_length(tmp_path):
+    """Python's reader stops at 131,072 characters."""
+    limit = csv.field_size_limit()
+    for long in ("a" * 131_073, '"' + "b, " * 300_000 + '"'):
+        (tmp_path / "a.csv").write_text(f"text,label\n{long},no\nc,yes\n")
+        assert [len(row.text) for row in read_own(section(tmp_path), "a.csv")] == [len(long.strip('"')), 1]
+    (tmp_path / "a.csv").write_text('text,label\n"never closed,no\n')
+    with pytest.raises(UserError, match=r"a\.csv, line 2: .*quote cells as CSV wants"):
+        read_own(section(tmp_path), "a.csv")
+    assert csv.field_size_limit() == limit
 
 
 LABELS = [

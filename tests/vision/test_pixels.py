@@ -9,7 +9,7 @@ from PIL import Image
 
 from capaboost_core.errors import UserError
 from capaboost_vision.sources import ResizedImages, open_split, pixels
-from capaboost_vision.sources.pixels import open_rgb, to_rgb
+from capaboost_vision.sources.pixels import check_image, is_turned, open_rgb, to_rgb
 
 DEEP = np.linspace(0, 65535, 30).round().astype(np.uint16).reshape(5, 6)
 EIGHT = np.round(DEEP / 257).astype(np.uint8)
@@ -57,11 +57,43 @@ def test_of_an_animation_the_first_frame_counts(tmp_path):
     assert np.array_equal(np.asarray(open_rgb(tmp_path / "a.gif"))[..., 0], EIGHT)
 
 
-def test_the_orientation_of_exif_is_left_alone(tmp_path):
+UPRIGHT = {  # what the first row and the first column of the stored array are, by the EXIF standard
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],  # top, right
+    3: lambda a: a[::-1, ::-1],  # bottom, right
+    4: lambda a: a[::-1],  # bottom, left
+    5: lambda a: a.swapaxes(0, 1),  # left, top
+    6: lambda a: a[::-1].swapaxes(0, 1),  # right, top
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),  # left, bottom
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [*UPRIGHT, 0, 9, 65535])
+def test_images_stand_upright_as_their_exif_says(tmp_path, kind, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    Image.fromarray(COLOURS).save(tmp_path / "a.png", exif=exif)
-    assert open_rgb(tmp_path / "a.png").size == (6, 5)
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(COLOURS).save(path, exif=exif, **({"lossless": True} if kind == "webp" else {}))
+    assert np.array_equal(np.asarray(open_rgb(path)), UPRIGHT.get(orientation, UPRIGHT[1])(COLOURS))
+    assert check_image(path) == is_turned(path) == (2 <= orientation <= 8)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_grey_and_deep_pixels_are_turned_too(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for stored in (DEEP, EIGHT):
+        Image.fromarray(stored).save(tmp_path / "a.tif", exif=exif)
+        assert np.array_equal(np.asarray(open_rgb(tmp_path / "a.tif"))[..., 0], UPRIGHT[orientation](EIGHT))
+
+
+def test_an_exif_that_cannot_be_read_turns_nothing(tmp_path):
+    Image.fromarray(COLOURS).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(9))
+    with warnings.catch_warnings(action="ignore"):
+        assert np.array_equal(np.asarray(open_rgb(tmp_path / "a.png")), COLOURS)
+        assert not check_image(tmp_path / "a.png")
 
 
 REFUSED = {

@@ -1,5 +1,6 @@
 """The folder source on real images and on broken input, the digits, and what is the same for all sources."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_a_label_outside_the_task_s_range_is_refused_on_opening(folder):
 WRONG = {
     "task": (("dtdd", "tfds", None, "test"), "VTAB-1k has no task 'dtdd'; type one of dtd,"),
     "all tasks": (("qqqq", "tfds", None, "test"), "caltech101, cifar, dtd"),
-    "source": (("dtd", "tdfs", None, "test"), "there is no source 'tdfs'; type one of tfds, folder, digits"),
+    "source": (("dtd", "tdfs", None, "test"), "there is no source 'tdfs'; type one of tfds, folder, images, digits"),
     "split": (("digits", "digits", None, "val"), "there is no split 'val'; type one of train800, val200"),
     "digits": (("dtd", "digits", None, "test"), "pass --dataset digits"),
     "rendered": (
@@ -201,3 +202,49 @@ def test_digits_are_scikit_learn_s_in_disjoint_splits():
 def test_the_digits_split_stands_still():
     labels = [open_split("digits", "digits", None, "train800", 8)[i][1] for i in range(12)]
     assert labels == [6, 6, 6, 2, 5, 6, 6, 2, 2, 1, 1, 9]
+
+
+def folder_run(folder: Path, **train) -> VtabRun:
+    data = DataSection(dataset="mine", source="folder", dir=str(folder))
+    model = ModelSection(name="test_vit", pretrained=False, drop_path_rate=0.0)
+    return VtabRun(model, data, TrainSection(**{"epochs": 1, "batch_size": 2} | train), CapaBoostConfig(r=2))
+
+
+def test_a_damaged_test_image_is_named_before_training(folder):
+    """Cut within its pixels, it opens and tells its size."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = folder / "mine" / "images" / "last.jpg"
+    Image.fromarray(noise).save(path)
+    (folder / "mine" / "test.txt").write_text("images/a.png 0\nimages/last.jpg 1\n")
+    prepare(folder_run(folder), Accelerator(cpu=True))
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(UserError, match=r"mine/test\.txt, line 2: .*last\.jpg is not a readable image; replace it"):
+        prepare(folder_run(folder), Accelerator(cpu=True))
+
+
+def test_turned_photographs_are_said_in_the_note(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    setup = prepare(folder_run(folder), Accelerator(cpu=True))
+    assert setup.split_note == "rows that the folder holds"
+    Image.new("RGB", (6, 4)).save(folder / "mine" / "images" / "a.png", exif=exif)  # in both splits
+    setup = prepare(folder_run(folder), Accelerator(cpu=True))
+    assert setup.split_note == "rows that the folder holds; 2 images turned upright as their EXIF says"
+
+
+def test_decoded_images_are_in_memory_once():
+    alive = []
+
+    class Images:
+        def __len__(self):
+            return 50
+
+        def __getitem__(self, index):
+            image = torch.full((3, 4, 5), index, dtype=torch.uint8)
+            alive.append(weakref.ref(image))
+            assert sum(ref() is not None for ref in alive) <= 2
+            return image, index
+
+    images, labels = decode(Images(), "train800")
+    assert (images.dtype, images.shape, labels.dtype) == (torch.uint8, (50, 3, 4, 5), torch.int64)
+    assert images[:, 2, 3, 4].tolist() == labels.tolist() == list(range(50))
