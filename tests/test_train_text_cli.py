@@ -99,7 +99,10 @@ def test_an_encoder_with_missing_weights_is_refused(place, tmp_path, capsys):
     save_file({k: v for k, v in states.items() if "layer.1" not in k}, foreign / "model.safetensors", {"format": "pt"})
     command = [*arguments(place, "glue"), "--model", str(foreign), "--output-dir", str(tmp_path / "out")]
     assert train_glue.main(command) == 2
-    assert "lacks 16 weights of the encoder, such as bert.encoder.layer.1" in capsys.readouterr().err
+    assert (
+        "lacks 16 of the weights that its config.json asks for, such as bert.encoder.layer.1"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 

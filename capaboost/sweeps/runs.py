@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from capaboost.sweeps.sweep_file import MASK_SEED, OWN_NAMES, SweepFile, Values, plain
 from capaboost_core.methods import resolve_config
+from capaboost_core.settings.yaml_file import parse_yaml
 
 MODEL = "model.name"
 TASK_FLAGS = {"train-vtab": "--dataset", "train-glue": "--task", "train-squad": "--dataset"}
@@ -104,4 +106,6 @@ def _yaml(value: Any) -> str:
     """A value on one line of YAML, as `--set` reads it."""
     if isinstance(value, float):
         return repr(value) if "." in repr(value) or "e" not in repr(value) else repr(value).replace("e", ".0e")
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    as_json = json.dumps(value)
+    return text if parse_yaml(text) == json.loads(as_json) else as_json  # a text that YAML 1.2 takes for a number

@@ -50,7 +50,7 @@ class SlicedBottleneck(Sliced, ParallelBottleneck):
 
     def projection(self, name: str) -> tuple[Tensor, Tensor]:
         copies, bias = super().projection(name)
-        bias = bias[: self.width] if name == "down" else bias * (self.width != 0)
+        bias = bias[: self.width] if name == "down" else bias if self.width != 0 else bias * 0.0
         return copies[..., : self.width, :], bias
 
 

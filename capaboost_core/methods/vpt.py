@@ -120,7 +120,7 @@ class Prompts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (batch, tokens, width) -> (batch, tokens + d*r, width)."""
-        prompts = self.copies().flatten(0, 1).to(x.dtype).expand(len(x), -1, -1)
+        prompts = self.copies().flatten(0, 1).to(x.dtype).expand(x.shape[0], -1, -1)
         return torch.cat([x, self.dropout(prompts)], 1)
 
 

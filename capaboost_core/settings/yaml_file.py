@@ -31,7 +31,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Values of plain types, with `1e-3` a number as in YAML 1.2.
+    """Values of plain types, with numbers as in YAML 1.2: `1e-3` is one, `012` is 12, and `1:30` a text.
 
     Raises:
         YAMLError: If the text is not YAML, gives a name twice, has names that are not strings, tags of Python,
@@ -75,10 +75,23 @@ class _Loader(yaml.SafeLoader):
             names.add(name)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int:
+        digits = self.construct_scalar(node).replace("_", "")
+        return int(digits, 16 if "0x" in digits else 10)
+
 
 def _refused(problem: str, mark: yaml.Mark) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, mark)
 
 
-_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_WHOLE = re.compile(r"[-+]?(0x[0-9a-fA-F]+|[0-9][0-9_]*)$")
+_REAL = re.compile(r"[-+]?(([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$")
+# Without YAML 1.1's numbers, which PyYAML reads: octal by a leading zero, and base 60.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag not in (_INT, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, _WHOLE, list("-+0123456789"))
+_Loader.add_implicit_resolver(_FLOAT, _REAL, list("-+.0123456789"))
+_Loader.add_constructor(_INT, _Loader.construct_number)

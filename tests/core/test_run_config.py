@@ -1,6 +1,7 @@
 """Configuration: files inherit, flags and --set win, and nothing wrong goes by unnoticed."""
 
 import json
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from capaboost_core import CapaBoostConfig, UserError
 from capaboost_core.settings.base import Settings
 from capaboost_core.settings.text import help_on
+from capaboost_core.settings.yaml_file import parse_yaml
 from capaboost_core.training.run_config import build_run, load_run, sections_of, to_dict
 from capaboost_core.training.run_file import merge_settings, parse_assignments, read_config
 from capaboost_core.training.train_section import TrainSection
@@ -267,3 +269,41 @@ def test_assignments_reach_any_depth():
     for wrong in ("a..b=1", ".a=1", "a.=1"):
         with pytest.raises(UserError, match=r"section\.key=value"):
             parse_assignments([wrong])
+
+
+NUMBERS = {  # what people type, and what YAML 1.2 makes of it; in YAML 1.1 the first six are octal or base 60
+    "012": 12,
+    "-010": -10,
+    "[010, 011]": [10, 11],
+    "08": 8,
+    "1:30": "1:30",
+    "1:30.5": "1:30.5",
+    "0x1f": 31,
+    "1_000": 1000,
+    "0": 0,
+    "+3": 3,
+    "1e-3": 1e-3,
+    "1E3": 1000.0,
+    "0.10": 0.1,
+    "5.": 5.0,
+    ".5": 0.5,
+    "00.5": 0.5,
+    "1.2.3": "1.2.3",
+    "-.inf": -math.inf,
+    "'012'": "012",
+    "1-2": "1-2",
+}
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_numbers_are_read_as_they_look(text):
+    value = parse_yaml(text)
+    assert (value, type(value)) == (NUMBERS[text], type(NUMBERS[text]))
+
+
+def test_a_time_is_no_rate(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("train: {epochs: 012}\n")
+    assert read_config(path) == {"train": {"epochs": 12}}
+    with pytest.raises(UserError, match=r"train\.lr is '1:30'; type a number above 0"):
+        TrainSection.from_dict(parse_assignments(["train.lr=1:30"])["train"], "train.")
