@@ -56,7 +56,7 @@ def setup_of(folder, targets="query,value", **data):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_token_without_an_embedding_is_named_before_training(tmp_path, split):
-    last, word = max((max(tokenizer()(word).input_ids), word) for word in TEXT.split())
+    last, word = max((max(tokenizer("bert")(word).input_ids), word) for word in TEXT.split())
     save_encoder(tmp_path / "encoder", vocab_size=last)
     rows = [("Duke", "a"), ("In", "b")]
     setup = setup_of(tmp_path, train=rows, test=rows)
@@ -67,7 +67,7 @@ def test_a_token_without_an_embedding_is_named_before_training(tmp_path, split):
 
 
 def test_a_padding_token_without_an_embedding_is_named(tmp_path):
-    save_encoder(tmp_path / "encoder", vocab_size=len(tokenizer()))
+    save_encoder(tmp_path / "encoder", vocab_size=len(tokenizer("bert")))
     setup = setup_of(tmp_path)
     setup.task.tokenizer.add_special_tokens({"pad_token": "[NEW]"})
     with pytest.raises(UserError, match=r"\[NEW\]"):
@@ -78,7 +78,7 @@ def unpadded(folder, config, **special):
     """A model whose tokenizer has no padding token."""
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    words = tokenizer()
+    words = tokenizer("bert")
     words.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     kept = {key: value for key, value in json.loads(path.read_text()).items() if key != "pad_token"}
@@ -110,7 +110,7 @@ def test_a_decoder_without_a_padding_token_is_padded_with_its_end(tmp_path, kind
 
 def test_the_padding_token_is_that_of_the_configuration_or_refused(tmp_path):
     folder = unpadded(tmp_path / "encoder", BertConfig(vocab_size=300, pad_token_id=0, **SIZES))
-    assert load_tokenizer(folder, 16).pad_token == tokenizer().convert_ids_to_tokens(0)
+    assert load_tokenizer(folder, 16).pad_token == tokenizer("bert").convert_ids_to_tokens(0)
     folder = unpadded(tmp_path / "other", BertConfig(vocab_size=300, pad_token_id=None, **SIZES))
     with pytest.raises(UserError, match="has no padding token; name one of its tokens as pad_token in its tokenizer_"):
         load_tokenizer(folder, 16)
@@ -130,7 +130,7 @@ POSITIONS = {
 def test_rows_longer_than_the_positions_are_refused(kind):
     config, most = POSITIONS[kind]
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    words = tokenizer()
+    words = tokenizer("bert")
 
     def rows(length: int) -> list[Encoded]:
         return [Encoded(np.full(length, 7, np.int32), None)]
@@ -147,7 +147,7 @@ def test_rows_longer_than_the_positions_are_refused(kind):
 def test_a_length_that_the_positions_do_not_permit_is_refused_at_the_setting(tmp_path, kind):
     config, most = POSITIONS[kind]
     config.save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)  # which states no limit
+    tokenizer("bert").save_pretrained(tmp_path)  # which states no limit
     load_tokenizer(tmp_path, most)
     with pytest.raises(UserError, match=f"data.max_length is {most + 1}, but .* reads {most} tokens"):
         load_tokenizer(tmp_path, most + 1)
