@@ -131,8 +131,11 @@ def test_a_rate_and_a_scale_that_were_tuned_do_not_break_a_line(tmp_path):
     assert points(panel) == {1.0: {91.0}, 8.0: {98.0}}
 
 
-def test_the_forest_shows_the_intervals_of_the_table(study):
-    table = table_of(study, "lora")
+def test_the_forest_shows_the_intervals_of_the_table(tmp_path):
+    for r, seed in itertools.product((4, 8, 16), SEEDS):
+        write_run(tmp_path / f"{r}", seed, 50 + r + seed**2 / r, LORA | {"r": r})
+        write_run(tmp_path / "linear", seed, 40.0 + 2 * seed, {"method": "linear"})
+    table = table_of(tmp_path, "lora (r 8)")
     (panel,) = draw.PLOTS["differences"](table).axes
     rows = [text.get_text() for text in panel.get_yticklabels()]
     drawn = {
@@ -144,7 +147,33 @@ def test_the_forest_shows_the_intervals_of_the_table(study):
         label: cell.difference.interval for label, cell in table.row(table.tasks[0]).items() if cell.difference
     }
     assert drawn == expected
-    assert rows == ["digits", *(method for method in table.methods if method != "lora")]
+    assert rows == ["digits", *(method for method in table.methods if method != "lora (r 8)")]
+
+
+def test_many_methods_are_sorted_panels_beside_each_other(tmp_path):
+    """A filled point is what the verdict calls a difference, and colours are those of families."""
+    adapters = {f"r{r}": LORA | {"r": r} for r in range(1, 13)} | {"probe": {"method": "linear"}}
+    adapters |= {"vpt": LORA | {"method": "vpt-deep"}, "adapter": LORA | {"method": "padapter"}}
+    for number, (name, adapter) in enumerate(adapters.items()):
+        for task, sign in (("a", 1), ("b", -1)):
+            for seed in SEEDS:
+                value = 50 + sign * number + (0.1 * seed * number if number % 2 else 3 * (-1) ** (seed * number))
+                write_run(tmp_path / name / task, seed, value, adapter, task=task)
+    table = table_of(tmp_path, "lora (r 1)")
+    figure = draw.PLOTS["differences"](table)
+    assert len(figure.axes) == 2
+    for panel, task in zip(figure.axes, table.tasks, strict=True):
+        row = {method: cell for method, cell in table.row(task).items() if cell.difference}
+        names = [text.get_text() for text in panel.get_yticklabels()]
+        assert names == sorted(row, key=lambda method: -row[method].difference.mean)
+        assert panel.get_title(loc="left") == task.task
+        dots = {names[int(line.get_ydata()[0])]: line for line in panel.lines if line.get_marker() == "o"}
+        for method, dot in dots.items():
+            assert dot.get_xdata()[0] == pytest.approx(row[method].difference.mean)
+            assert (dot.get_markerfacecolor() != "white") == row[method].verdict.differs
+    colors = {text.get_text(): text.get_color() for text in figure.axes[0].get_yticklabels()}
+    assert len({colors[name] for name in ("lora (r 2)", "linear", "vpt-deep", "padapter")}) == 4
+    assert colors["lora (r 2)"] == colors["lora (r 9)"]
 
 
 def test_the_map_has_a_number_in_each_cell_and_marks_the_best(tmp_path):

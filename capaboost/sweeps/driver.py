@@ -102,7 +102,8 @@ def report_end(folder: SweepFolder, plan: Plan) -> None:
     for group, tuned in plan.tuned.items():
         if tuned.at_edge:
             place = "/".join(filter(None, group))
-            print(f"{place}: the best of {', '.join(tuned.at_edge)} lies at an end of its grid; raise tune.widen")
+            best = ", ".join(tuned.at_edge)
+            print(f"{place}: the best of {best} lies at an end of its grid; raise tune.widen or trials")
     for line in unequal_trials(plan):
         print(line)
     failed = [run for run in plan.runs if folder.state(run) == FAILURE]

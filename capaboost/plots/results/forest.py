@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from capaboost.plots.results.panels import Undrawn
 from capaboost.plots.style import COLORS, INK, QUIET
-from capaboost.tables.compare import Comparison
+from capaboost.tables.compare import Cell, Comparison
+from capaboost.tables.groups import Task
 from capaboost.tables.layout import difference_text
 from capaboost.tables.notes import task_names
 from capaboost.tables.statistics import Difference
+from capaboost_core.methods import METHODS
+from capaboost_core.methods.prefix import PrefixTuning
+from capaboost_core.methods.vpt import VPT
 
-LINE = 0.23  # inches
+LINE, SMALL = 0.23, 0.14  # inches
+FAMILIES = {
+    "increments of weights": COLORS[2],
+    "adapters": COLORS[4],
+    "prompts and prefixes": "#0969da",
+    "scales, biases, all or no weights": "#1a7f37",
+}
 
 
 def differences(table: Comparison) -> Figure:
@@ -25,6 +38,8 @@ def differences(table: Comparison) -> Figure:
     rows = _rows(table)
     if sum(of is not None for _, of, _ in rows) < 2:
         raise Undrawn(f"fewer than two methods and tasks share a seed with {table.reference}")
+    if table.is_ranking:
+        return _ranked(table)
     figure = Figure(figsize=(7.2, LINE * len(rows) + 1.1), layout="constrained")
     panel = figure.subplots()
     for row, (_, of, seeds) in enumerate(rows):
@@ -40,6 +55,60 @@ def differences(table: Comparison) -> Figure:
     metrics = ", ".join(sorted({task.metric for (task, _), cell in table.cells.items() if cell.difference}))
     panel.set(xlabel=f"{metrics}, difference to {table.reference}: mean over seeds and 95 % interval")
     return figure
+
+
+def _ranked(table: Comparison) -> Figure:
+    """Of many methods: tasks side by side, each sorted by the difference, coloured by family.
+
+    A filled point is a difference by its verdict; a hollow one is open, equivalent, or of one pair.
+    """
+    names = {task: name for task, name in task_names(table.tasks).items() if _differing(table, task)}
+    across, most = min(len(names), 2), max(len(_differing(table, task)) for task in names)
+    down = math.ceil(len(names) / across)
+    figure = Figure(figsize=(3.6 * across, down * (SMALL * most + 0.7) + 0.4), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for panel, (task, name) in zip(panels, names.items(), strict=False):
+        cells = sorted(_differing(table, task).items(), key=lambda item: -item[1].difference.mean)
+        for row, (_, cell) in enumerate(cells):
+            color = FAMILIES[family_of(cell)]
+            filled = cell.verdict is not None and cell.verdict.differs
+            if cell.difference.interval:
+                panel.plot(cell.difference.interval, [row, row], color=color, linewidth=1, solid_capstyle="butt")
+            face = color if filled else "white"
+            panel.plot([cell.difference.mean], [row], "o", color=color, markerfacecolor=face, markersize=3.5)
+        panel.axvline(0, color=QUIET, linewidth=1, linestyle=":", zorder=1)
+        panel.set_yticks(range(len(cells)), [method for method, _ in cells], fontsize=6.5)
+        for tick, (_, cell) in zip(panel.get_yticklabels(), cells, strict=True):
+            tick.set_color(FAMILIES[family_of(cell)])
+        panel.tick_params(axis="y", length=0)
+        panel.set_ylim(len(cells) - 0.4, -0.6)
+        means = [cell.difference.mean for _, cell in cells]
+        room = 0.15 * (max(*means, 0) - min(*means, 0))
+        panel.set_xlim(min(*means, 0) - room, max(*means, 0) + room)  # an interval may go on outside
+        panel.set_title(name, loc="left")
+        panel.set(xlabel=f"{task.metric}, difference to {table.reference}")
+    for panel in panels[len(names) :]:
+        panel.remove()
+    handles = [
+        Line2D([], [], label=family, color=color, marker="o", linestyle="") for family, color in FAMILIES.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _differing(table: Comparison, task: Task) -> dict[str, Cell]:
+    return {method: cell for method, cell in table.row(task).items() if cell.difference}
+
+
+def family_of(cell: Cell) -> str:
+    """What the method of a cell adds."""
+    method = cell.group.runs[0].get("config", {}).get("adapter", {}).get("method")
+    cls = METHODS.get(method)
+    if cls and issubclass(cls, (PrefixTuning, VPT)):
+        return "prompts and prefixes"
+    if cls and cls.recipe == "padapter":
+        return "adapters"
+    return "increments of weights" if cls and "r" in cls.model_fields else "scales, biases, all or no weights"
 
 
 def _rows(table: Comparison) -> list[tuple[str, Difference | None, int]]:
