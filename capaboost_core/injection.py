@@ -9,16 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, take_forward
+from capaboost_core.adapter_files.rollback import undone_on_error
 from capaboost_core.bypass import check_reached, close_fast_paths
 from capaboost_core.errors import UserError
 from capaboost_core.integrations import complete
+from capaboost_core.liveness import Watch, check_alive_by_example
 from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import Plan, in_prefix
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.together import Together
 from capaboost_core.statistics import rest, statistics
-from capaboost_core.wrappers import check_bare, named_parameters, swap, unwrap
+from capaboost_core.wrappers import check_bare, named_parameters, swap, timm_cfg, unwrap
 
 ALONE = Roles(
     missing="where the method goes depends on the architecture; use capaboost_vision.inject for timm models, "
@@ -35,6 +37,7 @@ class Injection:
     base_model: str
     switched: tuple[tuple[str, str], ...] = ()  # the plan's switches that were off before
     together: Together | None = field(default=None, compare=False, repr=False)  # its hooks on the model
+    watch: Watch | None = field(default=None, compare=False, repr=False)
     statistics: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # of the base
 
 
@@ -59,7 +62,8 @@ def inject(model: nn.Module, config: Method | Mapping[str, Any] | str, plan: Pla
         model: Any model; at initialisation its output stays as it is, but for `prefix`.
         config: A configuration, a dict of its settings, or the name of a preset.
         plan: What to adapt, and what of the base trains as its head; without one, `config.targets` has to list
-            module suffixes, and all of the base is frozen.
+            module suffixes, and all of the base is frozen. A model of timm or transformers then runs once, to see
+            that it calls these layers.
 
     Raises:
         UserError: If nothing is to be adapted, a target is not a layer of the method's kind, or the model is wrapped
@@ -67,8 +71,13 @@ def inject(model: nn.Module, config: Method | Mapping[str, Any] | str, plan: Pla
     """
     config = resolve_config(config)
     check_bare(model, ())
-    plan = plan or config.plan(model, ALONE)
-    return attach(model, Injection(config, plan, base_name(model)), build(model, config, plan))
+    known, plan = plan is not None, plan or config.plan(model, ALONE)
+    injection, layers = Injection(config, plan, base_name(model)), build(model, config, plan)
+    if known:
+        return attach(model, injection, layers)
+    with undone_on_error(model, ()):
+        check_alive_by_example(attach(model, injection, layers))
+    return model
 
 
 def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
@@ -106,7 +115,8 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
             setattr(model.get_submodule(path), attribute, True)
     tied = [weight for layer in layers.values() for weight in layer.tied_weights().values()]
     of_base = {name: buffer.detach().clone() for name, buffer in statistics(model).items()}
-    model.capaboost = replace(injection, together=Together(model, tied) if tied else None, statistics=of_base)
+    together, watch = Together(model, tied) if tied else None, Watch(model) if layers else None
+    model.capaboost = replace(injection, together=together, watch=watch, statistics=of_base)
     rest(model, injection.plan.head, injection.config.trains)
     model.register_load_state_dict_pre_hook(_accept_base_checkpoint)
     return model
@@ -173,12 +183,6 @@ def base_name(model: nn.Module) -> str:
     """Architecture name as timm (`pretrained_cfg`) or transformers (`config`) record it, else the class."""
     name = timm_cfg(model).get("architecture") or getattr(getattr(model, "config", None), "name_or_path", None)
     return name or type(model).__name__
-
-
-def timm_cfg(model: nn.Module) -> Mapping[str, Any]:
-    """What timm records of a model's pretraining, a dict or an object; empty of any other model."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return cfg if isinstance(cfg, Mapping) else vars(cfg)
 
 
 def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:

@@ -100,8 +100,8 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
     swap(model, {layer: layer.plain_merged() if merge else layer.plain() for layer in layers})
     for path, attribute in injection.switched:
         setattr(model.get_submodule(path), attribute, False)
-    if injection.together:
-        injection.together.remove()
+    for hooks in filter(None, (injection.together, injection.watch)):
+        hooks.remove()
     wake(model)
     del model.capaboost
     return model
