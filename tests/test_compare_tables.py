@@ -160,6 +160,9 @@ def test_tables_print_the_means_of_methods_that_have_the_tasks(tmp_path):
     text = made(tmp_path, "--compare", "lora (r 8)")["markdown"]
     assert "VTAB-1k, lora (r 8): mean of 19 73.23, mean of groups 75.55, mean of CapaBoost's 12" in text
     assert "VTAB-1k, lora (r 16): mean of CapaBoost's 12" in text
+    text = made(tmp_path)["markdown"]
+    assert "test): mean of 19 73.23, mean of groups 75.55, mean of CapaBoost's 12" in text
+    assert text.count("VTAB-1k, lora (") == 2
 
 
 def test_lines_of_a_ranking_leave_out_what_most_methods_have(tmp_path):
