@@ -401,6 +401,8 @@ ORIGINS = {
     "commit": [{"git": {"commit": commit, "dirty": False}} for commit in ("a" * 40, "b" * 40)],
     "commit, changed": [{"git": {"commit": "a" * 40, "dirty": dirty}} for dirty in (False, True)],
     "version of torch": [{"versions": {"torch": torch}} for torch in ("2.14.0", "2.15.0")],
+    "version of capaboost": [{"versions": {"capaboost": version}} for version in ("0.1.0", "0.2.0")],
+    "hash of pretrained weights": [{"weights_hash": text * 16} for text in "ab"],
     "version of timm": [{"versions": {"timm": timm}} for timm in ("1.0.30", "1.0.31")],
     "number of processes": [{"processes": processes} for processes in (1, 4)],
 }
