@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, take_forward
@@ -21,6 +23,13 @@ from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.together import Together
 from capaboost_core.statistics import rest, statistics
 from capaboost_core.wrappers import check_bare, named_parameters, swap, timm_cfg, unwrap
+
+HOOKED = "capaboost_hooked"  # of a model whose loop calls the method's hooks
+
+
+class UnhookedWarning(UserWarning):
+    """A training loop does not call what the method does around each step."""
+
 
 ALONE = Roles(
     missing="where the method goes depends on the architecture; use capaboost_vision.inject for timm models, "
@@ -118,7 +127,11 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
     together, watch = Together(model, tied) if tied else None, Watch(model) if layers else None
     model.capaboost = replace(injection, together=together, watch=watch, statistics=of_base)
     rest(model, injection.plan.head, injection.config.trains)
+    model.register_state_dict_post_hook(_note_draws)
+    model.register_load_state_dict_pre_hook(_refuse_other_draws)
     model.register_load_state_dict_pre_hook(_accept_base_checkpoint)
+    if injection.config.is_hooked:
+        model.register_forward_pre_hook(_warn_unhooked)
     return model
 
 
@@ -187,6 +200,40 @@ def base_name(model: nn.Module) -> str:
 
 def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
     return {n: p for n, p in named_parameters(model).items() if any(in_prefix(n, prefix) for prefix in plan.head)}
+
+
+def _note_draws(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    """Into what `state_dict` keeps beside its tensors: what the masks are drawn by, which no tensor holds."""
+    if hasattr(model, "capaboost"):
+        metadata["capaboost"] = _drawn_by(model)
+
+
+def _refuse_other_draws(model: nn.Module, state: dict, prefix: str, metadata: dict, *_) -> None:
+    """Before anything is loaded; safetensors and files of earlier versions do not say how their masks were drawn."""
+    there, here = metadata.get("capaboost"), _drawn_by(model) if hasattr(model, "capaboost") else {}
+    unequal = [key for key in here if isinstance(there, dict) and key in there and there[key] != here[key]]
+    if unequal and any(name.startswith(prefix) and name.endswith(".packed") for name in state):
+        said = "; ".join(f"{key}: {there[key]} there, {here[key]} here" for key in unequal)
+        raise UserError(f"the state dict is of a model with other masks ({said}); inject with its settings")
+
+
+def _drawn_by(model: nn.Module) -> dict[str, Any]:
+    settings = model.capaboost.config.to_dict()
+    return {key: settings[key] for key in ("seed", "num_tied", "density", "mask", "n", "m") if key in settings}
+
+
+def _warn_unhooked(model: nn.Module, _: Any) -> None:
+    """Once, in the first pass of a training that does not know of the method's hooks."""
+    training = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if training and hasattr(model, "capaboost") and not getattr(model, HOOKED, False):
+        setattr(model, HOOKED, True)
+        warnings.warn(
+            f"{model.capaboost.config.method} does something at each training step (a loss of its own, a penalty, "
+            "moving ranks or learning rates) that this loop does not call; train with the commands, or call the hooks "
+            "of capaboost_core.training.hooks.Hooks(model), made before the first step",
+            UnhookedWarning,
+            stacklevel=2,
+        )
 
 
 def _accept_base_checkpoint(model: nn.Module, state: dict, prefix: str, *_) -> None:
