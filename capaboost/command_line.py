@@ -10,6 +10,7 @@ import difflib
 import importlib
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -223,7 +224,10 @@ def _say_what_is_missing() -> None:
 
 
 def exit_code(command: Callable[[], None], stopped: str = "the same command with --resume goes on") -> int:
-    """`capaboost_core.exit_code.exit_code_of`, imported once the flags are read."""
+    """`capaboost_core.exit_code.exit_code_of`, imported once the flags are read, for threads that suit the load."""
     from capaboost_core.exit_code import exit_code_of
+    from capaboost_core.training.processes import wait_policy
 
+    if "torch" not in sys.modules:  # whose threads read it once
+        os.environ.update(wait_policy())
     return exit_code_of(command, stopped)

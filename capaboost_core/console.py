@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +18,10 @@ def show_table(table: Table) -> None:
     """
     console = Console()
     if not console.is_terminal:
+        for column in table.columns:  # plain cells measure at once what rich takes a second for, of 2,000 rows
+            cells = [column.header, *column.cells]
+            if all(isinstance(cell, str) and cell.isprintable() for cell in cells):
+                column.width = min(max(map(cell_len, cells)), WIDEST)
         room = console.options.update(max_width=WIDEST)
         console = Console(width=console.measure(table, options=room).maximum)
     console.print(table, markup=False)

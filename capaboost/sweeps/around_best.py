@@ -6,7 +6,7 @@ import itertools
 import math
 
 from capaboost.sweeps.folder import SweepFolder
-from capaboost.sweeps.runs import Run, combinations, final_runs, label
+from capaboost.sweeps.runs import Run, final_runs
 from capaboost.sweeps.scores import best_of, have_ended, mean_value
 from capaboost.sweeps.sweep_file import SweepFile
 
@@ -15,7 +15,7 @@ def runs_around_best(sweep: SweepFile, folder: SweepFolder, task: str, method: s
     """Runs of `seeds_at_best` at the best combination of `vary`, and at all that are at most one value of each
     setting away from it; None while the map of the other seeds is not whole.
     """
-    cells = [(task, method, label(varied)) for varied in combinations(sweep.vary)]
+    cells = [(task, method, varied) for varied in sweep.varied]
     of_cells = [final_runs(sweep, cell, {}) for cell in cells]
     if not all(have_ended(folder, runs) for runs in of_cells):
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.table import Table
 from tqdm import tqdm
 
@@ -9,8 +11,8 @@ from capaboost.sweeps.display import duration
 from capaboost.sweeps.estimate import Estimator, measured_speed
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
-from capaboost.sweeps.runs import Run, combinations, final_runs, groups
-from capaboost.sweeps.sweep_file import SweepFile
+from capaboost.sweeps.runs import Run, final_runs, groups
+from capaboost.sweeps.sweep_file import SweepFile, combinations
 from capaboost_core.console import show_table
 
 
@@ -41,7 +43,8 @@ def list_runs(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int], ter
     more = 0 if sweep.tune else plan_of(sweep, folder, shard).undecided
     around = f"; then at most {more} at the best of each map" if more else ""
     total, left = duration(total), duration(open_time)
-    print(f"{len(runs)} runs, {total} one after another, of which {left} are left ({basis}){around}")
+    start = duration(time.process_time())  # of this command, which imports and builds the same
+    print(f"{len(runs)} runs, {total} one after another, of which {left} are left ({basis}){around}; {start} to start")
 
 
 def all_runs(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int]) -> list[Run]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from capaboost.subjects import Sizes, make_subject
@@ -13,12 +14,14 @@ from capaboost.sweeps.runs import Run
 from capaboost.sweeps.sizes import rows_of
 from capaboost.sweeps.work import command_of, options_of
 from capaboost_core.errors import UserError
-from capaboost_core.report.cost import cost_of
+from capaboost_core.report.flop_modes import dispatched_products
+
+SETUP_SECONDS = 5.0  # of a run beside its steps: data, model, checkpoints, adapter; about those of the embedded digits
 
 
 @dataclass
 class Estimator:
-    """Seconds of a run: its multiply-adds over a speed.
+    """Seconds of a run: its multiply-adds over a speed, and its set-up.
 
     A text counts with its full `max_length`; batches of shorter texts take less, so this is an upper bound until
     runs of the same task have finished.
@@ -27,16 +30,18 @@ class Estimator:
         speed: Multiply-adds a second, where none of the sweep's runs has finished.
         finished: Runs of the sweep that may have a result.
         settings: Of runs, by name, as far as they were asked for.
+        works: Their multiply-adds.
         steps: Multiply-adds of a training step and of a forward pass of one row, by model and method.
-        speeds: Task and multiply-adds a second of the runs that have finished.
+        speeds: Median multiply-adds a second of the runs that have finished, by task, and of all of them by None.
     """
 
     folder: SweepFolder
     speed: float
     finished: list[Run] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    works: dict[str, int] = field(default_factory=dict)
     steps: dict[tuple[Any, ...], tuple[int, int]] = field(default_factory=dict)
-    speeds: list[tuple[str, float]] = field(default_factory=list)
+    speeds: dict[str | None, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.measure()
@@ -45,21 +50,26 @@ class Estimator:
         """Measured of a run that has finished; else by the runs of its task, else by those of all, else by `speed`."""
         if self.folder.is_done(run):
             return self.folder.result(run)["wall_seconds"]
-        of_task = [speed for task, speed in self.speeds if task == run.task]
-        measured = of_task or [speed for _, speed in self.speeds]
-        return self.work(run) / (statistics.median(measured) if measured else self.speed)
+        return SETUP_SECONDS + self.work(run) / self.speeds.get(run.task, self.speeds.get(None, self.speed))
 
     def measure(self) -> None:
         """Take the speed, in multiply-adds a second, of each run that has finished by now."""
-        done = [run for run in self.finished if self.folder.is_done(run)]
-        self.speeds = [(run.task, self.work(run) / max(self.folder.result(run)["wall_seconds"], 1e-3)) for run in done]
+        of_task: dict[str | None, list[float]] = {}
+        for run in filter(self.folder.is_done, self.finished):
+            speed = self.work(run) / max(self.folder.result(run)["wall_seconds"], 1e-3)
+            for task in (run.task, None):
+                of_task.setdefault(task, []).append(speed)
+        self.speeds = {task: statistics.median(speeds) for task, speeds in of_task.items()}
 
     def work(self, run: Run) -> int:
         """Multiply-adds of the run: forward and backward in training, forward on the rows to test on."""
-        settings = self.settings_of(run)
-        step, forward = self._step(settings)
-        train, test = rows_of(run.task, getattr(settings.data, "max_train_rows", None))
-        return settings.train.epochs * train * step + (test * forward if settings.train.test else 0)
+        if run.name not in self.works:
+            settings = self.settings_of(run)
+            step, forward = self._step(settings)
+            train, test = rows_of(run.task, getattr(settings.data, "max_train_rows", None))
+            tested = test * forward if settings.train.test else 0
+            self.works[run.name] = settings.train.epochs * train * step + tested
+        return self.works[run.name]
 
     def settings_of(self, run: Run) -> Any:
         """The run's settings as its command reads them.
@@ -78,13 +88,16 @@ class Estimator:
         """Multiply-adds of one row: of a training step, and of a forward pass."""
         model, size = settings.model.name, getattr(settings.model, "img_size", None)
         length = getattr(settings.data, "max_length", None)
-        adapter = {name: value for name, value in settings.adapter.to_dict().items() if name != "seed"}
-        key = (model, size, length, str(adapter))  # a seed changes no cost
+        adapter = settings.adapter.model_dump(exclude={"seed"})  # which changes no cost
+        key = (model, size, length, settings.adapter.name, str(adapter))
         if key not in self.steps:
-            subject = make_subject(model, Sizes(1, length, size))
-            cost = cost_of(subject, settings.adapter)
-            self.steps[key] = (cost.step.executed, cost.forward.executed)
+            subject = _subject(model, Sizes(1, length, size))
+            adapted = subject.inject(subject.build(), settings.adapter)
+            self.steps[key] = dispatched_products(adapted, subject.inputs)
         return self.steps[key]
+
+
+_subject = cache(make_subject)  # one for all methods, as a subject copies the model that it built first
 
 
 def measured_speed() -> float:

@@ -8,9 +8,9 @@ from typing import Any
 
 from capaboost.sweeps.around_best import most_around_best, runs_around_best
 from capaboost.sweeps.folder import SweepFolder
-from capaboost.sweeps.runs import Run, combinations, final_runs, groups, label, tuning_runs
+from capaboost.sweeps.runs import Run, final_runs, groups, tuning_runs
 from capaboost.sweeps.scores import best_of, have_ended, mean_loss, mean_value
-from capaboost.sweeps.sweep_file import WIDEN, SweepFile, Tune, Values, are_numbers
+from capaboost.sweeps.sweep_file import WIDEN, SweepFile, Tune, Values, are_numbers, combinations, label
 
 Grid = dict[str, tuple[Any, ...]]
 
@@ -79,11 +79,11 @@ def _untuned(sweep: SweepFile, folder: SweepFolder, mine: list[tuple[str, ...]])
     runs = [run for group in mine for run in final_runs(sweep, group, {})]
     if not sweep.seeds_at_best:
         return Plan(runs, {}, 0)
-    undecided = 0
+    undecided, of_shard = 0, {*mine}
     for task, method in dict.fromkeys(group[:2] for group in mine):
         more = runs_around_best(sweep, folder, task, method)
         undecided += most_around_best(sweep) if more is None else 0
-        runs += [run for run in more or [] if run.group in mine]
+        runs += [run for run in more or [] if run.group in of_shard]
     return Plan(runs, {}, undecided)
 
 

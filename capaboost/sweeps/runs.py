@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from capaboost.sweeps.sweep_file import MASK_SEED, OWN_NAMES, SweepFile, Values, plain
+from capaboost.sweeps.sweep_file import MASK_SEED, OWN_NAMES, SweepFile, Values, combinations, label
 from capaboost_core.methods import resolve_config
 from capaboost_core.settings.yaml_file import parse_yaml
 
@@ -50,9 +50,9 @@ class Run:
 def groups(sweep: SweepFile) -> list[tuple[str, ...]]:
     """(task, method, varied settings) of all runs, in the file's order."""
     return [
-        (task, method, label(varied))
+        (task, method, varied)
         for task, method in itertools.product(sweep.tasks, sweep.methods)
-        for varied in combinations(sweep.vary)
+        for varied in sweep.varied
     ]
 
 
@@ -61,7 +61,7 @@ def tuning_runs(sweep: SweepFile, group: tuple[str, ...], grid: dict[str, tuple[
     chosen = combinations(grid)
     seeds = sweep.tune.seeds or sweep.seeds[:1]
     protocol = {"data.protocol": sweep.tune.protocol}
-    protocol |= {} if sweep.tune.epoch == "best" else {"train.select": "last"}
+    protocol |= {"train.select": "last"} if sweep.tune.epoch == "last" else {}
     return [_run(sweep, group, seed, values | protocol, label(values)) for values in chosen for seed in seeds]
 
 
@@ -72,23 +72,12 @@ def final_runs(
     return [_run(sweep, group, seed, tuned) for seed in (sweep.seeds if seeds is None else seeds)]
 
 
-def combinations(grid: dict[str, tuple[Any, ...]]) -> list[Values]:
-    """Every combination of a grid's values; of an empty grid the one of nothing."""
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def label(values: Values) -> str:
-    """`lr=0.001,alpha=32`: settings in the name of a folder."""
-    return ",".join(f"{key.rpartition('.')[2]}={plain(value)}" for key, value in values.items())
-
-
 def _run(sweep: SweepFile, group: tuple[str, ...], seed: int, own: Values, tuning: str = "") -> Run:
     task, method, of_group = group
     of_task, of_method = dict(sweep.tasks[task]), dict(sweep.methods[method])
     names = of_task.pop(OWN_NAMES["tasks"], task), of_method.pop(OWN_NAMES["methods"], method)
-    varied = next(values for values in combinations(sweep.vary) if label(values) == of_group)
     place = [*filter(None, group), *(["tune", tuning] if tuning else []), f"seed{seed}"]
-    values = sweep.set | of_task | of_method | varied | own
+    values = sweep.set | of_task | of_method | sweep.varied[of_group] | own
     if sweep.mask_seed and draws_by_seed(names[1], values):
         values |= {MASK_SEED: seed}
     return Run("/".join(place), group, sweep.command, *names, seed, values, bool(tuning))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -30,10 +32,9 @@ class Tune(Settings):
         description="Values to try by section.key; every combination is a run.",
     )
     protocol: Text = Field("select", description="The protocol of the tuning runs, one with rows for selection.")
-    epoch: Literal["last", "best"] | None = Field(
-        None,
-        json_schema_extra={"null": "best if the final runs select their best one, else last"},
-        description="The epoch by which a tuning run is judged.",
+    epoch: Literal["last", "best"] = Field(
+        "last",
+        description="The epoch by which a tuning run is judged; last, unless the final runs select their best one.",
     )
     seeds: tuple[int, ...] = Field((), description="Of the tuning runs; by default the sweep's first seed.")
     widen: int | None = Field(
@@ -171,6 +172,21 @@ class SweepFile(Settings):
     def _all_values(self) -> list[Values]:
         grid = self.tune.grid if self.tune else {}
         return [self.set, self.vary, grid, *self.tasks.values(), *self.methods.values()]
+
+    @cached_property
+    def varied(self) -> dict[str, Values]:
+        """The combinations of `vary` by their names in folders, made once."""
+        return {label(values): values for values in combinations(self.vary)}
+
+
+def combinations(grid: dict[str, tuple[Any, ...]]) -> list[Values]:
+    """Every combination of a grid's values; of an empty grid the one of nothing."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def label(values: Values) -> str:
+    """`lr=0.001,alpha=32`: settings in the name of a folder."""
+    return ",".join(f"{key.rpartition('.')[2]}={plain(value)}" for key, value in values.items())
 
 
 def read_sweep(path: Path) -> SweepFile:

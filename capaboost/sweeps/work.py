@@ -10,6 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from capaboost.sweeps.claims import claimed
@@ -59,11 +60,20 @@ def work_elsewhere(path: Path, run: Run, here: Path) -> bool:
 
 def options_of(run: Run, *more: str) -> argparse.Namespace:
     """The run's flags as its command reads them."""
-    return getattr(command_of(run), PARSERS[run.command][1])().parse_args([*run.arguments, *more])
+    return _parser(run.command).parse_args([*run.arguments, *more])
 
 
 def command_of(run: Run):
-    return importlib.import_module(f"capaboost.commands.{PARSERS[run.command][0]}")
+    return _module(run.command)
+
+
+def _module(command: str):
+    return importlib.import_module(f"capaboost.commands.{PARSERS[command][0]}")
+
+
+@cache
+def _parser(command: str) -> argparse.ArgumentParser:
+    return getattr(_module(command), PARSERS[command][1])()
 
 
 def command_line(run: Run, place: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,14 @@ def parse_yaml(text: str) -> Any:
             halves of surrogate pairs, aliases, or more than 20 levels.
     """
     try:
-        return yaml.load(text, _Loader)
+        return copy.deepcopy(_parsed(text))
     except (ValueError, OverflowError) as error:
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+
+
+@lru_cache(maxsize=256)  # the runs of a sweep read the same few files and values
+def _parsed(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +62,7 @@ def preset_settings(method: str, configured: dict[str, Any], typed: dict[str, An
     return {name: value for name, value in under.items() if name in used | {"method"}}
 
 
+@cache
 def sections_of(cls: type) -> dict[str, type[Settings]]:
     """The sections of a run by name."""
     return typing.get_type_hints(cls)

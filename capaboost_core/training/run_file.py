@@ -36,7 +36,7 @@ def read_config(path: str | Path, method: str | None = None) -> Raw:
 
 
 def _read(path: Path, inheritors: tuple[Path, ...]) -> Raw:
-    if path.resolve() in inheritors:
+    if inheritors and path.resolve() in inheritors:
         raise UserError(f"{path} inherits from itself; correct the `base:` lines")
     raw = read_yaml(path)
     raw = {} if raw is None else raw

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, disable, inject, merge
 from capaboost_core.injection import adapted_layers
+from capaboost_core.report.flop_modes import dispatched_products
 from capaboost_core.report.flops import count_flops
 from capaboost_core.report.tied_products import count_added
 
@@ -114,6 +115,10 @@ def test_training_step_by_hand(method, backward, tied_backward, num_tied, densit
     config = CapaBoostConfig(method, **(dict(r=R, num_tied=num_tied, density=density) if trains_modules else {}))
     model = inject(Net(), config, Plan((Target("second"),), head=("head",)))
     counts = count_flops(model, torch.ones(TOKENS), backward=True)
+    assert dispatched_products(model, torch.ones(TOKENS)) == (
+        counts.executed,
+        BASE + counts.executed_by_operator.get("tied", 0),
+    )
     forward = {"linear": BASE, "backward": backward}
     tied = {"tied": SECOND_A + SECOND_B, "tied_backward": tied_backward} if tied_backward else {}
     assert counts.executed_by_operator == forward | {name: num_tied * count for name, count in tied.items()}

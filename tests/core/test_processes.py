@@ -1,11 +1,15 @@
 """Processes: those that do not form one run are refused, and one of those that fail tells it."""
 
+import os
+import sys
+
 import pytest
 from accelerate import Accelerator
 
+from capaboost.command_line import exit_code
 from capaboost_core import UserError
 from capaboost_core.training.optimize import make_accelerator
-from capaboost_core.training.processes import check_launch
+from capaboost_core.training.processes import check_launch, wait_policy
 from tests.commands import torchrun
 from tests.core.toy_run import settings
 
@@ -38,3 +42,43 @@ def test_one_process_under_a_launcher_is_right(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match="4 processes were started, but accelerate sees 1"):
         check_launch(Accelerator())
+
+
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+
+
+@pytest.mark.parametrize(
+    ("load", "environment", "side_by_side", "policy"),
+    [
+        (0.1, {}, False, {}),  # an idle machine
+        (1.0, {}, False, PASSIVE),  # one of its cores is busy
+        (1.0, {"OMP_NUM_THREADS": "1"}, False, {}),  # but this process wants the other one only
+        (2.0, {"OMP_NUM_THREADS": "1"}, False, PASSIVE),
+        (1.0, {"OMP_NUM_THREADS": "2,1"}, False, PASSIVE),
+        (0.1, {}, True, PASSIVE),
+        (9.0, {"OMP_WAIT_POLICY": "active"}, True, {}),  # the user's choice stands
+        (9.0, {"GOMP_SPINCOUNT": "10"}, True, {}),
+        (9.0, {"KMP_BLOCKTIME": "0"}, False, {}),
+    ],
+)
+def test_idle_threads_sleep_where_cores_are_shared(load, environment, side_by_side, policy, monkeypatch):
+    """On two cores."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert wait_policy(side_by_side) == policy
+
+
+def test_a_command_chooses_before_torch_is_imported(monkeypatch):
+    """torch reads it once: after that nothing is set."""
+    monkeypatch.setattr("os.environ", {})
+    monkeypatch.setattr("os.getloadavg", lambda: (99.0, 0.0, 0.0))
+    seen = []
+    exit_code(lambda: seen.append(dict(os.environ)))
+    monkeypatch.delitem(sys.modules, "torch")
+    exit_code(lambda: seen.append(dict(os.environ)))
+    assert seen == [{}, PASSIVE]

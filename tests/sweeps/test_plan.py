@@ -1,9 +1,11 @@
 """Tuning: which settings are best, when a grid widens, and what waits for what."""
 
 import json
+from collections import Counter
 
 import pytest
 
+from capaboost.sweeps import sweep_file as sweep_file_module
 from capaboost.sweeps.driver import unequal_trials
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
@@ -148,3 +150,26 @@ def test_with_trials_every_method_tries_as_many_values(folder, scores, added):
     (tuned,) = plan_of(sweep, folder).tuned.values()
     assert tuned.values["train.lr"] == (0.01, 0.03, 0.1)[scores.index(3.0)]
     assert len(tuned.grid) == 5
+
+
+@pytest.mark.parametrize("more", [{}, {"seeds_at_best": [3, 4]}, {"mask_seed": "run"}])
+def test_the_operations_of_a_plan_are_in_proportion_to_its_runs(folder, monkeypatch, more):
+    """Names that are made and files that are looked at, of four and of sixteen times as many runs."""
+    counts = Counter()
+
+    def counted(owner, name):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: (counts.update([name]), real(*given))[1])
+
+    counted(sweep_file_module, "plain")
+    counted(SweepFolder, "is_done")
+    found = []
+    for cells in (5, 20, 80):
+        rates = [float(rate) for rate in range(1, cells + 1)]
+        sweep = sweep_file(methods=["lora", "linear"], seeds=[1], vary={"train.lr": rates}, **more)
+        counts.clear()
+        assert len(plan_of(sweep, folder).runs) == 2 * cells
+        found.append(counts.total() / cells)
+        plan_of(sweep, folder)
+        assert counts["plain"] == cells  # the names are made once
+    assert max(found) <= 1.5 * min(found)

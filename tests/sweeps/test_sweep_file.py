@@ -1,14 +1,17 @@
 """Sweep files: what they say, and the one line for each mistake."""
 
 import json
+import re
 
 import pytest
 
 from capaboost.commands import sweep as command
 from capaboost.sweeps.dry_run import all_runs
+from capaboost.sweeps.estimate import Estimator
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import final_runs, groups, tuning_runs
 from capaboost.sweeps.work import command_of, options_of
+from capaboost_core.settings import yaml_file
 from tests.sweeps.case import sweep_file, write_file
 
 
@@ -167,7 +170,19 @@ def test_a_dry_run_lists_every_run_and_the_total_and_writes_nothing(tmp_path, ca
     for name in ("digits/linear/tune/lr=0.01/seed1", "digits/lora/tune/lr=0.001/seed1", "digits/lora/seed2"):
         assert name in out
     assert "8 runs" in out
+    assert re.search(r"; \d+ s to start$", out.strip())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_settings_is_parsed_once_for_all_runs(tmp_path, monkeypatch):
+    parsed = []
+    real = yaml_file.yaml.load
+    monkeypatch.setattr(yaml_file.yaml, "load", lambda text, loader: (parsed.append(text), real(text, loader))[1])
+    yaml_file._parsed.cache_clear()
+    runs = all_runs(sweep_file(seeds=list(range(20))), SweepFolder(tmp_path), (1, 1))
+    estimator = Estimator(SweepFolder(tmp_path), 1e9)
+    assert {estimator.settings_of(run).train.seed for run in runs} == set(range(20))
+    assert len(parsed) == len(set(parsed))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from capaboost.sweeps.plan import plan_of
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.work import command_line
 from capaboost_core.errors import UserError
+from capaboost_core.training.processes import wait_policy
 
 MOST_DEATHS = 3  # of workers over one run, such as one that fills the memory
 POLL_SECONDS = 0.5
@@ -63,6 +64,7 @@ class LocalEngine:
             KeyboardInterrupt: After a signal; the workers have then saved their runs.
         """
         processes: dict[int, ForkServerProcess] = {}
+        os.environ.update(wait_policy(side_by_side=self.workers > 1))
         _start_server([] if self.gpus else ["capaboost.sweeps.worker", TRAINING[folder.sweep().command]])
         try:
             while True:
