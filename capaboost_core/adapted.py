@@ -117,6 +117,11 @@ class Adapted(nn.Module):
         """The parameters of the addition, without those adopted from the base."""
         return {name: p for name, p in self.named_parameters() if name not in self.adopted}
 
+    def own_buffers(self) -> dict[str, torch.Tensor]:
+        """The buffers of the addition, such as projections from a seed, without those adopted from the base."""
+        held = self.base_content["_buffers"] | self.base_content["_modules"]
+        return {name: buffer for name, buffer in self.named_buffers() if name.split(".")[0] not in held}
+
     def tied_weights(self) -> dict[str, TiedWeight]:
         """Those of the addition by name, without those of adapted layers within this one."""
         within = tuple(f"{name}." for name, module in self.named_modules() if name and isinstance(module, Adapted))

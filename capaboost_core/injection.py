@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, take_forward
+from capaboost_core.adapter_files.rollback import undone_on_error
 from capaboost_core.bypass import check_reached, close_fast_paths
 from capaboost_core.errors import UserError
 from capaboost_core.integrations import complete
+from capaboost_core.liveness import Watch, check_alive_by_example
 from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import Plan, in_prefix
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.together import Together
 from capaboost_core.statistics import rest, statistics
-from capaboost_core.wrappers import check_bare, named_parameters, swap, unwrap
+from capaboost_core.wrappers import check_bare, named_parameters, swap, timm_cfg, unwrap
+
+HOOKED = "capaboost_hooked"  # of a model whose loop calls the method's hooks
+
+
+class UnhookedWarning(UserWarning):
+    """A training loop does not call what the method does around each step."""
+
 
 ALONE = Roles(
     missing="where the method goes depends on the architecture; use capaboost_vision.inject for timm models, "
@@ -35,6 +46,7 @@ class Injection:
     base_model: str
     switched: tuple[tuple[str, str], ...] = ()  # the plan's switches that were off before
     together: Together | None = field(default=None, compare=False, repr=False)  # its hooks on the model
+    watch: Watch | None = field(default=None, compare=False, repr=False)
     statistics: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # of the base
 
 
@@ -59,7 +71,8 @@ def inject(model: nn.Module, config: Method | Mapping[str, Any] | str, plan: Pla
         model: Any model; at initialisation its output stays as it is, but for `prefix`.
         config: A configuration, a dict of its settings, or the name of a preset.
         plan: What to adapt, and what of the base trains as its head; without one, `config.targets` has to list
-            module suffixes, and all of the base is frozen.
+            module suffixes, and all of the base is frozen. A model of timm or transformers then runs once, to see
+            that it calls these layers.
 
     Raises:
         UserError: If nothing is to be adapted, a target is not a layer of the method's kind, or the model is wrapped
@@ -67,8 +80,13 @@ def inject(model: nn.Module, config: Method | Mapping[str, Any] | str, plan: Pla
     """
     config = resolve_config(config)
     check_bare(model, ())
-    plan = plan or config.plan(model, ALONE)
-    return attach(model, Injection(config, plan, base_name(model)), build(model, config, plan))
+    known, plan = plan is not None, plan or config.plan(model, ALONE)
+    injection, layers = Injection(config, plan, base_name(model)), build(model, config, plan)
+    if known:
+        return attach(model, injection, layers)
+    with undone_on_error(model, ()):
+        check_alive_by_example(attach(model, injection, layers))
+    return model
 
 
 def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
@@ -106,9 +124,14 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
             setattr(model.get_submodule(path), attribute, True)
     tied = [weight for layer in layers.values() for weight in layer.tied_weights().values()]
     of_base = {name: buffer.detach().clone() for name, buffer in statistics(model).items()}
-    model.capaboost = replace(injection, together=Together(model, tied) if tied else None, statistics=of_base)
+    together, watch = Together(model, tied) if tied else None, Watch(model) if layers else None
+    model.capaboost = replace(injection, together=together, watch=watch, statistics=of_base)
     rest(model, injection.plan.head, injection.config.trains)
+    model.register_state_dict_post_hook(_note_draws)
+    model.register_load_state_dict_pre_hook(_refuse_other_draws)
     model.register_load_state_dict_pre_hook(_accept_base_checkpoint)
+    if injection.config.is_hooked:
+        model.register_forward_pre_hook(_warn_unhooked)
     return model
 
 
@@ -175,14 +198,42 @@ def base_name(model: nn.Module) -> str:
     return name or type(model).__name__
 
 
-def timm_cfg(model: nn.Module) -> Mapping[str, Any]:
-    """What timm records of a model's pretraining, a dict or an object; empty of any other model."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return cfg if isinstance(cfg, Mapping) else vars(cfg)
-
-
 def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
     return {n: p for n, p in named_parameters(model).items() if any(in_prefix(n, prefix) for prefix in plan.head)}
+
+
+def _note_draws(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    """Into what `state_dict` keeps beside its tensors: what the masks are drawn by, which no tensor holds."""
+    if hasattr(model, "capaboost"):
+        metadata["capaboost"] = _drawn_by(model)
+
+
+def _refuse_other_draws(model: nn.Module, state: dict, prefix: str, metadata: dict, *_) -> None:
+    """Before anything is loaded; safetensors and files of earlier versions do not say how their masks were drawn."""
+    there, here = metadata.get("capaboost"), _drawn_by(model) if hasattr(model, "capaboost") else {}
+    unequal = [key for key in here if isinstance(there, dict) and key in there and there[key] != here[key]]
+    if unequal and any(name.startswith(prefix) and name.endswith(".packed") for name in state):
+        said = "; ".join(f"{key}: {there[key]} there, {here[key]} here" for key in unequal)
+        raise UserError(f"the state dict is of a model with other masks ({said}); inject with its settings")
+
+
+def _drawn_by(model: nn.Module) -> dict[str, Any]:
+    settings = model.capaboost.config.to_dict()
+    return {key: settings[key] for key in ("seed", "num_tied", "density", "mask", "n", "m") if key in settings}
+
+
+def _warn_unhooked(model: nn.Module, _: Any) -> None:
+    """Once, in the first pass of a training that does not know of the method's hooks."""
+    training = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if training and hasattr(model, "capaboost") and not getattr(model, HOOKED, False):
+        setattr(model, HOOKED, True)
+        warnings.warn(
+            f"{model.capaboost.config.method} does something at each training step (a loss of its own, a penalty, "
+            "moving ranks or learning rates) that this loop does not call; train with the commands, or call the hooks "
+            "of capaboost_core.training.hooks.Hooks(model), made before the first step",
+            UnhookedWarning,
+            stacklevel=2,
+        )
 
 
 def _accept_base_checkpoint(model: nn.Module, state: dict, prefix: str, *_) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
-from capaboost_core.injection import adapted_layers, injection_of
+from capaboost_core.injection import HOOKED, adapted_layers, injection_of
 from capaboost_core.statistics import wake
 from capaboost_core.wrappers import is_sharded, swap
 
@@ -100,9 +100,10 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
     swap(model, {layer: layer.plain_merged() if merge else layer.plain() for layer in layers})
     for path, attribute in injection.switched:
         setattr(model.get_submodule(path), attribute, False)
-    if injection.together:
-        injection.together.remove()
+    for hooks in filter(None, (injection.together, injection.watch)):
+        hooks.remove()
     wake(model)
+    vars(model).pop(HOOKED, None)
     del model.capaboost
     return model
 

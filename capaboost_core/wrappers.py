@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,12 @@ def _swap(module: nn.Module, others: Mapping[nn.Module, nn.Module], seen: set[nn
             child = module._modules[name] = others[child]
         if child is not None and child not in seen:
             _swap(child, others, seen)
+
+
+def timm_cfg(model: nn.Module) -> Mapping[str, Any]:
+    """What timm records of a model's pretraining, a dict or an object; empty of any other model."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return cfg if isinstance(cfg, Mapping) else vars(cfg)
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -18,9 +18,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from capaboost_core.adapter_files.rollback import undone_on_error
 from capaboost_core.console import tell
 from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.injection import inject as inject_plan
+from capaboost_core.liveness import check_alive_by_example
 from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import in_prefix
 from capaboost_core.training.processes import is_first
@@ -108,7 +110,12 @@ def inject(model: nn.Module, config: Method | dict[str, Any] | str) -> nn.Module
 
 def _inject(model: nn.Module, config: Method, head: tuple[str, ...]) -> nn.Module:
     roles = roles_of(model)
-    return inject_plan(model, config, config.plan(model, replace(roles, head=roles.head + head)))
+    plan = config.plan(model, replace(roles, head=roles.head + head))
+    if roles.blocks:
+        return inject_plan(model, config, plan)
+    with undone_on_error(model, ()):  # of an architecture without a row a pass tells whether it calls these layers
+        check_alive_by_example(inject_plan(model, config, plan))
+    return model
 
 
 def _check_no_adapter(unexpected: Iterable[str], name: str | Path) -> None:

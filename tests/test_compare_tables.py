@@ -160,6 +160,9 @@ def test_tables_print_the_means_of_methods_that_have_the_tasks(tmp_path):
     text = made(tmp_path, "--compare", "lora (r 8)")["markdown"]
     assert "VTAB-1k, lora (r 8): mean of 19 73.23, mean of groups 75.55, mean of CapaBoost's 12" in text
     assert "VTAB-1k, lora (r 16): mean of CapaBoost's 12" in text
+    text = made(tmp_path)["markdown"]
+    assert "test): mean of 19 73.23, mean of groups 75.55, mean of CapaBoost's 12" in text
+    assert text.count("VTAB-1k, lora (") == 2
 
 
 def test_lines_of_a_ranking_leave_out_what_most_methods_have(tmp_path):
@@ -398,6 +401,8 @@ ORIGINS = {
     "commit": [{"git": {"commit": commit, "dirty": False}} for commit in ("a" * 40, "b" * 40)],
     "commit, changed": [{"git": {"commit": "a" * 40, "dirty": dirty}} for dirty in (False, True)],
     "version of torch": [{"versions": {"torch": torch}} for torch in ("2.14.0", "2.15.0")],
+    "version of capaboost": [{"versions": {"capaboost": version}} for version in ("0.1.0", "0.2.0")],
+    "hash of pretrained weights": [{"weights_hash": text * 16} for text in "ab"],
     "version of timm": [{"versions": {"timm": timm}} for timm in ("1.0.30", "1.0.31")],
     "number of processes": [{"processes": processes} for processes in (1, 4)],
 }

@@ -38,6 +38,14 @@ def test_seeds_become_mean_and_sample_deviation(tmp_path):
     assert (rows[1]["mean"], rows[1]["std"]) == ("80.25", "")
 
 
+def test_masks_that_move_with_the_seed_are_one_row(tmp_path):
+    for seed, entries in enumerate((100, 103, 103)):
+        settings = config(seed) | {"adapter": {"method": "lora", "r": 1, "seed": seed}}
+        write(tmp_path / f"{seed}", seed=seed, config=settings, trainable_parameters=entries)
+    (row,) = make_rows(read_results([tmp_path]))
+    assert (row.seeds, row.trainable_parameters) == (3, 102)
+
+
 def test_different_settings_are_not_averaged(tmp_path):
     write(tmp_path / "a", config=config(0))
     write(tmp_path / "b", seed=1, config=config(1, lr=0.01))

@@ -18,7 +18,7 @@ TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--set", "mode
 RUN = [*TINY, "--dataset", "digits", "--source", "digits", "--epochs", "4", "--set", "adapter.dropout=0.1"]
 FIELDS = """task method model seed protocol metric value trainable_parameters head_parameters total_parameters
 percent_trainable epochs selected_epoch selected_by metrics test_metrics images_per_second wall_seconds
-adapter_file_bytes split_note data_hash processes device config versions git command"""
+adapter_file_bytes split_note processes device config versions git command data_hash weights_hash"""
 
 
 def start(folder: Path, *more: str) -> Command:

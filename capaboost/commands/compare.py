@@ -71,7 +71,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def sweep_of(options: argparse.Namespace) -> SweepFile:
     """The flags as a sweep, with the knob of each method that meets the budget."""
-    from capaboost.sweeps.budget import within_budget
+    from capaboost.sweeps.budget import judged_alike, within_budget
     from capaboost.sweeps.sweep_file import SweepFile
 
     squad = (options.dataset or "").startswith("squad_")
@@ -83,7 +83,7 @@ def sweep_of(options: argparse.Namespace) -> SweepFile:
     }  # fmt: skip
     if options.lr_grid:
         values["tune"] = {"grid": {"train.lr": options.lr_grid}, "protocol": PROTOCOLS[command]}
-    return within_budget(SweepFile.from_dict(values))
+    return judged_alike(within_budget(SweepFile.from_dict(values)))
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -71,10 +71,10 @@ def rows(results: dict[Path, dict[str, Any]], notes: list[str]) -> tuple[Layout,
     from dataclasses import asdict
 
     from capaboost.tables.layout import of_rows
-    from capaboost.tables.rows import make_rows, origin_notes
+    from capaboost.tables.rows import make_rows, origin_notes, vtab_notes
 
     made = make_rows(results)
-    return of_rows(made, origin_notes(results) + notes), [asdict(row) for row in made]
+    return of_rows(made, [*vtab_notes(made), *origin_notes(results), *notes]), [asdict(row) for row in made]
 
 
 def comparison(table: Comparison, notes: list[str]) -> tuple[Layout, list[dict[str, Any]]]:

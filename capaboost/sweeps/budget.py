@@ -1,9 +1,11 @@
-"""A sweep's budget: the knob of each method, by the model of the first task."""
+"""What a sweep leaves to the settings of its runs: the knob of each method that meets its budget, by the model of the
+first task, and the epoch by which tuning runs are judged.
+"""
 
 from __future__ import annotations
 
 from capaboost.budget import refuse_given, solve, subject_of, told
-from capaboost.sweeps.runs import final_runs
+from capaboost.sweeps.runs import final_runs, groups
 from capaboost.sweeps.sweep_file import SweepFile, Values
 from capaboost.sweeps.work import command_of, options_of
 from capaboost_core.console import tell
@@ -22,6 +24,23 @@ def within_budget(sweep: SweepFile) -> SweepFile:
     task, varied = next(iter(sweep.tasks)), next(iter(sweep.varied))
     methods = {name: _settings(sweep, (task, name, varied)) for name in sweep.methods}
     return sweep.replace(methods=methods, budget=None)
+
+
+def judged_alike(sweep: SweepFile) -> SweepFile:
+    """The sweep whose tuning runs are judged by the epoch that its final runs test, where the file does not say.
+
+    Raises:
+        UserError: If a setting is wrong.
+    """
+    if sweep.tune is None or sweep.tune.epoch is not None:
+        return sweep
+    run = final_runs(sweep, groups(sweep)[0], {})[0]
+    try:
+        settings = command_of(run).load(options_of(run))
+    except UserError as error:
+        raise UserError(f"{run.name}: {error}") from error
+    selects = settings.data.protocol == settings.selecting and settings.train.select is None
+    return sweep.replace(tune=sweep.tune.replace(epoch="best" if selects else "last"))
 
 
 def _settings(sweep: SweepFile, group: tuple[str, ...]) -> Values:

@@ -61,7 +61,7 @@ def tuning_runs(sweep: SweepFile, group: tuple[str, ...], grid: dict[str, tuple[
     chosen = combinations(grid)
     seeds = sweep.tune.seeds or sweep.seeds[:1]
     protocol = {"data.protocol": sweep.tune.protocol}
-    protocol |= {"train.select": "last"} if sweep.tune.epoch == "last" else {}
+    protocol |= {} if sweep.tune.epoch == "best" else {"train.select": "last"}
     return [_run(sweep, group, seed, values | protocol, label(values)) for values in chosen for seed in seeds]
 
 

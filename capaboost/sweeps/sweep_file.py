@@ -32,9 +32,10 @@ class Tune(Settings):
         description="Values to try by section.key; every combination is a run.",
     )
     protocol: Text = Field("select", description="The protocol of the tuning runs, one with rows for selection.")
-    epoch: Literal["last", "best"] = Field(
-        "last",
-        description="The epoch by which a tuning run is judged; last, unless the final runs select their best one.",
+    epoch: Literal["last", "best"] | None = Field(
+        None,
+        json_schema_extra={"null": "best if the final runs select their best one, else last"},
+        description="The epoch by which a tuning run is judged.",
     )
     seeds: tuple[int, ...] = Field((), description="Of the tuning runs; by default the sweep's first seed.")
     widen: int | None = Field(

@@ -123,6 +123,7 @@ def _in(section: str, name: str) -> Callable[[Result], Any]:
 
 ORIGINS: dict[str, Callable[[Result], Any]] = {
     "training data": data_of,
+    "hash of pretrained weights": lambda result: result.get("weights_hash"),
     "commit": _commit,
     **{f"version of {name}": _in("versions", name) for name in ("torch", "timm", "transformers", "capaboost")},
     "number of processes": lambda result: result.get("processes"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import product
 
 from capaboost.tables.compare import Comparison, ordering_task
 from capaboost.tables.groups import Group, Task, unlike
 from capaboost.tables.verdicts import FEW, MARGIN, POWER
-from capaboost.tables.vtab_means import means_of
+from capaboost.tables.vtab_means import told_means
 
 
 def varying(tasks: list[Task]) -> list[str]:
@@ -37,7 +38,7 @@ def notes_on(table: Comparison) -> list[str]:
     else:
         settings = [f"Settings of {of}: {'; '.join(settings_lines(table, of))}." for of in table.methods]
     said = [_how_to_read(table), *_about_verdicts(table), *_order(table), _common(table)]
-    return [*said, *means_of(table), *settings, *_origins(table), *_missing(table)]
+    return [*said, *_vtab_means(table), *settings, *_origins(table), *_missing(table)]
 
 
 def _how_to_read(table: Comparison) -> str:
@@ -72,6 +73,17 @@ def _order(table: Comparison) -> Iterator[str]:
     task = ordering_task(table.cells, table.agreement)
     by = "the mean over tasks" if task is None else f"{names[task]} alone, since tasks do not agree on an order"
     yield f"Order of lines: by {by}." + (f" Rank correlation (Spearman): {pairs}." if pairs else "")
+
+
+def _vtab_means(table: Comparison) -> Iterator[str]:
+    """A line for each method that has enough of the tasks, of one model, protocol and metric."""
+    kinds = dict.fromkeys((task.model, task.protocol, task.metric) for task in table.tasks)
+    for kind, method in product(kinds, table.methods):
+        tasks = [task for task in table.tasks if (task.model, task.protocol, task.metric) == kind]
+        cells = {task.task: table.cells[task, method] for task in tasks if (task, method) in table.cells}
+        told = told_means({task: cell.spread.mean for task, cell in cells.items()})
+        if told:
+            yield f"VTAB-1k, {method}{f' ({kind[0]}, {kind[1]})' if len(kinds) > 1 else ''}: {told}."
 
 
 def _common(table: Comparison) -> str:

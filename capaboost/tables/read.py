@@ -80,8 +80,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _check(path: Path, result: dict[str, Any]) -> None:
     wrong = [name for name in TEXTS if not isinstance(result.get(name), str)]
     wrong += [name for name in NUMBERS if not is_number(result.get(name))]
-    wrong += [] if isinstance(result.get("split_note") or "", str) else ["split_note"]
-    wrong += [] if isinstance(result.get("data_hash") or "", str) else ["data_hash"]
+    wrong += [
+        name for name in ("split_note", "data_hash", "weights_hash") if not isinstance(result.get(name) or "", str)
+    ]
     wrong += wrong_grids(result)
     wrong += _wrong_settings(result.get("config", {}))
     if wrong:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from capaboost.tables.groups import Group, group_runs, unlike
 from capaboost.tables.statistics import spread_of
+from capaboost.tables.vtab_means import told_means
 
 TITLES = ("task", "model", "method", "settings", "protocol", "value")
 TITLES += ("trainable", "% trainable", "epochs", "device", "split")
-APART = ("trainable_parameters", "epochs", "device")
+APART = ("epochs", "device")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; its fields are the columns of the CSV file."""
+    """One line of the table; its fields are the columns of the CSV file.
+
+    Counts of parameters are means over the runs, as masks of other seeds keep a few entries more or less.
+    """
 
     task: str
     model: str
@@ -59,6 +65,16 @@ def origin_notes(results: dict[Path, dict[str, Any]]) -> list[str]:
     return unlike(((f"{group.task.task} {group.method}", group.runs) for group in group_runs(results, APART)), "rows")
 
 
+def vtab_notes(rows: list[Row]) -> Iterator[str]:
+    """A line for each method with the same settings on enough tasks of VTAB-1k, with their means."""
+    alike: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        alike[row.method, row.settings, row.model, row.protocol, row.device][row.task] = row.mean
+    for (method, settings, model, protocol, _), values in alike.items():
+        if told := told_means(values):
+            yield f"VTAB-1k, {method} ({settings}; {model}, {protocol}): {told}."
+
+
 def _row(group: Group, groups: list[Group]) -> Row:
     spread, first = spread_of(group.values), group.runs[0]
     return Row(
@@ -68,5 +84,7 @@ def _row(group: Group, groups: list[Group]) -> Row:
         mean=spread.mean,
         std=spread.std,
         seeds=spread.count,
-        **{name: first[name] for name in (*APART, "percent_trainable")},
+        trainable_parameters=round(spread_of([run["trainable_parameters"] for run in group.runs]).mean),
+        percent_trainable=spread_of([run["percent_trainable"] for run in group.runs]).mean,
+        **{name: first[name] for name in APART},
     )

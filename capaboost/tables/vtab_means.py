@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 
-from capaboost.tables.compare import Comparison
-
-TASKS = 19
 PAPER = (  # of arXiv 2407.01320, Table 5
     "cifar", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "eurosat", "resisc45", "clevr_count", "clevr_dist",
     "dmlab", "dsprites_ori", "smallnorb_azi",
@@ -32,16 +29,7 @@ def vtab_means(values: Mapping[str, float]) -> dict[str, float]:
     return means
 
 
-def means_of(table: Comparison) -> Iterator[str]:
-    """A line for each method that has enough of the tasks, of one model, protocol and kind of rows."""
-    if len({task.task for task in table.tasks}) < len(PAPER):
-        return
-    kinds = dict.fromkeys((task.model, task.protocol, task.metric) for task in table.tasks)
-    for kind in kinds:
-        for method in table.methods:
-            cells = {task.task: cell for (task, name), cell in table.cells.items() if name == method and
-                     (task.model, task.protocol, task.metric) == kind}  # fmt: skip
-            means = vtab_means({task: cell.spread.mean for task, cell in cells.items()})
-            if means:
-                told = ", ".join(f"{name} {value:.2f}" for name, value in means.items())
-                yield f"VTAB-1k, {method}{f' ({kind[0]}, {kind[1]})' if len(kinds) > 1 else ''}: {told}."
+def told_means(values: Mapping[str, float]) -> str:
+    """`mean of 19 73.23, mean of groups 75.55`; empty without the tasks of a mean."""
+    means = vtab_means(values) if len(values) >= len(PAPER) else {}
+    return ", ".join(f"{name} {value:.2f}" for name, value in means.items())

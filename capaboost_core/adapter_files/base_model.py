@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capaboost_core.account import persistent_buffers
+from capaboost_core.account import changing, persistent_buffers
 from capaboost_core.errors import UserError
-from capaboost_core.wrappers import clean, named_parameters, whole
+from capaboost_core.injection import adapted_layers, own_parameters
+from capaboost_core.plan import in_prefix
+from capaboost_core.wrappers import clean, named_parameters, unwrap, whole
 
 SAMPLE = 256  # entries of each tensor
 CHUNK = 4096  # rows in double precision at a time
@@ -89,6 +92,27 @@ def differing(model: nn.Module, saved: Collection[str], expected: Fingerprint) -
         )
         (names.discard if same else names.add)(name)
     return sorted(names)
+
+
+def beside_base(model: nn.Module) -> set[str]:
+    """Names of what a model has besides its base: additions and head, or all that trains if nothing is adapted."""
+    model = unwrap(model)
+    injection = getattr(model, "capaboost", None)
+    if injection is None:
+        return set(changing(model))
+    layers = adapted_layers(model)
+    names = set(own_parameters(layers)) | {f"{layer.path}.{name}" for layer in layers for name in layer.own_buffers()}
+    held = named_parameters(model) | persistent_buffers(model)
+    return names | {name for name in held if any(in_prefix(name, prefix) for prefix in injection.plan.head)}
+
+
+def base_hash(model: nn.Module, beside: Collection[str]) -> str:
+    """The first 16 digits of SHA-256 over the floating tensors but those `beside`, bit for bit, by their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_frozen(model, beside), key=lambda item: item[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def same_name(trained_on: str, model: str) -> bool | None:

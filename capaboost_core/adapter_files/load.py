@@ -18,7 +18,7 @@ from capaboost_core.adapter_files.load_checks import (
     check_weights,
 )
 from capaboost_core.adapter_files.rollback import undone_on_error
-from capaboost_core.adapter_files.save import check_finite
+from capaboost_core.adapter_files.save import check_finite, check_sound
 from capaboost_core.errors import UserError
 from capaboost_core.injection import Injection, adapted_layers, attach, build
 from capaboost_core.wrappers import copy_whole, unwrap
@@ -64,6 +64,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
             copy_whole(parameter, tensors[name])
         for tensor in extra.values():
             tensor.requires_grad_(isinstance(tensor, nn.Parameter))
+        check_sound(bare, injection)
     return model
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from capaboost_core.account import account_of, persistent_buffers
 from capaboost_core.adapted import Adapted
-from capaboost_core.adapter_files.save import check_complete, values_of
+from capaboost_core.adapter_files.save import check_complete, check_not_meta, check_sound, values_of
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_together
 from capaboost_core.injection import adapted_layers, injection_of, own_parameters
@@ -57,6 +57,8 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     if any(map(is_sharded, model.parameters())):
         raise UserError("the weights are sharded over processes; save_adapter, load it into one process, and export")
     check_complete(model, injection, layers)
+    check_not_meta(model)
+    check_sound(model, injection)
     factors = {layer.path: _whole_factors(layer) for layer in layers}
     modules, biases = _beside(model, injection.plan.head, layers)
     tensors = biases | _contents(model, modules)

@@ -40,6 +40,8 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     model, folder = unwrap(model), Path(folder)
     injection, layers = injection_of(model), adapted_layers(model)
     check_complete(model, injection, layers)
+    check_not_meta(model)
+    check_sound(model, injection)
     account = account_of(model)
     tensors = values_of(model, account.everything)
     record = Record(
@@ -63,6 +65,12 @@ def check_complete(model: nn.Module, injection: Injection, layers: list[Adapted]
     found = {clean(path) for path, module in model.named_modules() if isinstance(module, Adapted)}
     for path in sorted((wanted ^ found) | (wanted ^ {layer.path for layer in layers})):
         raise UserError(f"{path} is not as inject left it; save the model that inject returned, with all its layers")
+
+
+def check_sound(model: nn.Module, injection: Injection) -> None:
+    problem = injection.config.problem(model) if injection.plan.targets else None
+    if problem:
+        raise UserError(f"{injection.config.method}: {problem}")
 
 
 def check_not_meta(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.registry import register_method
 from capaboost_core.plan import Plan
 from capaboost_core.settings.base import refuse
-from capaboost_core.sharing.pool import Pool, PooledWeight
+from capaboost_core.sharing.pool import NONE, Pool, PooledWeight
 from capaboost_core.sharing.settings import PLAIN, TIED
 
 PAIRS = 8  # one component moves for so many increments, at a time
@@ -104,6 +104,18 @@ class AllocatedLoRA(LoRA):
             values[moved] = 0.0
         for slots, new in zip(_slots(layers).values(), places.slots.split(_sizes(layers)), strict=True):
             slots.copy_(new)
+
+    def problem(self, model: nn.Module) -> str | None:
+        """Each entry stands at one place, or several averages of models have made other numbers of their places."""
+        layers = _layers(model)
+        slots = torch.cat(list(_slots(layers).values()))
+        entries = torch.arange(len(layers[0].pool.entries), dtype=slots.dtype, device=slots.device)
+        if bool((slots >= NONE).all()) and torch.equal(slots[slots >= 0].sort().values, entries):
+            return None
+        return (
+            "its entries do not stand at one place each, as after averaging models whose ranks moved; begin to "
+            "average after allocation_share of the steps"
+        )
 
     def state(self, model: nn.Module) -> dict[str, Any]:
         layers = _layers(model)

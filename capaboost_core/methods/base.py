@@ -125,6 +125,16 @@ class Method(NamedSettings):
             "padapter or hadapter"
         )
 
+    @property
+    def is_hooked(self) -> bool:
+        """Whether a training loop must call it around each step."""
+        hooks = ("lr_factor", "objective", "penalty", "after_step")
+        return any(getattr(type(self), name) is not getattr(Method, name) for name in hooks)
+
+    def problem(self, model: nn.Module) -> str | None:
+        """What makes the values of the additions no state of this method, in words; asked on saving and loading."""
+        return None
+
     def trains(self, name: str) -> bool:
         """Whether a parameter of the base model is trained, by its name; the head always is."""
         return False

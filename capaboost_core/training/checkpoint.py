@@ -39,6 +39,7 @@ class State:
         metrics: Those of the last epoch.
         train_seconds: Time in training steps of finished epochs; wall_seconds counts all.
         method: The method's own state; empty for most.
+        base: The fingerprint of the pretrained weights, as plain values.
     """
 
     fingerprint: dict[str, Any]
@@ -52,6 +53,7 @@ class State:
     train_seconds: float
     wall_seconds: float
     method: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] | None = None
 
 
 class Damaged(Exception):

@@ -184,5 +184,6 @@ def make_result(
         processes=accelerator.num_processes,
         device=device_name(accelerator.device),
         data_hash=fitted.data_hash,
+        weights_hash=fitted.weights_hash,
         config=to_dict(run),
     )

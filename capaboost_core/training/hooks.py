@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaboost_core.injection import HOOKED
 from capaboost_core.wrappers import unwrap
 
 
@@ -18,6 +19,8 @@ class Hooks:
         self.model = unwrap(model)
         injection = getattr(self.model, "capaboost", None)
         self.method = injection.config if injection else None
+        if injection:
+            setattr(self.model, HOOKED, True)
 
     def lr_factor(self, name: str) -> float:
         return self.method.lr_factor(name) if self.method else 1.0

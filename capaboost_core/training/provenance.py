@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("torch", "timm", "transformers", "accelerate", "safetensors", "numpy")
+LIBRARIES = ("capaboost", "torch", "timm", "transformers", "accelerate", "safetensors", "numpy")
 
 
 def library_versions() -> dict[str, str | None]:

@@ -32,6 +32,7 @@ class Result:
         split_note: Which rows the splits hold.
         config: Every setting of the run.
         data_hash: Of the rows and labels that the run trained on, where its task knows one.
+        weights_hash: Of the pretrained weights, bit for bit: the base as it was before training, without its head.
     """
 
     task: str
@@ -59,6 +60,7 @@ class Result:
     device: str
     config: dict[str, Any]
     data_hash: str | None = None
+    weights_hash: str | None = None
     versions: dict[str, str | None] = field(default_factory=library_versions)
     git: dict[str, Any] = field(default_factory=git_state)
     command: str = field(default_factory=command_line)

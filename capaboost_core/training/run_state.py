@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from capaboost_core.account import changing
-from capaboost_core.errors import DivergedError
+from capaboost_core.adapter_files.base_model import Fingerprint, base_hash, beside_base, differing
+from capaboost_core.adapter_files.base_model import fingerprint as fingerprint_of
+from capaboost_core.errors import DivergedError, UserError
 from capaboost_core.injection import trainable_parameters
 from capaboost_core.training.checkpoint import Checkpoints, State, differences
 from capaboost_core.training.checkpoint_check import Expected
@@ -46,7 +49,9 @@ class RunState:
         select_by: str | None,
     ):
         self.accelerator, self.settings, self.steps, self.fingerprint = accelerator, settings, steps, fingerprint
-        self.surroundings = surroundings(accelerator.device)
+        self.model, self.beside_base = model, beside_base(model)
+        self.base, self.base_hash = fingerprint_of(model, self.beside_base), base_hash(model, self.beside_base)
+        self.surroundings = surroundings(accelerator.device) | {"pretrained weights": self.base_hash}
         self.hooks = Hooks(model)
         self.stepper = Stepper(accelerator, model, trainable_parameters(model), settings, steps, self.hooks)
         self.selection, self.metrics = Selection(select_by, settings.select == "last"), {}
@@ -70,6 +75,7 @@ class RunState:
             tell(f"{folder}: no checkpoint yet, starting from the beginning")
             return 0, None
         step = f", step {state.position['step']} of {self.steps}" if state.position else ""
+        self._check_base(state, folder)
         tell(f"{folder}: going on after epoch {state.epoch}{step}")
         changed = differences(state.surroundings, self.surroundings)
         if changed:
@@ -91,6 +97,7 @@ class RunState:
             metrics=self.metrics,
             train_seconds=self.train_seconds,
             wall_seconds=self.wall_seconds,
+            base=self.base.to_dict(),
             **self._weights(),
         )
 
@@ -127,6 +134,14 @@ class RunState:
     def _tensors(self) -> dict[str, Tensor]:
         """Looked up anew each time: moving a model to a device replaces its buffers."""
         return {name: tensor.detach() for name, tensor in changing(self.hooks.model).items()}
+
+    def _check_base(self, state: State, folder: Path) -> None:
+        others = state.base and differing(self.model, self.beside_base, Fingerprint.from_dict(state.base))
+        if others:
+            raise UserError(
+                f"{folder} was run on other pretrained weights: {len(others)} tensors differ, such as {others[0]}; "
+                "give those it began with, or choose another --output-dir"
+            )
 
     def _expected(self) -> Expected:
         return Expected(

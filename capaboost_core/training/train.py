@@ -33,6 +33,7 @@ class FitResult:
         metrics: The last epoch's line of `metrics.jsonl`, or the selected epoch's metrics.
         epoch: The epoch, from 1, whose weights the model has now.
         data_hash: The task's fingerprint, if it has one.
+        weights_hash: Of the pretrained weights.
     """
 
     metrics: dict[str, float]
@@ -40,6 +41,7 @@ class FitResult:
     examples_per_second: float
     wall_seconds: float
     data_hash: str | None = None
+    weights_hash: str | None = None
 
 
 def fit(
@@ -87,7 +89,7 @@ def fit(
     Loop(task, state, record).run(done, position)
     metrics = state.finish()
     speed = settings.epochs * task.examples / state.train_seconds
-    return FitResult(metrics, metrics["epoch"], speed, state.wall_seconds, data_hash)
+    return FitResult(metrics, metrics["epoch"], speed, state.wall_seconds, data_hash, state.base_hash)
 
 
 def try_out(state: RunState, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 from importlib.util import find_spec
 from types import MethodType
 
@@ -11,9 +12,12 @@ from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from capaboost_core import (
     CapaBoostConfig,
+    Plan,
+    Target,
     UserError,
     disable,
     inject,
@@ -23,6 +27,7 @@ from capaboost_core import (
     trainable_parameters,
     unload,
 )
+from capaboost_core.liveness import NoEffectWarning, check_alive
 from tests.core.toy_model import PLAN, Net, X, fresh_base, randomise
 
 METHODS = ("lora", "capaboost-lora", "padapter", "ssf")
@@ -279,3 +284,74 @@ def test_a_quantized_head_is_refused_before_anything_changes(preset):
         inject(model, preset, PLAN)
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert type(model.first) is nn.Linear
+
+
+class Past(nn.Module):
+    """Reads the weight of one of its layers, and runs others only sometimes."""
+
+    def __init__(self, checkpointed=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.called, self.checkpointed = nn.Linear(8, 8), nn.Linear(8, 8), checkpointed
+        self.experts, self.turn = nn.ModuleList(nn.Linear(8, 8) for _ in range(3)), 0
+
+    def forward(self, x):
+        x = nn.functional.linear(x, self.read.weight, self.read.bias)
+        x = checkpoint(self.called, x, use_reentrant=True) if self.checkpointed else self.called(x)
+        self.turn += 1
+        return {"hidden": self.experts[self.turn % 3](x)}
+
+
+ROWS = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+
+
+def warnings_of(model, passes=20, run=lambda model: model(ROWS)):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(passes):
+            run(model)
+    return [str(one.message) for one in caught if issubclass(one.category, NoEffectWarning)]
+
+
+@pytest.mark.parametrize("preset", ["lora", "capaboost-lora", "padapter", "ssf"])
+def test_additions_without_an_effect_are_told_once(preset):
+    dead, some, alive = (("read",), ("read", "called", "experts.0"), ("called", "experts.1"))
+    for paths, expected in ((dead, 1), (some, 1), (alive, 0)):
+        model = inject(Past(), preset, Plan(tuple(map(Target, paths))))
+        found = warnings_of(model)
+        assert [("such as read" in one, "\n" in one) for one in found] == [(True, False)] * expected
+        assert len(model._forward_hooks) == len(model._forward_pre_hooks)  # those of the tied weights
+        if paths != alive:
+            with pytest.raises(UserError, match=r"Past computes past an adapted layer, such as read"):
+                check_alive(model.train(), ROWS)
+            assert all(module.training for module in model.modules())
+
+
+def test_nothing_is_told_of_what_cannot_be_known():
+    def watched(model=None, **settings):
+        return inject(Past(**settings) if model is None else model, "lora", Plan((Target("read"), Target("called"))))
+
+    def without_gradients(model):
+        with torch.no_grad():
+            model(ROWS)
+
+    x = ROWS.clone().requires_grad_()  # without it reentrant checkpointing does give no gradient
+    assert warnings_of(watched(checkpointed=True), run=lambda model: model(x)) == []
+    assert warnings_of(watched(), run=without_gradients) == []
+    assert (
+        warnings_of(
+            watched(), run=lambda model: torch.jit.trace(model, ROWS, strict=False, check_trace=False), passes=2
+        )
+        == []
+    )
+    assert warnings_of(torch.compile(watched(), backend="eager", fullgraph=True), passes=2) == []
+    assert len(warnings_of(copy.deepcopy(watched()))) == 1
+    assert warnings_of(unload(watched())) == []
+
+
+def test_layers_in_a_list_that_is_no_module_list_are_told():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    layers = list(model)
+    model.forward = lambda x: layers[1](layers[0](x))
+    inject(model, CapaBoostConfig("lora", targets=["0", "1"]))
+    assert len(warnings_of(model)) == 1

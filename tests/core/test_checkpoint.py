@@ -2,12 +2,16 @@
 
 import hashlib
 import io
+import itertools
 import random
 
 import pytest
 import torch
+from torch import nn
 
-from capaboost_core import UserError
+from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject
+from capaboost_core.adapter_files.base_model import base_hash, beside_base
+from capaboost_core.training import provenance
 from capaboost_core.training.checkpoint import FORMAT
 from tests.core.toy_run import Toy, model, run, same, stopping_at
 
@@ -198,3 +202,80 @@ def test_what_is_deleted_while_a_run_lives_ends_it_in_nothing_else(tmp_path, del
     with pytest.raises(InterruptedError):
         run(tmp_path / "run", task=Deleted)
     assert same(whole, run(tmp_path / "run", resume=True)[0])
+
+
+def network(method=None, seed=None, change=None):
+    """The toy model with a norm, perhaps adapted; `change` is what happens to its pretrained tensors."""
+    base = model()
+    base.insert(1, nn.BatchNorm1d(16).requires_grad_(False))
+    if change:
+        with torch.no_grad():
+            change(base)
+    if method is None:
+        return base
+    settings = {"seed": seed} if seed else {}
+    return inject(base, CapaBoostConfig(method, **settings), Plan((Target("0"),), ("4",)))
+
+
+def other_weight(base):
+    base[0].weight.mul_(1.01)
+
+
+def other_bias(base):
+    base[0].bias.add_(0.01)
+
+
+def other_statistics(base):
+    base[1].running_mean.add_(0.5)
+
+
+def other_head(base):
+    base[4].weight.mul_(2.0)
+
+
+METHODS = ["lora", "vera", "bitfit", "full"]
+CHANGES = [other_weight, other_bias, other_statistics]
+
+
+@pytest.mark.parametrize(("method", "change"), [(None, other_weight), *itertools.product(METHODS, CHANGES)])
+def test_other_pretrained_weights_are_refused(tmp_path, method, change):
+    with pytest.raises(InterruptedError):
+        run(tmp_path, task=stopping_at(3), network=network(method))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(UserError, match="was run on other pretrained weights: 1 tensors differ, such as"):
+        run(tmp_path, network=network(method, change=change), resume=True)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    run(tmp_path, network=network(method), resume=True)
+
+
+def one_bit(base):
+    weight = base[0].weight
+    weight[3, 2] = torch.nextafter(weight[3, 2], torch.tensor(9.0))
+
+
+def test_weights_that_differ_by_rounding_and_another_version_of_the_package_are_said(tmp_path, monkeypatch, capsys):
+    with pytest.raises(InterruptedError):
+        run(tmp_path, task=stopping_at(3), network=network("lora"))
+    with monkeypatch.context() as patch:
+        version = provenance.metadata.version
+        patch.setattr(provenance.metadata, "version", lambda name: "9.9" if name == "capaboost" else version(name))
+        with pytest.raises(InterruptedError):
+            run(tmp_path, task=stopping_at(1), network=network("lora", change=one_bit), resume=True)
+    said = capsys.readouterr().out
+    assert "not bit-identical" in said
+    assert "pretrained weights: " in said
+    assert "versions.capaboost: " in said
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_hash_of_pretrained_weights_is_of_nothing_else(method):
+    def hash_of(*args, **options):
+        return base_hash(made := network(*args, **options), beside_base(made))
+
+    expected = hash_of("lora")
+    assert hash_of(method) == expected
+    assert hash_of(method, change=other_head) == expected
+    if method == "vera":
+        assert hash_of(method, seed=7) == expected
+    assert len({hash_of(method, change=change) for change in CHANGES}) == 3
+    assert hash_of(method, change=one_bit) != expected

@@ -68,6 +68,8 @@ def test_the_result_tells_the_run(tmp_path):
     assert (result["metric"], result["value"]) == ("score", result["test_metrics"]["score"])
     assert result["test_metrics"]["other"] == 1.0
     assert result["data_hash"] == "of its rows"
+    assert len(result["weights_hash"]) == 16
+    assert result["versions"]["capaboost"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     best = max(lines, key=lambda line: line["score"])
     assert (result["selected_by"], result["selected_epoch"]) == ("score", best["epoch"])

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import timm
 import torch
+import transformers
 from torch import nn
 from transformers import (
     BertConfig,
@@ -21,9 +22,22 @@ from transformers import (
 
 import capaboost_text
 import capaboost_vision
-from capaboost_core import Plan, Target, UserError, disable, inject, load_adapter, save_adapter, save_peft, unload
+from capaboost_core import (
+    Plan,
+    Target,
+    UserError,
+    disable,
+    inject,
+    load_adapter,
+    save_adapter,
+    save_peft,
+    unload,
+)
 from capaboost_core.account import account_of
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
+from capaboost_core.injection import UnhookedWarning, adapted_layers
+from capaboost_core.training.hooks import Hooks
+from tests.core.adapter_case import edit_tensors
 from tests.core.toy_run import Toy, run, same, signalled
 
 SEEDED = torch.Generator().manual_seed(0)
@@ -287,7 +301,7 @@ def test_a_diverged_model_is_not_exported(tmp_path):
 
 ELSEWHERE = """
 import sys, torch, capaboost_text
-from transformers import BertConfig, BertModel
+from transformers import Trainer, TrainingArguments, BertConfig, BertModel
 from capaboost_core import load_adapter, save_adapter
 torch.manual_seed(0)
 model = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24))
@@ -357,3 +371,98 @@ def test_the_account_names_what_a_file_holds():
     account = account_of(model)
     assert {"head.0.running_mean", "head.0.running_var", "head.0.num_batches_tracked"} == account.further.keys()
     assert {"head.1.weight", "head.1.bias"} == {name for name in account.planned if "lora" not in name}
+
+
+# What no tensor says: how masks were drawn, where entries stand, what a method does around a step.
+
+DRAWS = {
+    "seed": (dict(r=2, num_tied=1, density=0.5), dict(seed=1)),
+    "seed of one mask": (dict(r=2, mask="same"), dict(seed=1)),
+    "seed of groups": (dict(r=4, num_tied=1, mask="nm", n=2, m=4), dict(seed=1)),
+    "kind of mask": (dict(r=4, num_tied=1, density=0.5), dict(mask="nm", n=2, m=4)),
+    "seed of a bottleneck": (dict(method="padapter", r=2, num_tied=1, density=0.5), dict(seed=1)),
+}
+
+
+@pytest.mark.parametrize("case", DRAWS)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_state_dict_of_other_masks_is_refused(tmp_path, case, wrapped):
+    settings, changes = DRAWS[case]
+    wrap = nn.DataParallel if wrapped else lambda model: model
+    there = wrap(capaboost_text.inject(bert(), settings))
+    torch.save(there.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    same, other = (wrap(capaboost_text.inject(bert(), settings | more)) for more in ({}, changes))
+    same.load_state_dict(state)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    assert {name: value.shape for name, value in before.items()} == {k: v.shape for k, v in state.items()}
+    with pytest.raises(UserError, match="other masks"):
+        other.load_state_dict(moved(there).state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def allocated():
+    return capaboost_text.inject(bert(), "capaboost-lora-allocated")
+
+
+def exchanged(model):
+    """As `after_step` moves ranks: the entries of two layers change places."""
+    one, other = (layer.lora_A.slots[:100] for layer in adapted_layers(model)[:2])
+    with torch.no_grad():
+        before = one.clone()
+        one.copy_(other)
+        other.copy_(before)
+    return model
+
+
+@pytest.mark.parametrize("write", [save_adapter, save_peft])
+def test_places_that_were_averaged_are_not_saved(tmp_path, write):
+    model = allocated()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    write(average, tmp_path / "good")
+    average.update_parameters(exchanged(model))
+    write(model, tmp_path / "moved")
+    with pytest.raises(UserError, match="do not stand at one place each"):
+        write(average, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_places_that_were_edited_are_not_loaded(tmp_path):
+    save_adapter(allocated(), tmp_path)
+    edit_tensors(tmp_path, lambda tensors: [v.fill_(10**6) for k, v in tensors.items() if k.endswith("slots")])
+    model = bert()
+    with pytest.raises(UserError, match="do not stand at one place each"):
+        load_adapter(model, tmp_path)
+    assert not hasattr(model, "capaboost")
+
+
+HOOKED_METHODS = ["lora-allocated", "adalora", "adamix", "capaboost-adamix-lora", "propetl-lora"]
+
+
+def trainer_of(model, folder):
+    rows = [{"input_ids": row, "labels": torch.tensor(1)} for row in TOKENS]
+    settings = dict(max_steps=2, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True)
+    return transformers.Trainer(model, transformers.TrainingArguments(folder, **settings), train_dataset=rows)
+
+
+@pytest.mark.parametrize("method", HOOKED_METHODS)
+def test_a_loop_that_does_not_call_a_methods_hooks_is_told_once(tmp_path, method):
+    with pytest.warns(UnhookedWarning, match="Hooks") as told:
+        trainer_of(capaboost_text.inject(bert(), method), tmp_path).train()
+    assert sum(warning.category is UnhookedWarning for warning in told) == 1
+
+
+@pytest.mark.parametrize("method", ["capaboost-lora", "padapter", "bitfit"])
+def test_a_method_without_hooks_trains_in_any_loop_without_a_word(tmp_path, method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnhookedWarning)
+        trainer_of(capaboost_text.inject(bert(), method), tmp_path).train()
+
+
+def test_a_loop_that_made_hooks_is_not_told():
+    model = allocated()
+    Hooks(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnhookedWarning)
+        model.train()(TOKENS)

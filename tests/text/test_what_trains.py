@@ -11,15 +11,19 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    BloomConfig,
     DistilBertConfig,
+    FalconMambaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
     ModernBertConfig,
     Trainer,
     TrainingArguments,
 )
 
-from capaboost_core import UserError, parameter_counts, weight_decay_groups
+from capaboost_core import PRESETS, CapaBoostConfig, UserError, parameter_counts, weight_decay_groups
 from capaboost_core import trainable_parameters as trainable
 from capaboost_text import from_pretrained, inject
 from tests.text.models import SIZE
@@ -165,3 +169,38 @@ def test_the_encoder_in_another_module_is_adapted_by_itself():
     model = in_sentence_transformer()
     inject(model[0].auto_model, "lora")
     assert sum(parameter.requires_grad for parameter in model[0].parameters()) == 2 * 2 * BERT.num_hidden_layers
+
+
+WORDS = {"vocab_size": 99, "hidden_size": 32}
+PAST = {  # what reads a weight past its layer, as it comes without the kernels that it is made for
+    "mamba": (MambaConfig(**WORDS, num_hidden_layers=2, state_size=4), ["dt_proj"]),
+    "falcon mamba": (FalconMambaConfig(**WORDS, num_hidden_layers=2, state_size=4), ["in_proj", "dt_proj"]),
+    "bloom": (BloomConfig(**WORDS, n_layer=2, n_head=2, slow_but_exact=True, pretraining_tp=2), ["dense"]),
+}
+
+
+@pytest.mark.parametrize(("config", "targets"), PAST.values(), ids=PAST)
+@pytest.mark.parametrize("preset", ["lora", "capaboost-lora"])
+def test_targets_that_compute_nothing_are_refused_where_no_row_knows_them(config, targets, preset):
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match=f"computes past 2 adapted layers, such as .*{targets[-1]}, whose additions"):
+        inject(model, CapaBoostConfig(**dict(PRESETS[preset].to_dict(), targets=targets, r=1)))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not hasattr(model, "capaboost")
+    assert not model._forward_hooks
+    assert not any("Capa" in type(module).__name__ for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("config", "targets"),
+    [
+        (MambaConfig(**WORDS, num_hidden_layers=1, state_size=4), ["in_proj", "x_proj"]),
+        (BloomConfig(**WORDS, n_layer=1, n_head=2), ["dense", "query_key_value"]),
+        (GPTNeoXConfig(**WORDS, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32), ["dense"]),
+    ],
+)
+def test_targets_that_compute_are_taken_and_the_model_is_left_as_it_was(config, targets):
+    model = AutoModelForCausalLM.from_config(config).train()
+    inject(model, CapaBoostConfig(targets=targets, r=1))
+    assert all(module.training for module in model.modules())
+    assert list(model._forward_hooks.values()) == [model.capaboost.together.end]

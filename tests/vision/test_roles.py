@@ -3,12 +3,15 @@
 import pytest
 import timm
 import torch
+import torchvision
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from torch import nn
 
+import capaboost_core
 import capaboost_vision
-from capaboost_core import merge, trainable_parameters, unload
+from capaboost_core import CapaBoostConfig, UserError, merge, trainable_parameters, unload
 from capaboost_core.injection import adapted_layers
+from capaboost_core.liveness import NoEffectWarning
 from capaboost_core.roles import MATRICES
 from capaboost_vision.roles import FAMILIES, roles_of
 
@@ -126,3 +129,20 @@ def test_only_additions_and_the_head_train(name):
     model = create(name, method="lora")
     head = {key for key in trainable_parameters(model) if "lora_" not in key}
     assert head == {f"{prefix}.{kind}" for prefix in roles_of(create(name)).head for kind in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "swinv2_tiny_window8_256"])
+@pytest.mark.parametrize("targets", [["qkv"], ["qkv", "fc1"]])
+def test_through_the_core_a_weight_that_is_read_past_its_layer_is_refused(name, targets):
+    model = timm.create_model(name, **NAMES[name][0])
+    with pytest.raises(UserError, match=r"computes past .*qkv, whose additions have no effect"):
+        capaboost_core.inject(model, CapaBoostConfig(targets=targets))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    capaboost_core.inject(model, CapaBoostConfig(targets=["attn.proj"]))
+
+
+def test_a_model_of_torchvision_is_watched():
+    model = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2])
+    capaboost_core.inject(model, CapaBoostConfig(targets=["qkv"]))
+    with pytest.warns(NoEffectWarning, match="SwinTransformer computes past 2 adapted layers"):
+        model(torch.zeros(1, 3, 32, 32))

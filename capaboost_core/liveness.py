@@ -1,0 +1,188 @@
+"""Whether what was added to a model has an effect: some models read a layer's weight and never call the layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
+
+from capaboost_core.adapted import Adapted
+from capaboost_core.errors import UserError
+from capaboost_core.sharing.spread import transformed
+from capaboost_core.wrappers import timm_cfg, unwrap
+
+PASSES = 8  # after which a layer that some batches leave out, as an expert or a dropped layer, should have been seen
+OURS = ("_IncrementedLinearBackward", "_SpreadBackward")  # functions that hide nothing
+
+
+class NoEffectWarning(UserWarning):
+    """Additions take no part in what the model computes."""
+
+
+def check_alive(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Refuse a model in which an adapted layer's addition takes no part in the outputs, by one pass without dropout.
+
+    Args:
+        model: An adapted model.
+        *args: What the model is called with.
+        **kwargs: Also that.
+
+    Raises:
+        UserError: If there is such a layer.
+    """
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    with _evaluating(model), torch.enable_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoEffectWarning)
+        refuse_dead(model, model(*args, **kwargs))
+
+
+def refuse_dead(model: nn.Module, outputs: Any) -> None:
+    """Refuse a model in which an adapted layer's addition takes no part in given outputs.
+
+    Raises:
+        UserError: If there is such a layer.
+    """
+    if dead := dead_layers(unwrap(model), outputs):
+        raise UserError(_message(model, dead))
+
+
+def dead_layers(model: nn.Module, outputs: Any) -> list[str]:
+    """Paths of the adapted layers of which no trained parameter is in the graph of the outputs.
+
+    None where that cannot be known: without floating outputs, or with functions that may hide a part of the graph, as
+    reentrant checkpointing. A parameter that layers share is of the first; if it is reached, so are they.
+
+    Args:
+        model: An adapted model, bare.
+        outputs: Tensors, in mappings, sequences or dataclasses.
+    """
+    layers = (module for module in model.modules() if isinstance(module, Adapted))
+    trained = {layer.path: [p for p in layer.own_parameters().values() if p.requires_grad] for layer in layers}
+    wanted = {id(parameter) for parameters in trained.values() for parameter in parameters}
+    reached = _reached([tensor for tensor in _tensors(outputs) if tensor.is_floating_point()], wanted)
+    if reached is None:
+        return []
+    return [path for path, own in trained.items() if own and not any(id(p) in reached for p in own)]
+
+
+def check_alive_by_example(model: nn.Module) -> None:
+    """`check_alive` with inputs that transformers or timm name, if the model is one of theirs and takes them.
+
+    Raises:
+        UserError: If the addition of an adapted layer has no effect.
+    """
+    if (example := _example_inputs(model)) is None:
+        return
+    try:
+        check_alive(model, *example[0], **example[1])
+    except UserError:
+        raise
+    except Exception:  # a model of someone else's may refuse these inputs in any way: training will tell
+        return
+
+
+def _example_inputs(model: nn.Module) -> tuple[tuple, dict[str, Any]] | None:
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if parameter is None or parameter.is_meta:
+        return None
+    size = getattr(getattr(model, "config", None), "image_size", None)
+    if getattr(model, "main_input_name", None) == "pixel_values" and isinstance(size, int):
+        return (parameter.new_zeros(1, getattr(model.config, "num_channels", 3), size, size),), {}
+    if isinstance(inputs := getattr(model, "dummy_inputs", None), Mapping):
+        return (), {name: value[:1].to(parameter.device) for name, value in inputs.items()}
+    if channels_and_sides := timm_cfg(model).get("input_size"):
+        sides = getattr(getattr(model, "patch_embed", None), "img_size", None) or channels_and_sides[1:]
+        return (parameter.new_zeros(1, channels_and_sides[0], *sides),), {}
+    return None
+
+
+class Watch:
+    """A hook on a model that warns once of additions without an effect, at its first passes that build a graph.
+
+    It goes away as soon as all have been seen in a pass. Where none has an effect it warns at once, else after
+    `PASSES`, as a model may draw which layers it runs.
+
+    Args:
+        model: Gets the hook.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.passes, self.unseen = 0, None
+        self.handle = model.register_forward_hook(self.look)
+
+    def look(self, model: nn.Module, _: Any, outputs: Any) -> None:
+        compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if compiled or not torch.is_grad_enabled() or transformed():
+            return
+        dead, adapted = dead_layers(model, outputs), sum(isinstance(module, Adapted) for module in model.modules())
+        self.unseen = set(dead) if self.unseen is None else self.unseen & set(dead)
+        self.passes += 1
+        if self.unseen and (len(dead) == adapted or self.passes == PASSES):
+            warnings.warn(_message(model, sorted(self.unseen)), NoEffectWarning, stacklevel=2)
+            self.remove()
+        elif not self.unseen:
+            self.remove()
+
+    def remove(self) -> None:
+        self.handle.remove()
+
+
+def _message(model: nn.Module, dead: list[str]) -> str:
+    number = f"{len(dead)} adapted layers" if len(dead) > 1 else "an adapted layer"
+    return (
+        f"{type(model).__name__} computes past {number}, such as {dead[0]}, whose additions have no effect on what it "
+        "gives and will not train; choose other targets, or inject by capaboost_vision or capaboost_text"
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, and without a change of running statistics."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (Mapping, list, tuple)) or hasattr(values, "__dataclass_fields__"):
+        parts = values.values() if isinstance(values, Mapping) else values
+        for part in vars(values).values() if hasattr(values, "__dataclass_fields__") else parts:
+            yield from _tensors(part)
+
+
+def _reached(outputs: list[Tensor], wanted: set[int]) -> set[int] | None:
+    """Those of some leaves, by id, that the graph of the outputs has; None if it may hide some that it lacks."""
+    todo = [(tensor.grad_fn, tensor.output_nr) for tensor in outputs if tensor.grad_fn is not None]
+    found, seen, hidden = set(), set(), not outputs
+    while todo and not wanted <= found:
+        node, output = todo.pop()
+        of_many = node.name() == "_SpreadBackward"
+        if (node, output if of_many else 0) in seen:
+            continue
+        seen.add((node, output if of_many else 0))
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        hidden = hidden or (isinstance(node, BackwardCFunction) and node.name() not in OURS)
+        todo += [edge for edge in _edges(node, output, of_many) if edge[0] is not None]
+    return None if hidden and not wanted <= found else found
+
+
+def _edges(node: Node, output: int, of_many: bool) -> tuple[tuple[Node | None, int], ...]:
+    """What a node of the graph goes on to; of the copies of many weights, made together, the one weight alone.
+
+    Its inputs are the flags, the bits of each weight, and the entries of each.
+    """
+    edges = node.next_functions
+    return (edges[len(edges) // 2 + 1 + output],) if of_many else edges
