@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ LOAD_HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 BEFORE_FORWARD = ("forward", "_old_forward", "_hf_hook", "_compiled_call_impl")
 # Hooks that compute a weight from other tensors before each forward pass, and the names that these have.
 COMPUTING = (BasePruningMethod, WeightNorm, SpectralNorm)
+ANY = None
 PARTS = ("_orig", "_mask", "_g", "_v", "_u")
 
 
@@ -69,7 +71,7 @@ class Adapted(nn.Module):
         low_rank: Whether its addition is low-rank increments of its weight; it then has `slices` and
             `factors_by_slice`, as `CapaLinear`.
         traced: Whether its cost is in a trace of the model, as more tokens for frozen layers, and not in `products`.
-        disabled: How many `disable` contexts it is in; within one it computes as its base.
+        contexts: How many `disable` contexts each thread is in, by its number; under `ANY`, for all threads.
     """
 
     mergeable: ClassVar[bool] = False
@@ -90,9 +92,14 @@ class Adapted(nn.Module):
         for name, value in self.base_attributes.items():
             setattr(self, name, value)
         self.adopted = frozenset(name for name, _ in base.named_parameters())
-        self.path, self.disabled = path, 0
+        self.path, self.contexts = path, {}
         self.training = base.training
         compute_weights(self)
+
+    @property
+    def disabled(self) -> bool:
+        """Whether it computes as its base, as in a `disable` context of this thread."""
+        return bool(self.contexts) and _concerned(self.contexts)
 
     @property
     def enabled(self) -> bool:
@@ -112,6 +119,12 @@ class Adapted(nn.Module):
         layer.train(self.training)
         compute_weights(layer)
         return layer
+
+    def _replicate_for_data_parallel(self) -> Adapted:
+        """The replicas of `nn.DataParallel` run in threads of their own."""
+        replica = super()._replicate_for_data_parallel()
+        replica.contexts = {ANY: 1} if self.disabled else {}
+        return replica
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the addition, without those adopted from the base."""
@@ -143,6 +156,13 @@ class Adapted(nn.Module):
         """
         weights = list(self.tied_weights().values())
         return products_of([weights[: len(weights) // 2], weights[len(weights) // 2 :]], needs_gradient)
+
+
+def _concerned(contexts: dict[int | None, int]) -> bool:
+    """Whether this thread is in one of the contexts; so are those of autograd, which recompute, and compiled code."""
+    if torch.compiler.is_compiling() or ANY in contexts or threading.get_ident() in contexts:
+        return True
+    return isinstance(threading.current_thread(), threading._DummyThread)
 
 
 def _take_hooks(layer: nn.Module, base: nn.Module) -> None:

@@ -55,6 +55,7 @@ def refuse_dead(model: nn.Module, outputs: Any) -> None:
 def dead_layers(model: nn.Module, outputs: Any) -> list[str]:
     """Paths of the adapted layers of which no trained parameter is in the graph of the outputs.
 
+    Those that are disabled or merged are left out.
     None where that cannot be known: without floating outputs, or with functions that may hide a part of the graph, as
     reentrant checkpointing. A parameter that layers share is of the first; if it is reached, so are they.
 
@@ -62,7 +63,7 @@ def dead_layers(model: nn.Module, outputs: Any) -> list[str]:
         model: An adapted model, bare.
         outputs: Tensors, in mappings, sequences or dataclasses.
     """
-    layers = (module for module in model.modules() if isinstance(module, Adapted))
+    layers = _working(model)
     trained = {layer.path: [p for p in layer.own_parameters().values() if p.requires_grad] for layer in layers}
     wanted = {id(parameter) for parameters in trained.values() for parameter in parameters}
     reached = _reached([tensor for tensor in _tensors(outputs) if tensor.is_floating_point()], wanted)
@@ -118,9 +119,9 @@ class Watch:
 
     def look(self, model: nn.Module, _: Any, outputs: Any) -> None:
         compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if compiled or not torch.is_grad_enabled() or transformed():
+        if compiled or not torch.is_grad_enabled() or transformed() or not _working(model):
             return
-        dead, adapted = dead_layers(model, outputs), sum(isinstance(module, Adapted) for module in model.modules())
+        dead, adapted = dead_layers(model, outputs), len(_working(model))
         self.unseen = set(dead) if self.unseen is None else self.unseen & set(dead)
         self.passes += 1
         if self.unseen and (len(dead) == adapted or self.passes == PASSES):
@@ -131,6 +132,12 @@ class Watch:
 
     def remove(self) -> None:
         self.handle.remove()
+
+
+def _working(model: nn.Module) -> list[Adapted]:
+    """The adapted layers that are neither disabled nor merged now."""
+    layers = (module for module in model.modules() if isinstance(module, Adapted))
+    return [layer for layer in layers if layer.enabled and not getattr(layer, "merged", False)]
 
 
 def _message(model: nn.Module, dead: list[str]) -> str:

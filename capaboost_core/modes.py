@@ -19,7 +19,10 @@ LOCK = threading.RLock()  # threads that evaluate one model share its layers' co
 
 @contextmanager
 def disable(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the context the model computes as its base (with the trained head), merged or not."""
+    """Within the context the model computes as its base (with the trained head), merged or not.
+
+    As with `torch.no_grad`, that holds for the thread that enters it; compiled code is disabled for all threads.
+    """
     with disabled(adapted_layers(model)):
         yield model
 
@@ -109,9 +112,12 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
 
 
 def _count_disabled(layers: list[Adapted], change: int) -> None:
+    """Count a context of this thread; other threads may read the counts meanwhile."""
+    thread = threading.get_ident()
     with LOCK:
         for layer in layers:
-            layer.disabled += change
+            counts = layer.contexts | {thread: layer.contexts.get(thread, 0) + change}
+            layer.contexts = {key: count for key, count in counts.items() if count}
 
 
 def _mergeable_layers(model: nn.Module) -> list[Adapted]:

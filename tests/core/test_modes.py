@@ -2,6 +2,7 @@
 
 import copy
 import io
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import init_device_mesh
 
 from capaboost_core import UserError, disable, inject, merge, merged, parameter_counts, unload, unmerge
-from tests.core.toy_model import Net, X, adapted, randomise
+from tests.core.toy_model import PLAN, Net, X, adapted, fresh_base, randomise
 
 
 def lora():
@@ -254,3 +255,43 @@ def test_sharded_weights_are_not_merged(one_process):
             leave(model)
     with torch.no_grad(), merged(model):  # what cannot be merged stays as it is
         assert torch.equal(model(X), out)
+
+
+@pytest.mark.parametrize("method", ["lora", "capaboost-lora", "padapter", "ssf"])
+def test_a_context_of_one_thread_disables_nothing_in_another(method):
+    model = randomise(inject(fresh_base(), method, PLAN)).eval()
+    entered, leave = threading.Event(), threading.Event()
+    out = model(X).detach()
+
+    def evaluate():
+        with torch.no_grad(), disable(model), disable(model):
+            base = model(X)
+            entered.set()
+            leave.wait(60)
+            return base, model(X)
+
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(evaluate)
+        try:
+            assert entered.wait(60)
+            assert torch.equal(model(X), out)
+            with disable(model):
+                here = model(X)
+            assert torch.equal(model(X), out)
+        finally:
+            leave.set()
+        first, last = done.result()
+    assert torch.equal(first, last)
+    assert torch.equal(first, here)
+    assert not torch.equal(first, out)
+    assert torch.equal(model(X), out)
+
+
+def test_replicas_in_threads_of_their_own_are_disabled_as_their_model_is():
+    model = lora()
+    with ThreadPoolExecutor(1) as threads:
+        for context, expected in ((disable(model), True), (nullcontext(), False)):
+            with context:
+                replica = model.first._replicate_for_data_parallel()
+                assert threads.submit(lambda one=replica: one.disabled).result() == expected
+                assert not threads.submit(lambda: model.first.disabled).result()
