@@ -143,7 +143,7 @@ WRONG = {
     "rendered": (
         ("dtd", "rendered", None, "test"),
         "source rendered has no task 'dtd'; type one of dsprites_loc, dsprites_ori, shapes_count, shapes_dist, "
-        "shapes_joint, random_labels",
+        "shapes_joint, random_labels, random_labels_3k",
     ),
     "rendered dir": (("shapes_dist", "rendered", "x", "test"), "reads no folder; drop --data-dir"),
     "no dir": (("mine", "folder", None, "test"), "source folder needs --data-dir"),

@@ -23,14 +23,16 @@ class RenderedTask:
         num_classes: Number of labels, counted from 0.
         scenes: Sprites and labels, from the task's name and a number of images.
         note: Which rows these are; {val} of them select.
-        memorised: Only rows that are trained on can tell what was memorised: all splits are of them.
+        memorised: Only rows that are trained on can tell what was memorised: all splits are of the first so many.
+        name: Of its streams of draws, where it shares them with another task.
         samples: Points a side at which a pixel is sampled; 1 makes images of two colours.
     """
 
     num_classes: int
     scenes: Callable[[str, int], scenes.Scenes]
     note: str = "rendered here, 800/{val:,}/2,000 rows"
-    memorised: bool = False
+    memorised: int = 0
+    name: str | None = None
     samples: int = 2
 
     def rows(self, split: str, selection: int) -> list[int]:
@@ -38,7 +40,7 @@ class RenderedTask:
         and tested on stays the same.
         """
         if self.memorised:
-            return list(range(min(selection, 800) if split == "val200" else 800))
+            return list(range(min(selection, self.memorised) if split == "val200" else self.memorised))
         train, val = list(range(800)), [*range(800, 1000), *range(ROWS, ROWS + selection - SELECTION)][:selection]
         return {"train800": train, "val200": val, "train800val200": [*range(1000)], "test": [*range(1000, ROWS)]}[
             split
@@ -56,7 +58,14 @@ TASKS = {
         scenes.RANDOM_CLASSES,
         scenes.random_labels,
         "rendered here, labels at random; trained and tested on the same 800 rows",
-        memorised=True,
+        memorised=800,
+    ),
+    "random_labels_3k": RenderedTask(  # more than a few entries can hold
+        scenes.RANDOM_CLASSES,
+        scenes.random_labels,
+        "rendered here, labels at random; trained and tested on the same 3,000 rows",
+        memorised=3000,
+        name="random_labels",
     ),
 }
 
@@ -84,7 +93,7 @@ def _distinct(dataset: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     Draws come from streams, so that more images change nothing about the first.
     """
     task, candidates = TASKS[dataset], count + count // ROWS * SPARE * (count // ROWS)
-    sprites, labels = task.scenes(dataset, candidates)
+    sprites, labels = task.scenes(task.name or dataset, candidates)
     images, first = paint(sprites, candidates, task.samples), {}
     for index, image in enumerate(images):
         first.setdefault(image.tobytes(), index)
