@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 
 from capaboost_core.errors import UserError
 from capaboost_core.roles import Architecture, Roles
@@ -45,6 +45,9 @@ LLAMA = Architecture(
     f1=("mlp.gate_proj", "mlp.up_proj"),
     f2=("mlp.down_proj",),
 )
+# What is fresh within a base model: the parts that join two checkpoints, and a decoder for a task.
+FRESH = {"vision-text-dual-encoder": ("visual_projection", "text_projection", "logit_scale")}
+WITHIN = {"perceiver": ("perceiver.decoder",)}
 FAMILIES = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), BERT),
     # Its attention does not go through transformers' attention interface, so that it takes no prefix.
@@ -116,11 +119,42 @@ def _not_of_transformers(model: nn.Module) -> str:
 
 
 def _embedding(model: nn.Module) -> str | None:
-    embedding = model.get_input_embeddings()
+    embedding = _input_embeddings(model)
     return next((path for path, module in model.named_modules() if module is embedding), None)
 
 
+def _input_embeddings(model: nn.Module) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # a class of one's own whose encoder is not called as transformers would
+        return None
+
+
 def _head(model: nn.Module) -> tuple[str, ...]:
-    if model.base_model is model or model.get_output_embeddings() is not None:
+    """Children and parameters of the model itself that belong to no pretrained part.
+
+    Pretrained are the transformers models in it, whatever they are called, the embeddings that they share, and all of
+    a base model or of a language model.
+    """
+    base = MODEL_MAPPING.get(type(model.config), ())
+    if isinstance(model, base if isinstance(base, tuple) else (base,)):
+        return FRESH.get(model.config.model_type, ())
+    outputs = model.get_output_embeddings()
+    if outputs is not None and not any("DoubleHeads" in cls.__name__ for cls in type(model).__mro__):
         return ()
-    return tuple(name for name, _ in model.named_children() if name != model.base_model_prefix)
+    embeddings = _input_embeddings(model)
+    pretrained = {
+        name
+        for name, child in model.named_children()
+        if name == model.base_model_prefix
+        or any(isinstance(m, PreTrainedModel) or m is outputs or m is embeddings for m in child.modules())
+    }
+    if not pretrained or (model.base_model is model and not _is_for_a_task(type(model))):
+        return ()
+    own = [name for name, _ in (*model.named_children(), *model.named_parameters(recurse=False))]
+    within = tuple(path for path in WITHIN.get(model.config.model_type, ()) if path in dict(model.named_modules()))
+    return tuple(name for name in own if name not in pretrained) + within
+
+
+def _is_for_a_task(cls: type) -> bool:
+    return "For" in cls.__name__ or not cls.__module__.startswith("transformers.")

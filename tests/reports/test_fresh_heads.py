@@ -1,0 +1,85 @@
+"""What is fresh in a model of transformers' trains, is counted and comes back; what is pretrained stays frozen."""
+
+import copy
+
+import pytest
+import torch
+import transformers as t
+from torch import nn
+
+import capaboost_text
+from capaboost_core import load_adapter, parameter_counts, save_adapter, trainable_parameters
+
+SMALL = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+BERT = t.BertConfig(**SMALL, vocab_size=50, num_labels=3)
+GPT2 = t.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=16, vocab_size=50)
+T5 = dict(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=50)
+PERCEIVER = dict(num_latents=4, d_latents=16, d_model=16, num_blocks=1, num_self_attends_per_block=1, vocab_size=50)
+HEADS = dict(num_self_attention_heads=2, num_cross_attention_heads=2, max_position_embeddings=16)
+
+
+class Own(t.BertPreTrainedModel):
+    """Its encoder is not called `bert`, and it says nothing of its embeddings."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder, self.out = t.BertModel(config), nn.Linear(16, 3)
+
+    def forward(self, input_ids, **inputs):
+        return self.out(self.encoder(input_ids, **inputs).pooler_output)
+
+
+class Scaled(t.BertPreTrainedModel):
+    """A parameter of its own beside the encoder."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert, self.scale, self.out = t.BertModel(config), nn.Parameter(torch.ones(3)), nn.Linear(16, 3)
+
+    def forward(self, input_ids, **inputs):
+        return self.scale * self.out(self.bert(input_ids, **inputs).pooler_output)
+
+
+def both():
+    vision = t.ViTConfig(**SMALL, image_size=32, patch_size=16)
+    return t.VisionTextDualEncoderModel(t.VisionTextDualEncoderConfig.from_vision_text_configs(vision, BERT))
+
+
+CASES = {  # the model, the layers to adapt, the prefixes of what trains beside them
+    "T5 for questions": (lambda: t.T5ForQuestionAnswering(t.T5Config(**T5)), "q", ["qa_outputs"]),
+    "MT5 for questions": (lambda: t.MT5ForQuestionAnswering(t.MT5Config(**T5)), "q", ["qa_outputs"]),
+    "UMT5 for questions": (lambda: t.UMT5ForQuestionAnswering(t.UMT5Config(**T5)), "q", ["qa_outputs"]),
+    "T5 that writes": (lambda: t.T5ForConditionalGeneration(t.T5Config(**T5)), "q", []),
+    "two heads": (lambda: t.GPT2DoubleHeadsModel(GPT2), "c_attn", ["multiple_choice_head"]),
+    "GPT-2 that writes": (lambda: t.GPT2LMHeadModel(GPT2), "c_attn", []),
+    "an encoder of another name": (lambda: Own(BERT), "query", ["out"]),
+    "a parameter beside the encoder": (lambda: Scaled(BERT), "query", ["out", "scale"]),
+    "a decoder within the base": (
+        lambda: t.PerceiverForSequenceClassification(t.PerceiverConfig(**PERCEIVER, **HEADS)),
+        "query",
+        ["perceiver.decoder"],
+    ),
+    "two encoders that are joined": (both, "query", ["visual_projection", "text_projection", "logit_scale"]),
+    "words filled in": (lambda: t.BertForMaskedLM(BERT), "query", []),
+    "a classifier": (lambda: t.BertForSequenceClassification(BERT), "query", ["classifier"]),
+    "an encoder alone": (lambda: t.BertModel(BERT), "query", []),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_fresh_trains_is_counted_and_comes_back(tmp_path, case):
+    make, target, head = CASES[case]
+    torch.manual_seed(0)
+    base = make().eval()
+    model = capaboost_text.inject(copy.deepcopy(base), dict(r=2, targets=[target]))
+    trained = {name: p for name, p in trainable_parameters(model).items() if "lora_" not in name}
+    expected = {n for n, _ in base.named_parameters() if any(n == path or n.startswith(path + ".") for path in head)}
+    assert trained.keys() == expected
+    assert parameter_counts(model).head == sum(p.numel() for p in trained.values())
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(1)
+    save_adapter(model, tmp_path)
+    loaded = load_adapter(base, tmp_path)
+    for name, parameter in trained.items():
+        assert torch.equal(loaded.get_parameter(name), parameter), name
