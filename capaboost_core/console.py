@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 WIDEST = 400  # columns
+
+
+class Lasting:
+    """A stream of messages whose end is not that of the program: once it is full or closed, the rest is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def isatty(self) -> bool:
+        return not self.stream.closed and self.stream.isatty()
+
+    def write(self, text: str) -> int:
+        with self._dropped():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropped():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _dropped(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # what is buffered has to go somewhere at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Within it a standard error that is full or closed stops nothing; Python has None for a stream closed before."""
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(sys.stdout or nowhere))
+        stack.enter_context(contextlib.redirect_stderr(Lasting(sys.stderr or nowhere)))
+        yield
 
 
 def show_table(table: Table) -> None:

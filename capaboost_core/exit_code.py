@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from capaboost_core.console import tell
+from capaboost_core.console import lasting_streams, tell
 from capaboost_core.errors import Stopped, UserError, is_no_memory, no_memory_line
 from capaboost_core.training.processes import another_told, first_to_tell
 
@@ -28,6 +28,11 @@ def exit_code_of(command: Callable[[], None], stopped: str) -> int:
     Returns:
         0, 2 after a mistake, or 128 + the number of the signal that stopped it.
     """
+    with lasting_streams():
+        return _exit_code_of(command, stopped)
+
+
+def _exit_code_of(command: Callable[[], None], stopped: str) -> int:
     try:
         with _sigterm_stops():
             command()

@@ -13,10 +13,12 @@ from capaboost.sweeps.plan import plan_of
 from capaboost.sweeps.work import work
 from capaboost_core.console import tell
 from capaboost_core.errors import UserError
+from capaboost_core.exit_code import DISK
 from capaboost_core.training.shared import share
 from capaboost_core.training.stopping import Stopped
 
 POLL_SECONDS = 1.0
+REFUSED = 2  # what a worker ends with that said in a line why none can work in this folder
 
 
 def work_all(folder: SweepFolder, shard: tuple[int, int]) -> None:
@@ -46,7 +48,12 @@ def exit_code(path: Path, shard: tuple[int, int]) -> int:
         return 128 + getattr(stop, "number", 2)
     except UserError as error:  # in the sweep's folder; what is wrong in a run is recorded there
         tell(f"error: {error}")
-        return 2
+        return REFUSED
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        tell(f"error: cannot write in {path}: {error.strerror}; free some space, or choose another --output-dir")
+        return REFUSED
     return 0
 
 

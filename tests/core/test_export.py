@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from capaboost_core import disable, merge
+from capaboost_core.methods.sliced import parts_of, pass_on
+from capaboost_core.methods.vpt import PromptedBlock
 from tests.core.fast_path_case import IN, adapted
 from tests.core.fast_path_case import batch as make_batch
+from tests.methods.cases import trained
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
+)
 
 SETTINGS = [{}, {"num_tied": 1, "density": 1.0}, {"num_tied": 4}, {"mask": "dropout"}, {"dropout": 0.3}]
 OTHER = torch.randn(3, 5, IN, generator=torch.Generator().manual_seed(3))
@@ -19,21 +24,23 @@ def batch():
     return make_batch(torch.float32)
 
 
-def onnx_export(model):
+def onnx_export(model, sample=None):
     onnxruntime = pytest.importorskip("onnxruntime")
     file, dynamic = io.BytesIO(), {"x": {0: "batch"}}
-    torch.onnx.export(model, (batch(),), file, dynamo=False, input_names=["x"], dynamic_axes=dynamic)
+    torch.onnx.export(
+        model, (batch() if sample is None else sample,), file, dynamo=False, input_names=["x"], dynamic_axes=dynamic
+    )
     session = onnxruntime.InferenceSession(file.getvalue())
     return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
 
-def traced(model):
-    return torch.jit.trace(model, (batch(),))
+def traced(model, sample=None):
+    return torch.jit.trace(model, (batch() if sample is None else sample,))
 
 
-def exported(model):
-    dynamic = {"x": {0: torch.export.Dim("batch")}}
-    return torch.export.export(model, (batch(),), dynamic_shapes=dynamic).module()
+def exported(model, sample=None):
+    dynamic = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(model, (batch() if sample is None else sample,), dynamic_shapes=dynamic).module()
 
 
 def compiled(model):
@@ -66,3 +73,19 @@ def test_a_traced_model_can_still_be_trained(training):
     model.zero_grad()
     twin(OTHER).square().sum().backward()
     torch.testing.assert_close(model.qkv.lora_A.packed.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+PROMPTS = ("vpt-deep", "vpt-shallow", "capaboost-vpt-deep", "noah", "noah-supernet")
+
+
+@pytest.mark.parametrize("export", [onnx_export, traced, exported])
+@pytest.mark.parametrize("preset", PROMPTS)
+def test_prompts_are_exported_for_any_batch(preset, export):
+    model = trained(preset, "vit").eval()
+    if preset.startswith("noah"):  # a subnet in which the first part of each kind is left out
+        for parts in parts_of(model):
+            parts[0].width = 0
+        pass_on([module for module in model.modules() if isinstance(module, PromptedBlock)])
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        torch.testing.assert_close(export(model, images[:2])(images), model(images), rtol=1e-4, atol=1e-5)

@@ -60,7 +60,7 @@ class LocalEngine:
         A worker that dies is replaced. A run over which three have died is recorded as failed.
 
         Raises:
-            UserError: If three died before they began a run.
+            UserError: If three died before they began a run, or one cannot write in the folder.
             KeyboardInterrupt: After a signal; the workers have then saved their runs.
         """
         processes: dict[int, ForkServerProcess] = {}
@@ -97,6 +97,8 @@ class LocalEngine:
         return process
 
     def _note_death(self, folder: SweepFolder, shard: tuple[int, int], process: ForkServerProcess) -> None:
+        if process.exitcode == worker.REFUSED:
+            raise UserError("a worker cannot go on, for the reason that it printed above; the same command goes on")
         for run in plan_of(folder.sweep(), folder, shard).runs:
             if (holder(folder.claim(run)) or {}).get("pid") == process.pid:
                 self._count(folder, run, process.exitcode)
