@@ -7,9 +7,11 @@ import timm
 import torch
 
 import capaboost_vision
-from capaboost_core import UserError, parameter_counts, trainable_parameters
+from capaboost_core import UserError, disable, parameter_counts, trainable_parameters
 from capaboost_core.injection import adapted_layers
-from tests.compatibility.models import VIT
+from capaboost_core.methods.sliced import parts_of, pass_on
+from capaboost_core.methods.vpt import PromptedBlock
+from tests.compatibility.models import VIT, base
 from tests.core.prefix_by_hand import copies_by_hand
 from tests.methods.cases import WIDTH, adapted, settings, trained
 from tests.methods.vit_by_hand import DEPTH, IMAGES, vit_by_hand
@@ -105,3 +107,49 @@ def test_shallow_in_a_single_block():
     model = timm.create_model("vit_tiny_patch16_224", **VIT | {"depth": 1}, capaboost="vpt-shallow").eval()
     with torch.no_grad():
         assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 5, WIDTH)
+
+
+@pytest.mark.parametrize("preset", ["vpt-shallow", "capaboost-vpt-shallow", "vpt-deep", "noah"])
+def test_feature_maps_are_those_of_the_image(preset):
+    """Prompts stand behind all other tokens, so that a map is what hooks see before them."""
+    model = timm.create_model("vit_tiny_patch16_224", **VIT | {"depth": 4}, capaboost=settings(preset)).eval()
+    if preset == "noah":  # a subnet whose first block hands its prompts on
+        for prompts in parts_of(model)[2][1:3]:
+            prompts.width = 0
+        pass_on([module for module in model.modules() if isinstance(module, PromptedBlock)])
+    images, seen = IMAGES.float(), []
+    handles = [block.register_forward_hook(lambda _, x, y: seen.append(y[:, : 1 + 4])) for block in model.blocks]
+    with torch.no_grad():
+        features = model.forward_features(images)
+    for handle in handles:
+        handle.remove()
+    wanted = [tokens[:, 1:].transpose(1, 2).reshape(2, WIDTH, 2, 2) for tokens in seen]
+    with torch.no_grad():
+        final, maps = model.forward_intermediates(images)
+        alone = model.get_intermediate_layers(images, n=[0], reshape=True)
+    assert [tuple(found.shape) for found in maps] == [(2, WIDTH, 2, 2)] * 4
+    for found, expected in zip([*maps, alone[0], final], [*wanted, wanted[0], features], strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.blocks)
+
+
+def test_feature_maps_with_checkpointing_are_refused_where_prompts_are_handed_on():
+    model = trained("vpt-shallow", "vit")
+    model.set_grad_checkpointing()
+    with pytest.raises(UserError, match=r"set_grad_checkpointing\(False\)"):
+        model.forward_intermediates(IMAGES.float())
+    model.set_grad_checkpointing(False)
+    _, maps = model.forward_intermediates(IMAGES.float())
+    maps[0].sum().backward()
+    (prompts,) = (block.prompts for block in model.blocks if getattr(block, "prompts", None) is not None)
+    assert all(parameter.grad.abs().sum() > 0 for parameter in prompts.parameters())
+
+
+def test_without_prompts_feature_maps_are_timm_s():
+    model, images = base("vit").eval(), IMAGES.float()
+    with torch.no_grad():
+        maps = model.forward_intermediates(images, intermediates_only=True)
+        with disable(adapted("vpt-shallow", "vit").eval()) as prompted:
+            same = prompted.forward_intermediates(images, intermediates_only=True)
+    for found, expected in zip(same, maps, strict=True):
+        torch.testing.assert_close(found, expected)

@@ -1,11 +1,15 @@
 """Files that somebody edited in a sweep's folder: a line that names the file, and no choice by what is no number."""
 
+import errno
 import json
 import math
+import os
+from types import SimpleNamespace
 
 import pytest
 
 from capaboost.commands import sweep as command
+from capaboost.sweeps.engines.local import LocalEngine
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
 from capaboost.sweeps.worker import exit_code
@@ -70,3 +74,19 @@ def test_a_worker_whose_list_of_runs_is_gone_or_edited_says_so(tmp_path, capsys,
     assert exit_code(tmp_path, (1, 1)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_worker_that_cannot_write_says_so_and_the_sweep_ends(tmp_path, monkeypatch, capsys, number):
+    folder = SweepFolder(tmp_path)
+    folder.write_sweep(sweep_file(methods=["lora"], seeds=[1]))
+
+    def work(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("capaboost.sweeps.worker.work", work)
+    code = exit_code(tmp_path, (1, 1))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: cannot write in {tmp_path}: {os.strerror(number)}; ")
+    with pytest.raises(UserError, match="a worker cannot go on, for the reason that it printed above"):
+        LocalEngine(1, 1)._note_death(folder, (1, 1), SimpleNamespace(exitcode=code, pid=1))
