@@ -1,7 +1,7 @@
 """A pytest plugin for peft's own tests: `peft.LoraConfig` is `CapaBoostConfig`, where OURS is set.
 
-Tests that are parametrized with another method's configuration are left out, and in both cases those with settings of
-LoRA that `CapaBoostConfig` refuses, which are counted. Each outcome of a test that made one of
+Tests that are parametrized with another method's configuration are left out, and where OURS is set those with
+settings of LoRA that `CapaBoostConfig` refuses, which are counted. Each outcome of a test that made one of
 these configurations, or has LoRA in its name, is added to the file that OUTCOMES names, as a line of JSON.
 """
 
@@ -53,7 +53,7 @@ def _configs(item) -> set:
 
 def _refusal(item) -> str:
     """The line with which `CapaBoostConfig` refuses the settings of a test of LoRA."""
-    if _configs(item) != {TYPE}:
+    if _configs(item) != {CapaBoostConfig}:
         return ""
     settings = [value for value in _parameters(item) if isinstance(value, dict)]
     try:

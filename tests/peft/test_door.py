@@ -3,11 +3,13 @@
 import copy
 import filecmp
 import json
+from collections import Counter
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import capaboost_core as core
 import capaboost_vision
@@ -20,6 +22,7 @@ from tests.peft.models import DECODERS, IMAGES, TOKENS, bert, decoder, logits, t
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, inject_adapter_in_model  # noqa: E402
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap  # noqa: E402
 
 from capaboost_peft import CapaBoostConfig, from_core, save_lora, to_core  # noqa: E402
 from capaboost_peft.tuner import mask_checksum  # noqa: E402
@@ -355,3 +358,49 @@ def test_a_plan_is_read_from_the_layers(tmp_path):
     plan = Plan.from_dict(json.loads((tmp_path / "adapter_config.json").read_text())["plan"])
     slices = ((0, 16), (32, 48))
     assert plan == Plan(tuple(Target(f"blocks.{i}.attn.qkv", slices) for i in range(2)), ("head",))
+
+
+def test_hot_swaps_of_other_d_r_and_masks_recompile_nothing(tmp_path):
+    """As plain LoRAs of stock peft, padded to the largest s d r."""
+    targets = dict(target_modules=["query", "value"])  # peft swaps no heads
+    tyings = [dict(r=4), dict(r=2, num_tied=3, density=0.5, seed=1), dict(r=4, mask="nm", n=2, m=4), dict(r=1, seed=2)]
+    expected = []
+    for i, tying in enumerate(tyings):
+        model = trained(get_peft_model(bert(), CapaBoostConfig(**targets | tying)), seed=i, part="lora_")
+        expected.append(logits(model, TOKENS))
+        save_lora(model, tmp_path / str(i))
+    served = PeftModel.from_pretrained(bert(), tmp_path / "0").eval()
+    prepare_model_for_compiled_hotswap(served, target_rank=8)
+    torch.compiler.reset()
+    compiled = torch.compile(served, backend="eager")
+    with torch.no_grad():
+        assert torch.allclose(logits(compiled, TOKENS), expected[0], atol=1e-5)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for i in (1, 2, 3, 0):
+                hotswap_adapter(served, tmp_path / str(i), "default")
+                assert torch.allclose(logits(compiled, TOKENS), expected[i], atol=1e-5)
+
+
+class Operators(TorchDispatchMode):
+    """How often each operator was dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[str(func)] += 1
+        return func(*args, **kwargs or {})
+
+
+@every_base
+def test_a_step_dispatches_what_the_cores_does(kind):
+    """So it costs the same: the door adds no product, no copy and no sum."""
+    counts = []
+    for model in (adapted(kind, modules_to_save=None), core_of(kind)):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        with Operators() as operators:
+            logits(model.train(), BASES[kind][1]).square().sum().backward()
+        counts.append(operators.counts)
+    assert counts[0] == counts[1]

@@ -1,0 +1,63 @@
+"""Trainer and an accelerate loop keep an adapter, its head and masks: saved, resumed, best, loaded elsewhere."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, TrainerCallback
+
+peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
+
+from peft import PeftModel  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = "adapter_model.safetensors"
+
+
+def example(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Killed(TrainerCallback):
+    """Ends the process's training in the middle of the third epoch."""
+
+    def on_step_end(self, args, state, control, **_):
+        if state.epoch > 2:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def arguments(place):
+    (cola,) = {path.parent for path in place.rglob("train.tsv")}
+    sizes = ["--epochs", "4", "--batch-size", "20", "--r", "4", "--lr", "0.01"]
+    return ["--model", str(place / "encoder"), "--data", str(cola), *sizes]
+
+
+def test_the_example_goes_on_after_a_kill_to_the_same_bits(arguments, tmp_path, monkeypatch, place):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    main = example("peft_trainer").main
+    whole = main([*arguments, "--output", str(tmp_path / "whole")])
+    with pytest.raises(KeyboardInterrupt):
+        main([*arguments, "--output", str(tmp_path / "killed")], [Killed()])
+    assert main([*arguments, "--output", str(tmp_path / "killed")]) == whole
+    first, second = (load_file(tmp_path / name / "adapter" / WEIGHTS) for name in ("whole", "killed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {name.rpartition(".")[2] for name in first if "lora_" in name} == {"packed"}
+    assert any("classifier" in name for name in first)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "whole").glob("checkpoint-*/*.safetensors")}
+    assert set(sizes) == {WEIGHTS}  # of the adapter alone
+    base = AutoModelForSequenceClassification.from_pretrained(place / "encoder", num_labels=2)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "whole" / "adapter").state_dict()
+    for name, values in first.items():
+        parts = name.rpartition(".")
+        here = (
+            f"{parts[0]}.default.{parts[2]}"
+            if "lora_" in name
+            else name.replace("classifier.", "classifier.modules_to_save.default.")
+        )
+        assert torch.equal(loaded[here], values)
