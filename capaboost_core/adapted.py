@@ -71,6 +71,7 @@ class Adapted(nn.Module):
         low_rank: Whether its addition is low-rank increments of its weight; it then has `slices` and
             `factors_by_slice`, as `CapaLinear`.
         traced: Whether its cost is in a trace of the model, as more tokens for frozen layers, and not in `products`.
+        lacked: Whether the state dict that is being loaded, or was last, has nothing of any addition.
         contexts: How many `disable` contexts each thread is in, by its number; under `ANY`, for all threads.
     """
 
@@ -92,7 +93,7 @@ class Adapted(nn.Module):
         for name, value in self.base_attributes.items():
             setattr(self, name, value)
         self.adopted = frozenset(name for name, _ in base.named_parameters())
-        self.path, self.contexts = path, {}
+        self.path, self.contexts, self.lacked = path, {}, False
         self.training = base.training
         compute_weights(self)
 

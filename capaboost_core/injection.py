@@ -130,6 +130,7 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
     model.register_state_dict_post_hook(_note_draws)
     model.register_load_state_dict_pre_hook(_refuse_other_draws)
     model.register_load_state_dict_pre_hook(_accept_base_checkpoint)
+    model.register_load_state_dict_post_hook(_after_load)
     if injection.config.is_hooked:
         model.register_forward_pre_hook(_warn_unhooked)
     return model
@@ -238,11 +239,16 @@ def _warn_unhooked(model: nn.Module, _: Any) -> None:
 
 def _accept_base_checkpoint(model: nn.Module, state: dict, prefix: str, *_) -> None:
     """A checkpoint of the base alone loads strictly: it may lack the whole adapter and nothing else."""
-    own = {
-        f"{prefix}{layer_path}.{name}": parameter
-        for layer_path, layer in model.named_modules()
-        if isinstance(layer, Adapted)
-        for name, parameter in layer.own_parameters().items()
-    }
-    if own and not own.keys() & state.keys():
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, Adapted)}
+    own = {f"{prefix}{path}.{name}": p for path, layer in layers.items() for name, p in layer.own_parameters().items()}
+    of_base = bool(own) and not own.keys() & state.keys()
+    for layer in layers.values():
+        layer.lacked = of_base
+    if of_base:
         state.update({name: parameter.detach() for name, parameter in own.items()})
+
+
+def _after_load(model: nn.Module, _: Any) -> None:
+    """Additions that start from the weights start from those that have come."""
+    if layers := adapted_layers(model):
+        model.capaboost.config.loaded(layers, of_base=layers[0].lacked)

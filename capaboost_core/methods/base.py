@@ -175,6 +175,14 @@ class Method(NamedSettings):
     def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave; its tensors may be on the CPU."""
 
+    def loaded(self, layers: list[Adapted], of_base: bool) -> None:
+        """Called after a state dict was loaded into an adapted model.
+
+        Args:
+            layers: Its adapted layers.
+            of_base: Whether the state dict was that of the base model alone.
+        """
+
     def finish(self, model: nn.Module) -> None:
         """Called once, after the last step and the return to a selected epoch, and before testing and saving."""
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from capaboost_core import parameter_counts, trainable_parameters
 from capaboost_core.sharing.tied import TiedWeight
-from tests.core.toy_model import Net, X, adapted, randomise
+from tests.core.toy_model import Net, X, adapted, garbage, randomise
 
 SETTINGS = [
     {"method": "lora"},
@@ -19,16 +19,6 @@ SETTINGS = [
     {"method": "padapter", "init": "official"},
 ]
 parametrize = pytest.mark.parametrize("settings", SETTINGS, ids=str)
-
-
-def garbage(model, device="cpu"):
-    """`to_empty` in the worst case: memory that something else has left."""
-
-    def fill(tensor):
-        tensor = torch.empty_like(tensor, device=device)
-        return tensor.fill_(77) if tensor.dtype == torch.uint8 else tensor.fill_(float("nan"))
-
-    return model._apply(fill)
 
 
 def on_meta(settings):

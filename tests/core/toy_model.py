@@ -39,4 +39,14 @@ def randomise(model):
     return model
 
 
+def garbage(model, device="cpu"):
+    """`to_empty` in the worst case: memory that something else has left."""
+
+    def fill(tensor):
+        tensor = torch.empty_like(tensor, device=device)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
+
+    return model._apply(fill)
+
+
 X = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))

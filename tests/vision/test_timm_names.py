@@ -134,3 +134,14 @@ def test_a_model_made_without_timms_record_takes_an_adapter(make, head, record, 
     assert parameter_counts(model).head == head
     save_adapter(model, tmp_path)
     load_adapter(base(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dora", "pissa", "vera"])
+def test_an_adapter_made_before_timms_checkpoint_starts_as_the_base(name, tmp_path):
+    pytest.importorskip("peft", reason="the extra [peft] is not installed")
+    torch.manual_seed(0)
+    base = timm.create_model(NAME, num_classes=5, **SMALL).eval()
+    torch.save(base.state_dict(), tmp_path / "base.pth")
+    torch.manual_seed(1)
+    model = timm.create_model(NAME, num_classes=5, checkpoint_path=tmp_path / "base.pth", capaboost=name, **SMALL)
+    torch.testing.assert_close(model.eval()(X), base(X), rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from capaboost_core.adapted import BEFORE_FORWARD, Product, settle_weights
+from capaboost_core.errors import UserError
 from capaboost_core.mergeable import Mergeable
 
 if TYPE_CHECKING:
@@ -43,10 +45,10 @@ class PeftLayer(Mergeable):
     def __init__(self, base: nn.Module, config: FromPeft, target: Target, made: nn.Module):
         self.adopt(base, target.path)
         made.to(wide(base.weight.dtype))  # peft splits weights in single precision
-        self.drops, self.removed = config.drops, nn.ParameterDict()
+        self.drops, self.removed, self.target, self.unset = config.drops, nn.ParameterDict(), target, False
         if config.row.splits_weight:
-            factors = {"A": made.lora_A[ADAPTER].weight, "B": made.scaling[ADAPTER] * made.lora_B[ADAPTER].weight}
-            self.removed.update({k: nn.Parameter(v.detach().clone(), requires_grad=False) for k, v in factors.items()})
+            factors = _principal(made).items()
+            self.removed.update({k: nn.Parameter(v.detach().clone(), requires_grad=False) for k, v in factors})
         del made.base_layer
         made.base_layer = BaseLayer(self)
         self.peft = made
@@ -63,12 +65,36 @@ class PeftLayer(Mergeable):
         """x (..., in) -> (..., out).
 
         Raises:
-            UserError: In a training step while merged.
+            UserError: In a training step while merged, or without values since it left the meta device.
         """
         if self.disabled:
             return super().forward(x)
+        if self.unset:
+            raise UserError(f"{self.path} has had no values since to_empty; call load_state_dict of the model")
         sums = self.current_sums()
         return self.peft(x) if sums is None else F.linear(x, sums.weight, sums.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PeftLayer:
+        was_meta = self.weight.is_meta
+        super()._apply(fn, recurse)
+        self.unset = self.unset or (was_meta and not self.weight.is_meta)
+        return self
+
+    @property
+    def at_start(self) -> bool:
+        """Whether nothing of an addition that starts from the frozen weight has been trained."""
+        if self.removed:
+            return all(torch.equal(value, self.removed[name]) for name, value in _principal(self.peft).items())
+        return not self.peft.lora_B[ADAPTER].weight.any()
+
+    @torch.no_grad()
+    def fill(self, made: nn.Module, names: Iterable[str]) -> None:
+        """Take values of peft's layer for another weight, by name; of factors those to be subtracted follow."""
+        mine, theirs = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (self.peft, made))
+        for name in names:
+            mine[name].copy_(theirs[name])
+            for factor, removed in self.removed.items() if name.startswith("lora_") else ():
+                removed.copy_(_principal(self.peft)[factor])
 
     def without_addition(self, x: Tensor) -> Tensor:
         """What peft's layer adds to."""
@@ -116,6 +142,11 @@ class PeftLayer(Mergeable):
         with FlopCounterMode(display=False) as counter:
             self.peft(x)
         return counter.get_total_flops() // 2 - rows * self.weight.numel()
+
+
+def _principal(made: nn.Module) -> dict[str, Tensor]:
+    """The factors of peft's layer, B with the scale."""
+    return {"A": made.lora_A[ADAPTER].weight, "B": made.scaling[ADAPTER] * made.lora_B[ADAPTER].weight}
 
 
 class PeftLinear(PeftLayer, nn.Linear):

@@ -88,15 +88,34 @@ class FromPeft(Method):
             UserError: If peft is not installed, a target is no linear layer, or peft refuses.
         """
         self.check_kinds(modules, plan.targets)
+        made = self._made({target: modules[target.path] for target in plan.targets})
+        return {t.path: self.layers[type(modules[t.path])](modules[t.path], self, t, made[t]) for t in plan.targets}
+
+    def _made(self, bases: Mapping[Target, nn.Module]) -> dict[Target, nn.Module]:
         need("peft", "peft", "methods of peft")
         precision = torch.float32 if self.row.splits_weight else None  # peft's decomposition takes no other
         try:
             with warnings.catch_warnings():  # of a projection that is drawn from its seed, and of Conv1D
                 warnings.simplefilter("ignore")
-                made = self.peft_layers({t: stand_in(modules[t.path], precision) for t in plan.targets})
+                return self.peft_layers({target: stand_in(base, precision) for target, base in bases.items()})
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(f"peft cannot put {self.name} there: {reason_of(error)}") from error
-        return {t.path: self.layers[type(modules[t.path])](modules[t.path], self, t, made[t]) for t in plan.targets}
+
+    def loaded(self, layers: list[Adapted], of_base: bool) -> None:
+        """Set what left the meta device without values, and what starts from weights that are others now."""
+        unset = [layer for layer in layers if layer.unset]
+        from_weight = self.row.splits_weight or "use_dora" in self.row.arguments
+        stale = [layer for layer in layers if of_base and from_weight and layer not in unset and layer.at_start]
+        if not unset and not stale:
+            return
+        made = self._made({layer.target: layer.plain() for layer in layers})
+        for layer in (*unset, *stale):
+            buffers = [name for name, _ in layer.peft.named_buffers()]
+            parameters = [name for name, _ in layer.peft.named_parameters()]
+            if layer in stale and not self.row.splits_weight:
+                parameters = [name for name in parameters if name.startswith("lora_magnitude_vector")]
+            layer.fill(made[layer.target], buffers + (parameters if of_base else []))
+            layer.unset = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its settings: a class that is made from a row is no attribute of a module."""
