@@ -95,13 +95,18 @@ def readable_tokens(config: Any) -> int:
 
 
 def check_fit(model: nn.Module, tokenizer: Any, rows: Iterable[Tokens]) -> None:
-    """Refuse rows of tokens that the model has no embedding for, or that are longer than its positions.
+    """Refuse rows without a token, with one that the model has no embedding for, or longer than its positions.
 
     Raises:
         UserError: It says which.
     """
     name, largest, longest = tokenizer.name_or_path, tokenizer.pad_token_id, 0
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if not len(row):
+            raise UserError(
+                f"{name}: its tokenizer makes no token of row {number} of all that are read; leave rows out that hold "
+                "nothing but characters which it drops"
+            )
         largest, longest = max(largest, int(row.input_ids.max(initial=0))), max(longest, len(row))
     known = model.get_input_embeddings().weight.shape[0]
     if largest >= known:

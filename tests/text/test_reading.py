@@ -194,3 +194,23 @@ def test_a_checkpoint_that_lacks_weights_is_told_so(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
     with pytest.raises(UserError, match=r"lacks 16 of the weights that its config.json asks for, such as bert\.enc"):
         from_pretrained(tmp_path / "encoder")
+
+
+def test_a_row_of_which_no_token_is_left_is_refused(tmp_path):
+    """As a decoder's tokenizer, which adds no special token, makes of characters that it drops."""
+    unpadded(tmp_path / "encoder", DECODERS["llama"][0], eos_token="[SEP]")
+    setup = setup_of(tmp_path, "q_proj,v_proj")
+    setup.task.rows[1] = Encoded(np.zeros(0, np.int32), None)
+    with pytest.raises(UserError, match="makes no token of row 2 of all that are read; leave rows out"):
+        setup.task.trial(setup.model)
+
+
+@pytest.mark.parametrize("text", ["null", "None", "NA", "nan", "N/A", "true", "1.0"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_words_that_other_readers_take_for_missing_values_are_texts(tmp_path, text, ending):
+    sep = {"csv": ",", "tsv": "\t"}.get(ending)
+    rows = [f"text{sep}label", f"{text}{sep}a", f"x{sep}b"] if sep else [json.dumps({"text": text, "label": "a"})]
+    (tmp_path / f"train.{ending}").write_text("\n".join(rows) + "\n")
+    values = {"task": "mine", "train": "x", "test": "x", "texts": "text", "label": "label", "classes": ["a", "b"]}
+    data = build_run(GlueRun, {"model": {"name": "x"}, "data": values | {"dir": str(tmp_path)}}).data
+    assert read_own(data, f"train.{ending}")[0].text == text
