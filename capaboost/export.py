@@ -51,10 +51,22 @@ def export(run: Run, target: str, folder: Path) -> float:
             raise UserError(
                 f"the {target} file differs from the model by {error:.1e} of its logits; nothing is written"
             )
+        _open_to_readers(made)
         if folder.exists():
             folder.rmdir()
         shutil.move(str(made), folder)
     return error
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Permissions as the umask has them: safetensors 0.8 writes files that their owner alone can read."""
+    usual = folder / ".usual"
+    usual.touch()
+    mode = usual.stat().st_mode
+    usual.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def to_safetensors(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:

@@ -29,7 +29,8 @@ def write_atomically(path: Path, write: Write) -> None:
     """Let `write` fill a temporary file in the folder of `path`, sync it, and rename it to `path`.
 
     The temporary file is new and has a name of its own, so that neither another writer nor a link that lies there
-    can take its place. A link at `path` itself is replaced, and what it points to stays as it is.
+    can take its place. A link at `path` itself is replaced, and what it points to stays as it is. A file that is
+    replaced leaves its permissions to the new one, which else has those of the umask.
 
     Raises:
         UserError: If that fails; the old file is then unchanged, and no temporary file is left.
@@ -53,6 +54,7 @@ def write_together(files: dict[Path, Write]) -> None:
             for path, write in files.items():
                 check_target(path)
                 file, partials[path] = _new_file(folder)
+                _keep_mode(file, path)
                 _fill(stack.enter_context(file), write)
             with locked(folder, PATIENCE) if len(files) > 1 else nullcontext():
                 for path, partial in partials.items():
@@ -187,6 +189,13 @@ def explained(verb: str, path: Path) -> Iterator[None]:
             raise
         reason = "it is a file or a dangling link" if isinstance(cause, FileExistsError) else cause.strerror or cause
         raise UserError(f"cannot {verb} {path}: {reason}; {ADVICE[verb]}") from error
+
+
+def _keep_mode(file: BinaryIO, replaced: Path) -> None:
+    """What its owner has made private, or readable for others, stays so."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISREG(mode := os.lstat(replaced).st_mode):
+            os.fchmod(file.fileno(), stat.S_IMODE(mode))
 
 
 def _fill(file: BinaryIO, write: Write) -> None:

@@ -218,6 +218,9 @@ def test_a_table_of_texts_trains_and_predicts(trained_on_texts, reviews, tmp_pat
 def test_a_text_run_is_exported(target, trained_on_texts, tmp_path):
     assert export.main([str(trained_on_texts), "--to", target, "--output", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["bad", "good"]
+    (tmp_path / "usual").touch()
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in written} == {(tmp_path / "usual").stat().st_mode}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from pathlib import Path
 import onnx
 import torch
 from onnx.numpy_helper import to_array
-from safetensors.torch import save_file
+from safetensors.torch import save
+
+from capaboost_core.files import write_atomically
 
 RENAMED = {
     r"embeddings\.cls_token": "cls_token",
@@ -44,7 +46,8 @@ def main() -> None:
     if not arguments.onnx.is_file():
         parser.error(f"there is no file {arguments.onnx}; the help says how to get it")
     weights = convert(onnx.load(arguments.onnx).graph)
-    save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, arguments.output)
+    content = save({name: tensor.half().contiguous() for name, tensor in weights.items()})
+    write_atomically(arguments.output, lambda file: file.write(content))
     print(f"{len(weights)} tensors, {sum(map(torch.numel, weights.values())):,} values: {arguments.output}")
 
 

@@ -1,6 +1,7 @@
 """The one way to write a file and to read one: never through a link, and regular files only."""
 
 import os
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,6 +45,24 @@ def test_a_name_as_long_as_the_file_system_takes_is_written(tmp_path):
     path = tmp_path / ("n" * 255)
     write_atomically(path, text("new"))
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_a_replaced_file_keeps_its_permissions(tmp_path, mode):
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(mode)
+    write_atomically(path, text("new"))
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.read_text() == "new"
+
+
+def test_a_link_leaves_no_permissions(tmp_path):
+    (tmp_path / "private").touch(mode=0o600)
+    (tmp_path / "usual").touch()
+    (tmp_path / "file").symlink_to("private")
+    write_atomically(tmp_path / "file", text("new"))
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def planted(folder, outside, name):

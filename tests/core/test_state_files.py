@@ -292,6 +292,29 @@ def test_an_adapter_that_is_replaced_meanwhile_loads(tmp_path):
     assert all(in_processes(write, read, read))
 
 
+@pytest.mark.parametrize("save", [save_adapter, save_peft])
+def test_an_adapter_that_was_loaded_is_saved_into_its_own_folder(tmp_path, save):
+    """Where tensors lie in a map of their file, writing over that file would empty them."""
+    model = saved(tmp_path)
+    save(model, tmp_path)
+    before = contents(tmp_path)
+    loaded = (load_peft if save is save_peft else load_adapter)(fresh_base(), tmp_path)
+    expected = loaded(X).tolist()
+    save(loaded, tmp_path)
+    assert loaded(X).tolist() == expected
+    assert contents(tmp_path).keys() == before.keys()
+    again = (load_peft if save is save_peft else load_adapter)(fresh_base(), tmp_path)
+    assert torch.allclose(again(X), model(X), atol=1e-5)
+
+
+def test_processes_that_save_into_a_folder_that_none_has_made_all_succeed(tmp_path):
+    model = randomise(adapted())
+    for i in range(5):
+        folder = tmp_path / str(i) / "deep" / "adapter"
+        assert all(in_processes(*[lambda folder=folder: save_adapter(model, folder)] * 4))
+        assert outputs(folder) == model(X).tolist()
+
+
 def endless(path):
     path.symlink_to("/dev/zero")
 
