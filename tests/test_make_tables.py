@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,15 @@ def test_an_odd_file_is_named_and_leaves_no_table(case, tmp_path, capsys):
     assert line.startswith(f"error: {path} ")
     assert message in line
     assert not (tmp_path / "table.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["result.json", "failed.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_result_without_end_is_one_line(name, make, tmp_path, capsys):
+    write(tmp_path / "good")
+    (tmp_path / "odd").mkdir()
+    make(tmp_path / "odd" / name)
+    assert "delete the file or run its task again" in refusal(capsys, str(tmp_path))
 
 
 @pytest.mark.hard_case("messages")

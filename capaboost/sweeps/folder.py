@@ -14,7 +14,7 @@ from capaboost.sweeps.claims import alone, is_held
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.sweep_file import SweepFile
 from capaboost_core.errors import UserError
-from capaboost_core.files import write_atomically
+from capaboost_core.files import read_text, write_atomically
 from capaboost_core.training.json_text import to_json
 from capaboost_core.training.result import read_result
 from capaboost_core.training.run_folder import METRICS, RESULT
@@ -51,7 +51,7 @@ class SweepFolder:
             UserError: If it cannot be read, as when somebody deleted it.
         """
         try:
-            values = json.loads((self.path / SWEEP).read_text(encoding="utf-8"))
+            values = json.loads(read_text(self.path / SWEEP))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.path / SWEEP} cannot be read; type the command of the sweep again") from error
         return SweepFile.from_dict(values)
@@ -89,7 +89,7 @@ class SweepFolder:
         """
         path = self.place(run) / FAILED
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(read_text(path))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read; delete it to run its task again") from error
         if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in RECORDED):

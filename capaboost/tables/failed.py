@@ -10,6 +10,7 @@ from typing import Any
 from capaboost.sweeps.folder import FAILED
 from capaboost.tables.read import find_files
 from capaboost_core import UserError
+from capaboost_core.files import read_text
 from capaboost_core.training.run_folder import RESULT
 
 TUNING = "train.test=false"  # in the command of a run that tunes
@@ -30,7 +31,7 @@ def failed_runs(folders: list[Path]) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON; delete the file or run its task again") from error
     texts = [record.get(name) for name in ("error", "command")] if isinstance(record, dict) else []

@@ -12,6 +12,7 @@ from capaboost.tables.row_settings import has_rank
 from capaboost.tables.tried import is_tuning, wrong_grids
 from capaboost_core import UserError
 from capaboost_core.errors import shown
+from capaboost_core.files import read_text
 from capaboost_core.training.json_text import is_number
 from capaboost_core.training.run_folder import RESULT
 
@@ -69,7 +70,7 @@ def _without_tuning(results: dict[Path, dict[str, Any]]) -> dict[Path, dict[str,
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON; delete the file or run its task again") from error
     if not isinstance(result, dict):

@@ -111,12 +111,24 @@ def read_record(folder: Path, limits: Limits | None = None) -> Record:
     return _read_record(folder / CONFIG, limits.text if limits else 2**26)
 
 
+def read_weights(path: Path, limits: Limits) -> bytes:
+    """The bytes of a safetensors file that is no larger than the model could need, with no more names.
+
+    Raises:
+        UserError: If it is larger, or no regular file.
+        SafetensorError: If it has more names.
+        OSError: If the system refuses it.
+    """
+    data = read_bytes(path, limits.weights)
+    if int.from_bytes(data[:8], "little") > limits.text:
+        raise SafetensorError("a header that the model's parameters could not fill")
+    return data
+
+
 def _read(folder: Path, limits: Limits) -> Adapter:
     path = folder / WEIGHTS
     with _weights_explained(path):
-        data = read_bytes(path, limits.weights)
-        if int.from_bytes(data[:8], "little") > limits.text:
-            raise SafetensorError("a header that the model's parameters could not fill")
+        data = read_weights(path, limits)
         tensors, stated = load(data), _metadata(data).get("mask_checksum")
     record = _record_of(folder, hashlib.sha256(data).hexdigest(), limits)
     if stated != record.mask_checksum:

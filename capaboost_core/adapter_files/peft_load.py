@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from capaboost_core.adapter_files.disk import Limits, read_weights
 from capaboost_core.adapter_files.peft_save import CONFIG, PREFIX, WEIGHTS, A, B, all_names
 from capaboost_core.adapter_files.record import parse
 from capaboost_core.adapter_files.rollback import undone_on_error
 from capaboost_core.adapter_files.save import check_finite, check_not_meta
 from capaboost_core.errors import UserError
+from capaboost_core.files import read_text
 from capaboost_core.injection import inject
 from capaboost_core.linear_layers import linear_shape
 from capaboost_core.methods import Method
@@ -69,7 +71,7 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
             deltas), whose first values are taken from the frozen weights (PiSSA, OLoRA), with several ranks or
             scales, with values that are not finite, or for another base model.
     """
-    bare, saved = unwrap(model), _read(Path(folder))
+    bare, saved = unwrap(model), _read(Path(folder), Limits.of(unwrap(model)))
     check_not_meta(bare)
     config, plan = _config(saved), _plan(bare, saved)
     names = all_names(bare)
@@ -87,11 +89,11 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     return model
 
 
-def _read(folder: Path) -> Saved:
+def _read(folder: Path, limits: Limits) -> Saved:
     """peft's record and its tensors, by their names in the base model."""
     try:
-        record = parse((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load((folder / WEIGHTS).read_bytes())
+        record = parse(read_text(folder / CONFIG, limits.text))
+        tensors = load(read_weights(folder / WEIGHTS, limits))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"{folder} holds no readable {CONFIG} and {WEIGHTS}; give a folder that peft saved") from error
     if not isinstance(record, dict) or record.get("peft_type") != "LORA":

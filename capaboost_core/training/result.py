@@ -12,7 +12,7 @@ from torch import nn
 
 from capaboost_core.adapter_files.save import WEIGHTS
 from capaboost_core.errors import UserError
-from capaboost_core.files import write_atomically
+from capaboost_core.files import read_text, write_atomically
 from capaboost_core.injection import parameter_counts
 from capaboost_core.training.json_text import is_number, to_json
 from capaboost_core.training.provenance import command_line, git_state, library_versions
@@ -102,7 +102,7 @@ def read_result(path: Path) -> dict[str, Any]:
         UserError: If it cannot be read, or somebody changed what resuming and sweeps need of it.
     """
     try:
-        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
+        result = json.loads(read_text(path), parse_constant=lambda name: None)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is missing or no JSON; delete it to run its task again") from error
     values = result if isinstance(result, dict) else {}

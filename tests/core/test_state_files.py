@@ -333,6 +333,13 @@ def empty_tensors(path):
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 @pytest.mark.parametrize("make", [os.mkfifo, endless, sparse, empty_tensors])
 def test_files_that_a_model_could_not_have_written_are_refused_unread(tmp_path, name, make):
+    """Those of peft's format too."""
+    save_peft(randomise(adapted()), tmp_path / "peft")
+    theirs = tmp_path / "peft" / {WEIGHTS: "adapter_model.safetensors"}.get(name, name)
+    theirs.unlink()
+    make(theirs)
+    with pytest.raises(UserError, match=r"no regular file|the most possible|no readable"):
+        load_peft(fresh_base(), tmp_path / "peft")
     saved(tmp_path)
     (tmp_path / name).unlink()
     make(tmp_path / name)
