@@ -355,3 +355,14 @@ def test_layers_in_a_list_that_is_no_module_list_are_told():
     model.forward = lambda x: layers[1](layers[0](x))
     inject(model, CapaBoostConfig("lora", targets=["0", "1"]))
     assert len(warnings_of(model)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpointing_that_cuts_the_additions_off_is_told():
+    """Its parts get no gradient if their input needs none, and what follows trains on."""
+    model = inject(Past(checkpointed=True), "lora", Plan((Target("called"),), head=("experts",)))
+    assert len(warnings_of(model, passes=1)) == 1
+    x = ROWS.clone().requires_grad_()
+    again = inject(Past(checkpointed=True), "lora", Plan((Target("called"),), head=("experts",)))
+    assert warnings_of(again, run=lambda model: model(x)["hidden"].sum().backward()) == []
+    assert all(parameter.grad is not None for parameter in again.called.own_parameters().values())
