@@ -24,7 +24,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 900.0  # seconds: only what hangs takes so long, on a busy machine too
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.preloaded"])
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
 
 
@@ -32,10 +31,7 @@ class Command:
     """A command, to be used as a `subprocess.Popen` whose output is read when it has ended."""
 
     def __init__(self, command: tuple[str, ...], environment: dict[str, str]):
-        with pytest.MonkeyPatch.context() as patch:  # of the server, which starts with the first command
-            patch.setenv("PYTHONPATH", str(ROOT))
-            patch.setenv("OMP_NUM_THREADS", "1")
-            forkserver.ensure_running()
+        start_server()
         self.printed = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
         names, limit = [file.name for file in self.printed], resource.getrlimit(resource.RLIMIT_FSIZE)
         self.process = FORKS.Process(target=_become, args=(command, environment, names, limit))
@@ -106,6 +102,15 @@ def torchrun(*command: str, **environment: str | None) -> subprocess.Popen:
     here = {name: value for name, value in (os.environ | ONE_THREAD | environment).items() if value is not None}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*launcher, *command], cwd=ROOT, env=here, **pipes)
+
+
+def start_server() -> None:
+    """The process that commands are forked from; the first command does it."""
+    FORKS.set_forkserver_preload(["tests.preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
 
 
 def finish(process: Command | Ranks | subprocess.Popen, timeout: float = TIMEOUT) -> str:

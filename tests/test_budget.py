@@ -1,8 +1,12 @@
 """One budget for every method: the knob is the one that comes nearest, and the commands take it."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
+import timm
+import torch
 
 from capaboost.budget import told
 from capaboost.commands import compare, flops, train_glue, train_vtab
@@ -10,8 +14,11 @@ from capaboost.subjects import Sizes, make_subject
 from capaboost_core import UserError, parameter_counts
 from capaboost_core.methods import PRESETS, resolve_config
 from capaboost_core.report.budget import parse_budget, within_budget
+from tests.commands import start
 
-SUBJECT = make_subject("test_vit", Sizes())
+with torch.device("meta"):
+    SHALLOW = timm.create_model("test_vit", depth=2)
+SUBJECT = replace(make_subject("test_vit", Sizes()), build=lambda: copy.deepcopy(SHALLOW))
 KNOBS = [name for name, preset in PRESETS.items() if preset.budget]
 
 
@@ -141,7 +148,7 @@ def test_a_report_refuses_a_knob_beside_a_budget(capsys):
     assert "adapter.r is given beside a budget, which sets it; leave one of them out" in capsys.readouterr().err
 
 
-def test_a_comparison_trains_each_method_within_the_budget_and_shows_one_table(tmp_path, capfd):
+def test_a_comparison_trains_each_method_within_the_budget_and_shows_one_table(tmp_path):
     flags = [
         "--dataset",
         "digits",
@@ -152,9 +159,11 @@ def test_a_comparison_trains_each_method_within_the_budget_and_shows_one_table(t
         "--budget",
         "10k",
     ]
+    flags += ["--set", "model.img_size=32", "--set", "train.mixed_precision=no", "--workers", "2"]
     flags += ["--epochs", "1", "--set", "model.pretrained=false", "--output-dir", str(tmp_path), "--seeds", "1"]
-    assert compare.main(flags) == 0
-    out, err = capfd.readouterr()
+    process = start("-m", "capaboost", "compare", *flags)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
     assert "budget: linear has no knob" in err
     for text in ("Settings of lora: random weights", "Settings of capaboost-lora: random weights", "accuracy"):
         assert text in out

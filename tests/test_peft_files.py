@@ -113,7 +113,7 @@ FULL_SIZE = {
 }
 
 
-@pytest.mark.parametrize("kind", FULL_SIZE)
+@pytest.mark.parametrize("kind", ["vit", pytest.param("roberta", marks=pytest.mark.long)])
 def test_a_program_without_this_package_gives_the_same_logits(tmp_path, kind):
     """ViT-B/16 and RoBERTa-base at full size, as a user of peft alone would load them."""
     build, inputs_of, inject = FULL_SIZE[kind]

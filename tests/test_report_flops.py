@@ -2,8 +2,6 @@
 
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from capaboost_core.injection import parameter_counts
 from capaboost_core.methods import PRESETS
 from capaboost_core.report.cost import settings_of
 from capaboost_core.report.paper import QUANTITIES, PaperCounter, compare, read_tables
+from tests.commands import start
 
 ROOT = Path(__file__).parents[1]
 VIT = "vit_base_patch16_224"
@@ -215,11 +214,11 @@ def test_a_target_that_cannot_be_written_is_found_before_counting(stem, capsys, 
 
 
 def test_the_command_itself_answers_in_one_line():
-    command = [sys.executable, "tools/report_flops.py", "--model", VIT, "--methods", "lorra"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr.startswith("error: unknown method 'lorra'")
-    assert run.stderr.count("\n") == 1
+    process = start("tools/report_flops.py", "--model", VIT, "--methods", "lorra")
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: unknown method 'lorra'")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["--paper", "--model", VIT], ["--model", VIT, "--batch-size", "0"]])

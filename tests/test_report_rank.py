@@ -20,6 +20,7 @@ from capaboost_core.report.rank_report import adapter_record, paper_values, stud
 TINY = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 STUDY = ["--r", "2", "--num-tied", "1", "2", "--epochs", "1"]
 STUDY += ["--set", "model.name=test_vit", "--set", "model.pretrained=false", "--set", "model.drop_path_rate=0.0"]
+STUDY += ["--set", "model.img_size=32"]
 
 
 def randomised(model: nn.Module) -> nn.Module:

@@ -1,9 +1,6 @@
 """Plots of result files: they show the numbers of the table, and are drawn only where there is something to see."""
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from capaboost.plots.results import draw
 from capaboost.plots.results.parameters import pareto
 from capaboost.tables.compare import Comparison, compare
 from capaboost.tables.read import read_results
+from tests.commands import finish, start
 from tests.run_results import LORA, TIED, trainable, write_run
 
 ROOT = Path(__file__).parents[1]
@@ -203,13 +201,12 @@ def test_too_many_series_are_refused_in_a_line(tmp_path, capsys):
     assert "rank is not drawn: 20 series are too many" in capsys.readouterr().out
 
 
-def test_another_process_draws_the_same_bytes(tmp_path):
+def test_another_process_draws_the_same_bytes(tmp_path, monkeypatch):
     runs = write_map(tmp_path / "runs")
     write_run(runs / "tied", 1, 9.0, TIED)
     flags = [str(runs), "--compare", "capaboost-lora", "--plots"]
-    command = [sys.executable, "tools/make_tables.py", *flags, str(tmp_path / "there")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(ROOT)}
-    subprocess.run(command, cwd=ROOT, check=True, env=environment, capture_output=True)
+    monkeypatch.setenv("MATPLOTLIBRC", str(ROOT))
+    finish(start("tools/make_tables.py", *flags, str(tmp_path / "there")))
     assert tables.main([*flags, str(tmp_path / "here")]) == 0
     here, there = ({path.name: path.read_bytes() for path in (tmp_path / at).iterdir()} for at in ("here", "there"))
     assert here == there

@@ -14,7 +14,8 @@ from PIL import Image
 from tests import commands
 from tests.commands import ROOT, finish, torchrun
 
-TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--batch-size", "8"]
+TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--batch-size", "8", "--mixed-precision", "no"]
+TINY += ["--set", "model.img_size=32"]
 DIGITS = ["tools/train_vtab.py", "--dataset", "digits", "--source", "digits", *TINY]
 
 

@@ -16,13 +16,14 @@ from tests.commands import ROOT, Command, finish
 
 TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--set", "model.drop_path_rate=0.2"]
 RUN = [*TINY, "--dataset", "digits", "--source", "digits", "--epochs", "4", "--set", "adapter.dropout=0.1"]
+FAST = [*RUN, "--set", "model.img_size=32", "--mixed-precision", "no"]
 FIELDS = """task method model seed protocol metric value trainable_parameters head_parameters total_parameters
 percent_trainable epochs selected_epoch selected_by metrics test_metrics images_per_second wall_seconds
 adapter_file_bytes split_note processes device config versions git command data_hash weights_hash"""
 
 
 def start(folder: Path, *more: str) -> Command:
-    return commands.start("tools/train_vtab.py", *RUN, "--output-dir", str(folder), *more)
+    return commands.start("tools/train_vtab.py", *FAST, "--output-dir", str(folder), *more)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +108,8 @@ def test_a_weights_file_of_another_model_is_refused(tmp_path, capsys, monkeypatc
 
 def test_a_folder_with_a_run_is_kept(whole, capsys):
     before = (whole / "result.json").read_bytes()
-    assert "pass --resume or another" in refusal(capsys, *RUN, "--output-dir", str(whole))
-    message = refusal(capsys, *RUN, "--output-dir", str(whole), "--resume", "--lr", "0.5")
+    assert "pass --resume or another" in refusal(capsys, *FAST, "--output-dir", str(whole))
+    message = refusal(capsys, *FAST, "--output-dir", str(whole), "--resume", "--lr", "0.5")
     rate = json.loads(before)["config"]["train"]["lr"]
     assert f"train.lr: {rate} there, 0.5 here" in message
     assert (whole / "result.json").read_bytes() == before

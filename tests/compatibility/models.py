@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import timm
@@ -53,7 +55,13 @@ BASES: dict[str, Callable[[], nn.Module]] = {
 
 def base(kind: str) -> nn.Module:
     """A base model in evaluation."""
-    return filled(BASES[kind]())
+    return copy.deepcopy(_made(kind))
+
+
+@cache
+def _made(kind: str) -> nn.Module:
+    with torch.random.fork_rng():  # the first of a kind draws no other numbers than the next
+        return filled(BASES[kind]())
 
 
 def adapt(model: nn.Module, config: dict) -> nn.Module:

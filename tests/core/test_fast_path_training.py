@@ -10,6 +10,7 @@ from torch._inductor import config as inductor
 from torch.nn.parallel import DistributedDataParallel
 
 from capaboost_core import trainable_parameters
+from tests.commands import start_server
 from tests.core.fast_path_case import DOUBLE, DROPOUT, OUT, adapted, assert_near, batch, capa_linear
 
 
@@ -87,6 +88,7 @@ def test_compiled_within_autocast():
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler, such as g++")
+@pytest.mark.long
 def test_compiled_to_machine_code():
     assert_compiled_trains_the_same(capa_linear(), "inductor", 1e-8)
 
@@ -102,7 +104,8 @@ def one_process(rank, folder):
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path):
-    torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2)
+    start_server()
+    torch.multiprocessing.start_processes(one_process, (str(tmp_path),), 2, start_method="forkserver")
     model = adapted()
     model(batch()).square().mean().backward()
     expected = {name: p.grad for name, p in trainable_parameters(model).items()}

@@ -1,13 +1,11 @@
 """Masks are exact, distinct, and stand still for ever."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from capaboost_core import CapaBoostConfig, UserError
 from capaboost_core.sharing.masks import checksum, mask_bits
+from tests.commands import finish, start
 
 SHAPE = (8, 192)
 # Files trained with earlier releases regenerate their masks from the seed: these may never change.
@@ -77,8 +75,7 @@ def test_another_process_draws_the_same():
         "mask_bits(CapaBoostConfig(), 'other', 'A.0', (3, 5))\n"
         f"print(checksum([('w', mask_bits(CapaBoostConfig(), 'blocks.0.attn.qkv', 'A.0', {SHAPE}))]))"
     )
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == GOLDEN["random"]
+    assert finish(start("-c", script)).strip() == GOLDEN["random"]
 
 
 def test_kept_share_follows_the_formula():

@@ -108,13 +108,14 @@ def test_disabled_it_is_the_base_merged_or_not(merging):
 
 @pytest.mark.hard_case(12)
 def test_a_training_step_while_merged_is_refused_but_gradients_of_the_input_are_not():
-    model, x = merge(lora()), X.clone().requires_grad_()
+    # In double precision: sums of a thousand float32 products differ by the number of threads.
+    model, x = merge(lora().double()), X.double().requires_grad_()
     model(x).sum().backward()
     gradient = x.grad.clone()
     x.grad = None
     unmerge(model)(x).sum().backward()
     assert_near(gradient, x.grad)
-    merge(model).train()
+    merge(model.float()).train()
     with pytest.raises(UserError, match=r"first is merged and cannot be trained; call unmerge\(model\)"):
         model(X)
     with torch.no_grad():

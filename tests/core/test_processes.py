@@ -15,7 +15,7 @@ from tests.core.toy_run import settings
 
 
 @pytest.mark.hard_case(21)
-@pytest.mark.parametrize("engine", [None, "FSDP"])
+@pytest.mark.parametrize("engine", [None, pytest.param("FSDP", marks=pytest.mark.long)])
 def test_unlinked_processes_are_refused_before_anything_is_written(tmp_path, engine):
     more = {"ACCELERATE_USE_CPU": None} | ({f"ACCELERATE_USE_{engine}": "true", "FSDP_VERSION": "2"} if engine else {})
     process = torchrun("-m", "tests.core.toy_run", str(tmp_path / "run"), **more, CUDA_VISIBLE_DEVICES="")

@@ -1,10 +1,6 @@
 """Adapter files come back exactly, from any wrapper: what is saved follows the plan, and is never unfit."""
 
 import copy
-import os
-import socket
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -16,6 +12,7 @@ from torch import nn
 
 from capaboost_core import UserError, load_adapter, merge, parameter_counts, save_adapter, trainable_parameters
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
+from tests.commands import finish, ranks
 from tests.core.adapter_case import CONFIG, WEIGHTS, contents, edit_record, edit_tensors, saved
 from tests.core.toy_model import X, adapted, fresh_base, randomise
 
@@ -223,11 +220,4 @@ def test_packed_entries_load_as_a_list_or_a_column(tmp_path, stored, held):
 
 @pytest.mark.hard_case("messages")
 def test_two_sharded_processes_save_the_file_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    command += ["-m", "tests.core.sharded_save", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.stdout.count("done") == 2, run.stderr
+    assert finish(ranks(2, "-m", "tests.core.sharded_save", str(tmp_path))).count("done") == 2

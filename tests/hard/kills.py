@@ -21,7 +21,7 @@ def die(folder: Path, chance: random.Random, command: list[str]) -> bool:
         process = commands.start(*command)
         while process.poll() is None and not folder.exists():
             time.sleep(0.02)
-        time.sleep(4 * chance.random())
+        time.sleep(2 * chance.random())
         process.send_signal(signal.SIGKILL)
     _, err = process.communicate(timeout=400)
     assert process.returncode in (0, -signal.SIGKILL), err

@@ -5,6 +5,7 @@ A method that is special in more than its class says gets tests of its own besid
 
 import copy
 import pickle
+from functools import cache
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from capaboost_core import (
 )
 from capaboost_core.injection import adapted_layers
 from capaboost_core.methods import METHODS, PRESETS, Method, resolve_config
-from capaboost_core.report.cost import Subject, cost_of
+from capaboost_core.report.cost import Cost, Subject, cost_of
 from capaboost_core.training.optimize import make_accelerator
 from capaboost_core.training.train import fit
 from capaboost_core.training.train_section import TrainSection
@@ -183,14 +184,18 @@ def test_a_resumed_run_is_the_same_to_the_bit(preset, kind, tmp_path):
     assert not all(torch.equal(parameter, start[name]) for name, parameter in ends[0].items())
 
 
+@cache
+def cost(preset: str, kind: str) -> Cost:
+    inputs = {"x": torch.zeros(1, 3, 32, 32)} if kind == "vit" else {"input_ids": torch.full((1, 5), 2)}
+    return cost_of(Subject(lambda: base(kind), put_in, inputs), settings(preset))
+
+
 @each_case
 def test_the_flop_report_counts_it(preset, kind):
-    inputs = {"x": torch.zeros(1, 3, 32, 32)} if kind == "vit" else {"input_ids": torch.full((1, 5), 2)}
-    subject = Subject(lambda: base(kind), put_in, inputs)
-    ours, probe = cost_of(subject, settings(preset)), cost_of(subject, settings("linear"))
+    ours, probe, model = cost(preset, kind), cost("linear", kind), adapted(preset, kind)
     rows = (32 // 16) ** 2 + 1 if kind == "vit" else 5
-    products = [product for layer in adapted_layers(adapted(preset, kind)) for product in layer.products(True)]
-    assert ours.trainable == parameter_counts(adapted(preset, kind)).trainable
+    products = [product for layer in adapted_layers(model) for product in layer.products(True)]
+    assert ours.trainable == parameter_counts(model).trainable
     times = [1 if product.per_call else rows + prompts(settings(preset)) for product in products]
     executed, kept = (
         sum(n * getattr(product, name) for n, product in zip(times, products, strict=True))

@@ -8,9 +8,15 @@ from capaboost_core import disable, merge, trainable_parameters
 from capaboost_core.injection import adapted_layers
 from tests.compatibility.models import base
 from tests.fake_cuda import CUDA, OnDevice
-from tests.methods.cases import adapted, each_case, put_in, settings
+from tests.methods.cases import CASES, adapted, each_case, put_in, settings
 
-each_type = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+OFTEN = {("vit", "bf16"), ("bert", "fp16")}  # both types, and every method; the rest is for `make test-all`
+TYPED = [
+    pytest.param(*case, dtype, id="-".join([*case, name]), marks=() if (case[1], name) in OFTEN else pytest.mark.long)
+    for case in CASES
+    for name, dtype in TYPES.items()
+]
 
 
 def inputs(kind: str, device) -> dict[str, torch.Tensor]:
@@ -30,8 +36,7 @@ def of_type(model, kind: str, dtype: torch.dtype, device: str) -> torch.dtype:
         return out(model, kind, device).dtype
 
 
-@each_case
-@each_type
+@pytest.mark.parametrize(("preset", "kind", "dtype"), TYPED)
 def test_a_step_stays_on_the_gpu_and_waits_for_nothing(preset, kind, dtype):
     on_cpu = of_type(adapted(preset, kind, dropout=0.5).train(), kind, dtype, "cpu")
     model = adapted(preset, kind, dropout=0.5).train()
