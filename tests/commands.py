@@ -6,6 +6,7 @@ of a fresh interpreter is what is tested, as of a launcher or a package, tests s
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -134,7 +135,7 @@ def _become(command: tuple[str, ...], environment: dict[str, str], printed: list
     os.environ.update(environment)
     os.chdir(ROOT)
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert "tests.preloaded" in sys.modules, "an import failed in the process that commands are forked from"
+    importlib.import_module("tests.preloaded")  # it is there, unless a sweep in a test's own process came first
     # What the command itself starts by a fork server is forked from the same one, as multiprocessing says it is.
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
     first, *rest = command
