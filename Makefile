@@ -19,7 +19,7 @@ DIGITS := $(LAUNCH) tools/train_vtab.py --dataset digits --model capaboost_vit_m
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-hard lint tables plots reliability bench gpu clean
+.PHONY: help install demo test test-all test-hard mutants lint tables plots reliability bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test-all: lint ## every test, and the generated hard cases for longer: before a 
 test-hard: install ## the generated hard cases of test-all alone, with their counts into docs/reliability.md
 	OMP_NUM_THREADS=1 timeout 2400 $(BIN)/python -m pytest tests/hard --hard --hard-report results/reliability/hard.json
 	$(MAKE) reliability
+
+mutants: install ## put 60 small faults into the source, one by one, and count those that the tests find (an hour)
+	$(BIN)/python -m tests.mutants --number 60 --seed 0
 
 reliability: install ## the tables of docs/reliability.md from the marked tests and the counts of the last long run
 	$(BIN)/python -m tests.hard.make_page

@@ -1,4 +1,4 @@
-"""Processor time of importing each package in a fresh interpreter, beside torch alone.
+"""Processor time of importing each package in a fresh interpreter, beside torch alone, and of each command's help.
 
 Examples:
   python -m benchmarks.imports
@@ -13,17 +13,25 @@ from collections.abc import Callable
 
 from benchmarks.command import Measured, finish, make_parser, prepare, repeats_of, run_command
 from benchmarks.timing import interleave
+from capaboost.cli import COMMANDS
 
-MODULES = ("capaboost.cli", "torch", "capaboost_core", "capaboost_vision", "capaboost_text")
-QUICK = ("capaboost.cli",)
+API = "capaboost_core.adapter_files.load, capaboost_core.modes"  # of `from capaboost_core import load_adapter, merge`
+MODULES = ("capaboost.cli", "torch", "capaboost_core", API, "capaboost_vision", "capaboost_text.encoders")
+HELP = tuple(f"capaboost {command} --help" for command in COMMANDS)
+QUICK = ("capaboost.cli", "capaboost tables --help")
 
 
-def importing(module: str) -> Callable[[], float]:
-    """A measure: seconds of user and system time, which other work on the machine hardly changes."""
+def running(what: str) -> Callable[[], float]:
+    """A measure: seconds of user and system time, which other work on the machine hardly changes.
+
+    Args:
+        what: Modules to import, or a command line of `capaboost`.
+    """
+    command = ["-m", *what.split()] if what in HELP else ["-c", f"import {what}"]
 
     def measure() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -34,9 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = make_parser(__doc__, repeats=5, minutes=5).parse_args(arguments)
     options.device = "cpu"
     device = prepare(options)
-    modules = QUICK if options.quick else MODULES
-    values = interleave({name: importing(name) for name in modules}, repeats_of(options))
-    finish(options, device, Measured("imports", "", "s", values, {name: {} for name in modules}, (), {}))
+    measured = QUICK if options.quick else MODULES + HELP
+    values = interleave({name: running(name) for name in measured}, repeats_of(options))
+    finish(options, device, Measured("imports", "", "s", values, {name: {} for name in measured}, (), {}))
 
 
 if __name__ == "__main__":
