@@ -162,14 +162,16 @@ def pytest(place: Path, *arguments: str, timeout: float | None = None, **more: s
         made = subprocess.run(command, cwd=place, env=here, timeout=timeout, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
         return -1, ""
-    return made.returncode, made.stdout
+    return made.returncode, made.stdout + made.stderr
 
 
 def reach(place: Path, mutants: list[Mutant], tests: list[str]) -> None:
     """Fill in which tests reach each fault."""
     write(place, mutants, probes=True)
     log = place / "reached.txt"
-    _, out = pytest(place, "-p", "tests.mutants", "-n", "2", *tests, MUTANTS_LOG=str(log))
+    code, out = pytest(place, "-p", "tests.mutants", "-n", "2", *tests, MUTANTS_LOG=str(log))
+    if code not in (0, 1):  # 1: some tests failed
+        sys.exit(f"the tests do not run (exit code {code} of pytest): {out[-1000:]}")
     failed = {name for name, _ in _failures(out)}
     for line in sorted(set(log.read_text().splitlines())) if log.exists() else ():
         number, _, test = line.partition(" ")
