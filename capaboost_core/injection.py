@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.adapted import Adapted, take_forward
+from capaboost_core.adapter_files.beside import SavesAdapter
 from capaboost_core.adapter_files.rollback import undone_on_error
 from capaboost_core.bypass import check_reached, close_fast_paths
 from capaboost_core.errors import UserError
@@ -131,6 +132,8 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
     model.register_load_state_dict_pre_hook(_refuse_other_draws)
     model.register_load_state_dict_pre_hook(_accept_base_checkpoint)
     model.register_load_state_dict_post_hook(_after_load)
+    if hasattr(type(model), "save_pretrained"):
+        model.save_pretrained = SavesAdapter(model)
     if injection.config.is_hooked:
         model.register_forward_pre_hook(_warn_unhooked)
     return model

@@ -106,7 +106,8 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
     for hooks in filter(None, (injection.together, injection.watch)):
         hooks.remove()
     wake(model)
-    vars(model).pop(HOOKED, None)
+    for name in (HOOKED, "save_pretrained"):
+        vars(model).pop(name, None)
     del model.capaboost
     return model
 

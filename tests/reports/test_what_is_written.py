@@ -466,3 +466,21 @@ def test_a_loop_that_made_hooks_is_not_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnhookedWarning)
         model.train()(TOKENS)
+
+
+@pytest.mark.parametrize("method", ["capaboost-lora", "padapter", "bitfit"])
+def test_what_the_trainer_saves_holds_the_adapter(tmp_path, method):
+    base = bert()
+    trainer = trainer_of(capaboost_text.inject(copy.deepcopy(base), method), tmp_path)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    loaded = load_adapter(base, tmp_path / "saved/capaboost_adapter").eval()
+    assert torch.equal(logits(loaded), logits(trainer.model.eval()))
+
+
+def test_an_unloaded_model_is_saved_as_any_other(tmp_path):
+    model = unload(capaboost_text.inject(bert(), dict(r=2)))
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    copied = pickle.loads(pickle.dumps(capaboost_text.inject(bert(), dict(r=2))))
+    assert copied.save_pretrained.model is copied
