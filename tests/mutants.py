@@ -208,7 +208,7 @@ def judge(place: Path, mutant: Mutant) -> None:
     write(place, [mutant], probes=False)
     code, out = pytest(place, "-x", *mutant.tests[:MOST_TESTS], timeout=MOST_SECONDS)
     shutil.copy2(ROOT / mutant.path, place / mutant.path)
-    mutant.outcome = {0: "survived", -1: "timeout"}.get(code, "found")
+    mutant.outcome = {0: "survived", 1: "found", 2: "found", -1: "timeout"}.get(code, f"not run: exit code {code}")
     mutant.test = next((name for name, _ in _failures(out)), "")
 
 
