@@ -82,11 +82,13 @@ class Classification(EncoderTask):
     def loss(self, model: nn.Module, batch: np.ndarray) -> Tensor:
         """Cross-entropy, or the squared error of a regression."""
         logits = model(**self.inputs([self.rows[i] for i in batch])).logits.float()
-        labels = self.labels[torch.from_numpy(batch).to(self.device)]
+        return self._loss(logits, self.labels[torch.from_numpy(batch).to(self.device)])
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.mse_loss(logits.squeeze(-1), labels) if self.text_task.regression else F.cross_entropy(logits, labels)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The task's metrics on the selection rows, if there are any."""
+        """The task's metrics and its mean loss on the selection rows, if there are any."""
         return self._score(model, self.selection, "selection_") if self.selection else {}
 
     def test(self, model: nn.Module) -> dict[str, float]:
@@ -107,4 +109,7 @@ class Classification(EncoderTask):
         if not (self.text_task.regression or prefix):
             pairs = split.labels * width + predictions
             self.confusion = np.bincount(pairs, minlength=width * width).reshape(width, width)
-        return {f"{prefix}{name}": value for name, value in self.text_task.score(predictions, split.labels).items()}
+        scores = self.text_task.score(predictions, split.labels)
+        if prefix == "selection_":
+            scores = scores | {"loss": self._loss(torch.from_numpy(logits), torch.from_numpy(split.labels)).item()}
+        return {f"{prefix}{name}": value for name, value in scores.items()}

@@ -76,7 +76,13 @@ def test_classification_equals_single_rows(folder, accelerator, name, labels):
             predicted = logits[:, 0] if name == "stsb" else logits.argmax(1)
             wanted = TASKS[name].score(predicted, [example.label for example in part])
             assert {key: scores[prefix + key] for key in wanted} == pytest.approx(wanted, rel=1e-3)
-    assert set(task.evaluate(model)) == {f"selection_{metric}" for metric in TASKS[name].metrics}
+    evaluated = task.evaluate(model)
+    assert set(evaluated) == {f"selection_{metric}" for metric in (*TASKS[name].metrics, "loss")}
+    with torch.no_grad():
+        rows = torch.stack([one_by_one(model, example) for example in parts.selection])
+    truth = torch.tensor([example.label for example in parts.selection])
+    expected = F.mse_loss(rows[:, 0], truth) if name == "stsb" else F.cross_entropy(rows, truth)
+    assert evaluated["selection_loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("family", ["bert", "left"])
