@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import re
+from contextlib import nullcontext
 
 import peft
 import pytest
@@ -32,6 +33,12 @@ def watched(self, *args, _init=TYPE.__init__, **kwargs):
 
 watched.__signature__ = inspect.signature(TYPE.__init__)  # peft drops the keys of a file that are no parameters
 TYPE.__init__ = watched
+
+
+def pytest_configure(config):
+    from tests import testing_utils  # of peft's checkout
+
+    testing_utils.hub_online_once = lambda model_id: nullcontext()  # peft's would ask the network first
 
 
 def pytest_collection_modifyitems(config, items):

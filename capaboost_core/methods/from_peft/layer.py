@@ -104,6 +104,29 @@ class PeftLayer(Mergeable):
         a, b = self.removed["A"], self.removed["B"]
         return out - F.linear(F.linear(x.to(a.dtype), a), b).to(out.dtype)
 
+    @property
+    def low_rank(self) -> bool:
+        """Whether its addition is one product s B A: of AdaLoRA, rsLoRA and PiSSA, and not of DoRA or VeRA."""
+        return hasattr(self.peft, "lora_A") and not getattr(self.peft, "lora_variant", None)
+
+    @property
+    def slices(self) -> tuple[tuple[int, int], ...]:
+        return ((0, self.out_features),)
+
+    def factors_by_slice(self) -> list[tuple[Tensor, Tensor]]:
+        """A (rank, in) and s * B (out, rank): AdaLoRA's of the ranks left, PiSSA's less those that it started with."""
+        a, b, scale = self.peft.lora_A[ADAPTER], self.peft.lora_B[ADAPTER], self.peft.scaling[ADAPTER]
+        if hasattr(self.peft, "lora_E"):
+            kept = self.peft.lora_E[ADAPTER].flatten() != 0
+            left = kept.nonzero().flatten() if kept.any() else kept.new_zeros(1, dtype=torch.int64)  # LoRA has one
+            a, b = (a * self.peft.lora_E[ADAPTER])[left], b[:, left]
+            scale = scale / (self.peft.ranknum[ADAPTER] + 1e-5)  # as peft has it
+        else:
+            a, b = a.weight, b.weight
+        if not self.removed:
+            return [(a, scale * b)]
+        return [(torch.cat([a, self.removed["A"]]), torch.cat([scale * b, -self.removed["B"]], dim=1))]
+
     def summed(self) -> tuple[Tensor, Tensor | None]:
         """As peft merges, into a copy in single precision or better; weight (out, in)."""
         plain = stand_in(self.plain())
