@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from importlib.metadata import version
+from typing import Any
 
 from capaboost.command_line import given, make_parser
 
@@ -27,6 +27,15 @@ COMMANDS = {  # module of capaboost.commands, and what it does
 }
 
 
+class Version(argparse.Action):
+    """Prints the installed version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import capaboost
+
+        parser.exit(message=f"capaboost {capaboost.__version__}\n")
+
+
 def cli_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {text}" for name, (_, text) in COMMANDS.items()]
@@ -35,7 +44,7 @@ def cli_parser() -> argparse.ArgumentParser:
         prog="capaboost",
         epilog="capaboost COMMAND --help explains a command.",
     )
-    parser.add_argument("--version", action="version", version=f"capaboost {version('capaboost')}")
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version, then exit")
     parser.add_argument("--plugin", action="append", default=[], type=given, metavar="MODULE",
         help="import a module with methods of your own first, here and in workers; may be repeated")  # fmt: skip
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")

@@ -96,7 +96,7 @@ class Study:
         for section, settings in self._settings(r, num_tied).items():
             for key, value in settings.items():
                 there = config.get(section, {}).get(key)
-                if there != value:
+                if not _same(there, value):
                     raise UserError(
                         f"{path.parent} was run with {section}.{key} {there}, not {value}; choose another --output-dir"
                     )
@@ -109,3 +109,8 @@ class Study:
             "adapter": {"r": r, "num_tied": num_tied, "density": density},
         }
         return merge_settings(asked, parse_assignments(list(self.assignments)))
+
+
+def _same(there: Any, value: Any) -> bool:
+    """Whether a result has what `--set` says; YAML reads `train.mixed_precision=no` as false."""
+    return there == value or (value is False and there == "no")

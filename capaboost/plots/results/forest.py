@@ -16,6 +16,7 @@ from capaboost.tables.layout import difference_text
 from capaboost.tables.notes import task_names
 from capaboost.tables.statistics import Difference
 from capaboost_core.methods import METHODS
+from capaboost_core.methods.padapter import PAdapter
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.methods.vpt import VPT
 
@@ -106,7 +107,7 @@ def family_of(cell: Cell) -> str:
     cls = METHODS.get(method)
     if cls and issubclass(cls, (PrefixTuning, VPT)):
         return "prompts and prefixes"
-    if cls and cls.recipe == "padapter":
+    if cls and cls.recipe == PAdapter.name:
         return "adapters"
     return "increments of weights" if cls and "r" in cls.model_fields else "scales, biases, all or no weights"
 
