@@ -149,6 +149,23 @@ def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: st
     add("-h", "--help", action=Help, run=run)
 
 
+SHORT = 5  # a recipe that is shortened more than so many times
+
+
+def say_if_shortened(path: Path, options: argparse.Namespace) -> None:
+    """Say that a recipe's rate was chosen for a far longer run than the one that `--epochs` asks for."""
+    from capaboost_core.console import tell
+    from capaboost_core.training.run_file import read_config
+
+    epochs, chosen = options.epochs, options.lr is not None or options.lr_grid is not None
+    recipe = read_config(path, options.method).get("train", {}).get("epochs")
+    if epochs and not chosen and isinstance(recipe, int) and SHORT * epochs < recipe:
+        tell(
+            f"--epochs {epochs}: the learning rate of {path.name} was chosen for {recipe} epochs, and so short a run "
+            "may need a higher one; --lr RATE sets it, --lr-grid tries several on the rows for selection"
+        )
+
+
 def flag_settings(options: argparse.Namespace, flags: dict[str, str]) -> dict[str, dict[str, Any]]:
     """The flags that were given, by section."""
     settings: dict[str, dict[str, Any]] = {}

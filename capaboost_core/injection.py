@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,15 +65,21 @@ class ParameterCounts:
         return 100 * self.trainable / self.total if self.total else 0.0
 
 
-def inject(model: nn.Module, config: Method | Mapping[str, Any] | str, plan: Plan | None = None) -> nn.Module:
+def inject(
+    model: nn.Module,
+    config: Method | Mapping[str, Any] | str,
+    plan: Plan | None = None,
+    trainable: Sequence[str] | None = None,
+) -> nn.Module:
     """Adapt a model in place: swap the planned layers, freeze all but the additions and the head.
 
     Args:
         model: Any model; at initialisation its output stays as it is, but for `prefix`.
         config: A configuration, a dict of its settings, or the name of a preset.
         plan: What to adapt, and what of the base trains as its head; without one, `config.targets` has to list
-            module suffixes, and all of the base is frozen. A model of timm or transformers then runs once, to see
-            that it calls these layers.
+            module suffixes. A model of timm or transformers then runs once, to see that it calls these layers.
+        trainable: Without a plan, the paths of what trains besides, such as `("head",)`; None is the classifier that a
+            model names by `get_classifier`, as timm's do, and of any other model nothing.
 
     Raises:
         UserError: If nothing is to be adapted, a target is not a layer of the method's kind, or the model is wrapped
@@ -81,13 +87,25 @@ def inject(model: nn.Module, config: Method | Mapping[str, Any] | str, plan: Pla
     """
     config = resolve_config(config)
     check_bare(model, ())
-    known, plan = plan is not None, plan or config.plan(model, ALONE)
+    known, plan = plan is not None, plan or config.plan(model, replace(ALONE, head=_head_of(model, trainable)))
     injection, layers = Injection(config, plan, base_name(model)), build(model, config, plan)
     if known:
         return attach(model, injection, layers)
     with undone_on_error(model, ()):
         check_alive_by_example(attach(model, injection, layers))
     return model
+
+
+def _head_of(model: nn.Module, trainable: Sequence[str] | None) -> tuple[str, ...]:
+    modules = dict(model.named_modules())
+    if trainable is not None:
+        unknown = [path for path in trainable if path not in modules]
+        if unknown:
+            raise UserError(f"trainable: {type(model).__name__} has no module {unknown[0]!r}; give full paths")
+        return tuple(trainable)
+    found = model.get_classifier() if hasattr(model, "get_classifier") else ()
+    heads = found if isinstance(found, (tuple, list)) else (found,)
+    return tuple(path for path, module in modules.items() if path and any(module is head for head in heads))
 
 
 def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:

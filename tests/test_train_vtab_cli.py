@@ -174,3 +174,10 @@ def test_help_after_a_method_has_its_settings_with_the_presets_values(capsys):
     code, wrong = shown("lroa")
     assert code == 2
     assert "did you mean lora?" in wrong.err
+
+
+@pytest.mark.parametrize(("flags", "said"), [([], True), (["--lr", "1e-3"], False), (["--epochs", "4"], False)])
+def test_a_recipe_that_is_cut_short_is_said(flags, said, capsys):
+    options = train_vtab.vtab_parser().parse_args(["--dataset", "digits", "--epochs", "3", *flags])
+    assert train_vtab.load(options).train.epochs == (4 if "--epochs" in flags else 3)
+    assert ("was chosen for 20 epochs" in capsys.readouterr().err) == said

@@ -31,6 +31,7 @@ from capaboost.command_line import (
     given_path,
     make_parser,
     run_and_show,
+    say_if_shortened,
 )
 from capaboost.shipped import shipped
 from capaboost_core.errors import UserError
@@ -94,7 +95,9 @@ def load(options: argparse.Namespace) -> GlueRun:
         path = options.config or shipped("configs") / "glue" / "_own.yaml"
     else:
         path = options.config or config_file(shipped("configs") / "glue", options.task, options.model, options.method)
-    return budgeted(load_run(GlueRun, path, flags, options.method, options.set), options)
+    run = load_run(GlueRun, path, flags, options.method, options.set)
+    say_if_shortened(path, options)
+    return budgeted(run, options)
 
 
 def _own(options: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from capaboost.budget import budgeted
-from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
+from capaboost.command_line import (
+    FLAGS,
+    add_run_flags,
+    exit_code,
+    flag_settings,
+    given,
+    make_parser,
+    run_and_show,
+    say_if_shortened,
+)
 from capaboost.shipped import shipped
 
 if TYPE_CHECKING:
@@ -59,7 +68,9 @@ def load(options: argparse.Namespace) -> SquadRun:
 
     flags = flag_settings(options, FLAGS | {"dataset": "data.dataset"})
     path = options.config or config_file(shipped("configs") / "squad", options.dataset)
-    return budgeted(load_run(SquadRun, path, flags, options.method, options.set), options)
+    run = load_run(SquadRun, path, flags, options.method, options.set)
+    say_if_shortened(path, options)
+    return budgeted(run, options)
 
 
 def train(options: argparse.Namespace) -> None:

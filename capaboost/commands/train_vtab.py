@@ -24,7 +24,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capaboost.budget import budgeted
-from capaboost.command_line import FLAGS, add_run_flags, exit_code, flag_settings, given, make_parser, run_and_show
+from capaboost.command_line import (
+    FLAGS,
+    add_run_flags,
+    exit_code,
+    flag_settings,
+    given,
+    make_parser,
+    run_and_show,
+    say_if_shortened,
+)
 from capaboost.shipped import shipped
 from capaboost_core.errors import UserError
 
@@ -78,6 +87,7 @@ def load(options: argparse.Namespace) -> VtabRun:
     flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
     path = options.config or config_file(shipped("configs") / "vtab", options.dataset)
     run = load_run(VtabRun, path, flags, options.method, options.set)
+    say_if_shortened(path, options)
     from capaboost_vision.sources import check  # imports timm, which wrong settings need not wait for
 
     check(run.data.dataset, run.data.source, run.data.dir)

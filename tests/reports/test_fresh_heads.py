@@ -1,14 +1,15 @@
-"""What is fresh in a model of transformers' trains, is counted and comes back; what is pretrained stays frozen."""
+"""What is fresh in a model trains, is counted and comes back; what is pretrained stays frozen."""
 
 import copy
 
 import pytest
+import timm
 import torch
 import transformers as t
 from torch import nn
 
 import capaboost_text
-from capaboost_core import load_adapter, parameter_counts, save_adapter, trainable_parameters
+from capaboost_core import UserError, inject, load_adapter, parameter_counts, save_adapter, trainable_parameters
 
 SMALL = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
 BERT = t.BertConfig(**SMALL, vocab_size=50, num_labels=3)
@@ -83,3 +84,28 @@ def test_what_is_fresh_trains_is_counted_and_comes_back(tmp_path, case):
     loaded = load_adapter(base, tmp_path)
     for name, parameter in trained.items():
         assert torch.equal(loaded.get_parameter(name), parameter), name
+
+
+def small_convnext() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("convnext_tiny", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
+
+
+def test_through_the_core_the_classifier_that_timm_names_trains(tmp_path):
+    model = inject(small_convnext(), {"method": "lora", "targets": ["mlp.fc1"]})
+    assert {"head.fc.weight", "head.fc.bias"} <= trainable_parameters(model).keys()
+    assert parameter_counts(model).head == 3 * 8 + 3
+    with torch.no_grad():
+        model.head.fc.weight.normal_()
+    save_adapter(model, tmp_path)
+    again = load_adapter(small_convnext(), tmp_path)
+    assert torch.equal(again.head.fc.weight, model.head.fc.weight)
+
+
+def test_what_trains_besides_can_be_named():
+    model = inject(small_convnext(), {"method": "lora", "targets": ["mlp.fc1"]}, trainable=())
+    assert "head.fc.weight" not in trainable_parameters(model)
+    model = inject(small_convnext(), {"method": "lora", "targets": ["mlp.fc1"]}, trainable=("head", "stem.1"))
+    assert {"head.fc.weight", "head.norm.weight", "stem.1.weight"} <= trainable_parameters(model).keys()
+    with pytest.raises(UserError, match="no module 'hed'"):
+        inject(small_convnext(), {"method": "lora", "targets": ["mlp.fc1"]}, trainable=("hed",))
