@@ -22,7 +22,6 @@ FILES = [
     "initialization",
     "low_level_api",
     "mixed",
-    "target_parameters",
 ]
 SIZES = dict(vocab_size=1024, num_hidden_layers=2, num_attention_heads=4, hidden_size=16, max_position_embeddings=512)
 ROPE = SIZES | dict(intermediate_size=32, num_key_value_heads=4)
@@ -60,7 +59,7 @@ REASONS = {  # what a case that LoRA passes stumbles over: a pattern of the erro
     r"weighted sum of adapters": "weighted sums are refused",
     r"PeftMixedModel": "peft mixes the types of a list of its own",
     r"[Hh]ot.?swap": "peft hot-swaps LoRA alone; `save_lora` makes one",
-    r"lora_[AB]|\.weight|[Rr]ank \d|in_features|nan|packed": "the test looks for `weight` parameters of rank r: here "
+    r"lora_[AB]|Rank \d|in_features|packed": "the test looks for `weight` parameters of rank r: here "
     "are `packed` entries and rank d r",
 }
 
@@ -104,7 +103,18 @@ def outcomes(checkout: Path, file: str, ours: str, folder: Path, made: Path) -> 
         path = os.pathsep.join([str(here.parent), str(here.parents[2]), os.environ.get("PYTHONPATH", "")])
         more = {"OURS": ours, "OUTCOMES": f"{kept}.partial", "PYTHONPATH": path}
         hub = {"HF_HUB_CACHE": str(made / "hub"), "HF_HUB_OFFLINE": "1"}
-        plain = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "lora_is_ours", f"tests/test_{file}.py"]
+        plain = [
+            "-q",
+            "-o",
+            "addopts=",
+            "-o",
+            "filterwarnings=",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "lora_is_ours",
+            f"tests/test_{file}.py",
+        ]
         Path(f"{kept}.partial").write_text("")
         command = [sys.executable, "-m", "pytest", *plain]
         subprocess.run(command, cwd=checkout, env=os.environ | more | hub, stdout=subprocess.DEVNULL, check=False)

@@ -1,6 +1,9 @@
 """Trainer and an accelerate loop keep an adapter, its head and masks: saved, resumed, best, loaded elsewhere."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,9 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 
 from peft import PeftModel  # noqa: E402
+
+from tests.peft.models import TOKENS, bert  # noqa: E402
+from tests.peft.two_processes import STEPS, start  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "adapter_model.safetensors"
@@ -61,3 +67,28 @@ def test_the_example_goes_on_after_a_kill_to_the_same_bits(arguments, tmp_path, 
             else name.replace("classifier.", "classifier.modules_to_save.default.")
         )
         assert torch.equal(loaded[here], values)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_accelerate_loop_trains_saves_and_goes_on(count, tmp_path):
+    """In one process or two it is the same training, and goes through a saved state as if there were none."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    program = str(ROOT / "tests" / "peft" / "two_processes.py")
+    made = subprocess.run([*command, program, str(tmp_path)], env=os.environ | more, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[-2000:]
+    found = PeftModel.from_pretrained(bert(), tmp_path / "adapter")
+    expected = by_hand()
+    for name, parameter in expected.named_parameters():
+        if parameter.requires_grad:
+            assert torch.allclose(found.get_parameter(name), parameter, rtol=1e-4, atol=1e-5), name
+
+
+def by_hand() -> PeftModel:
+    """The same steps with all rows at once."""
+    model, optimizer = start()
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        model(input_ids=TOKENS, labels=torch.arange(8) % 3).loss.backward()
+        optimizer.step()
+    return model
