@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from capaboost_core.adapter_files.base_model import Fingerprint, fingerprint
-from capaboost_core.adapter_files.disk import Adapter, read_adapter, write_adapter
+from capaboost_core.adapter_files.disk import Adapter, Limits, read_adapter, write_adapter
 from capaboost_core.adapter_files.load_checks import check_base, check_weights
 from capaboost_core.adapter_files.record import Record
 from capaboost_core.errors import UserError
@@ -76,7 +76,7 @@ def from_core(base: nn.Module, folder: str | Path, adapter_name: str = "default"
         UserError: If the files are damaged, of another method or another base model, or hold more than increments of
             linear layers and a head.
     """
-    adapter = read_adapter(Path(folder))
+    adapter = read_adapter(Path(folder), Limits.of(base))
     record, method = adapter.record, adapter.record.config
     check_base(base, adapter)
     if type(method) is not LoRA or record.extra:
