@@ -147,7 +147,7 @@ def test_the_objective_is_the_loss_and_the_disagreement_of_a_second_pass(kind):
     first, second = seen_logits
     assert not torch.equal(first, second)
     torch.testing.assert_close(found, F.cross_entropy(first, batch) + 0.7 * disagreement(first, second))
-    assert model._forward_hooks == hooks
+    assert model._forward_hooks.keys() <= hooks.keys()  # it leaves none of its own
     settings("adamix", consistency=0.0).objective(loss_of, model, batch)
     assert len(seen_logits) == 3
 

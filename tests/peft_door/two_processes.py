@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from peft import PeftModel, get_peft_model
 
 from capaboost_peft import CapaBoostConfig
-from tests.peft.models import TOKENS, bert, trained
+from tests.peft_door.models import TOKENS, bert, trained
 
 STEPS = 4
 

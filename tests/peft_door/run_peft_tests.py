@@ -1,8 +1,8 @@
 """peft's own tests as a judge: each file is run with LoraConfig, then with CapaBoostConfig in its place.
 
-python -m tests.peft.run_peft_tests CHECKOUT [FILE ...] prints the table of docs/peft.md. CHECKOUT holds `tests/` of
-peft's repository at the version that is installed. Nothing is read from a hub: tiny random models stand where peft's
-tests look for its test models, and what else is not there fails in both runs, so that it counts for neither.
+python -m tests.peft_door.run_peft_tests CHECKOUT [FILE ...] prints the table of docs/peft.md. CHECKOUT holds `tests/`
+of peft's repository at the version that is installed. Nothing is read from a hub: tiny random models stand where
+peft's tests look for its test models, and what else is not there fails in both runs, so that it counts for neither.
 """
 
 import argparse

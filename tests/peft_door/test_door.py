@@ -17,7 +17,7 @@ from capaboost_core import Plan, Target, UserError
 from capaboost_core.injection import adapted_layers
 from capaboost_core.injection import mask_checksum as checksum_of_core
 from capaboost_text import inject as inject_text
-from tests.peft.models import DECODERS, IMAGES, TOKENS, bert, decoder, logits, trained, vit
+from tests.peft_door.models import DECODERS, IMAGES, TOKENS, bert, decoder, logits, trained, vit
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 

@@ -9,7 +9,7 @@ import capaboost_text
 import capaboost_vision
 from capaboost_core import UserError, save_peft, trainable_parameters
 from capaboost_core.injection import adapted_layers
-from tests.peft.models import IMAGES, TOKENS, bert, decoder, logits, trained, vit
+from tests.peft_door.models import IMAGES, TOKENS, bert, decoder, logits, trained, vit
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 

@@ -15,8 +15,8 @@ peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e
 
 from peft import PeftModel  # noqa: E402
 
-from tests.peft.models import TOKENS, bert  # noqa: E402
-from tests.peft.two_processes import STEPS, start  # noqa: E402
+from tests.peft_door.models import TOKENS, bert  # noqa: E402
+from tests.peft_door.two_processes import STEPS, start  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "adapter_model.safetensors"
