@@ -182,7 +182,9 @@ class CapaBoostModel(LoraModel):
         for switch in SWITCHES:  # without them some of timm's models read the weight past the layer
             if getattr(parent, switch, None) is False:
                 setattr(parent, switch, True)
-        for name, layer in getattr(parent, target_name).named_modules():
+        # A further adapter of a parameter goes into the wrapper that is there, and not below its parent.
+        made = [*getattr(parent, target_name).named_modules(), *target.named_modules()]
+        for name, layer in made:
             is_new = isinstance(layer, LoraLayer) and adapter_name in layer.lora_A
             if is_new and not isinstance(layer.lora_A[adapter_name], Factor):
                 path = ".".join([current_key, *(part for part in name.split(".") if part not in ("", "base_layer"))])
@@ -234,7 +236,10 @@ def factors_of(layer: LoraLayer, adapter: str) -> tuple[Factor, Factor]:
 def mask_checksum(model: nn.Module, adapter: str) -> str:
     """SHA-256 of an adapter's masks, as `capaboost_core` computes it."""
     return checksum(
-        (f"{base_path(name)}.lora_{letter}", (factor.masks or {"bits": factor.bits})["bits"].cpu().numpy())
+        (
+            f"{base_path(name)}{getattr(layer, 'parameter_name', '')}.lora_{letter}",
+            (factor.masks or {"bits": factor.bits})["bits"].cpu().numpy(),
+        )
         for name, layer in layers_with(model, adapter)
         for letter, factor in zip("AB", factors_of(layer, adapter), strict=True)
     )

@@ -330,6 +330,7 @@ def test_a_decoder_trains_generates_merges_saves_and_loads(family, tmp_path):
     assert losses[-1] < losses[0]
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
     model.save_pretrained(tmp_path)
+    assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"packed"}
     expected, words = logits(model, TOKENS), model.generate(input_ids=TOKENS, max_new_tokens=4, do_sample=False)
     loaded = PeftModel.from_pretrained(decoder(family), tmp_path)
     assert torch.equal(logits(loaded, TOKENS), expected)
@@ -404,3 +405,12 @@ def test_a_step_dispatches_what_the_cores_does(kind):
             logits(model.train(), BASES[kind][1]).square().sum().backward()
         counts.append(operators.counts)
     assert counts[0] == counts[1]
+
+
+def test_a_second_adapter_of_a_parameter_is_shared_too(tmp_path):
+    config = dict(target_modules=[], target_parameters=["0.weight"])
+    get_peft_model(nn.Sequential(nn.Linear(8, 8)), CapaBoostConfig(**config)).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(nn.Sequential(nn.Linear(8, 8)), tmp_path)
+    model.load_adapter(tmp_path, "other")
+    names = {name.rpartition(".")[2] for name, _ in model.named_parameters() if "lora_" in name}
+    assert names == {"packed"}
