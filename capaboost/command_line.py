@@ -179,7 +179,7 @@ def flag_settings(options: argparse.Namespace, flags: dict[str, str]) -> dict[st
 def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
     """Train with the settings, or with each rate of the grid, and show the result."""
     if options.print_config:
-        return _print_settings(run)
+        return print_settings(run)
     from accelerate import PartialState
 
     from capaboost_core.training.experiment import run_experiment
@@ -196,11 +196,10 @@ def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> No
         print_table([result])
         print(f"result: {folder / 'result.json'}")
         _write_card(folder, result)
-        _draw_confusion(folder)
     PartialState().destroy_process_group()
 
 
-def _print_settings(run: Any) -> None:
+def print_settings(run: Any) -> None:
     """The settings as a file that `--config` takes."""
     import yaml
 
@@ -210,21 +209,15 @@ def _print_settings(run: Any) -> None:
 
 
 def _write_card(folder: Path, result: dict[str, Any]) -> None:
-    """The model card beside the adapter, which goes with it to the hub."""
+    """The model card beside the adapter, which goes with it to the hub, and the picture of the confusion matrix."""
+    from capaboost.hub import adapter_folder
     from capaboost.model_card import write_card
     from capaboost_core.adapter_files.inference import read_inference
-    from capaboost_core.training.run_folder import ADAPTER
-
-    adapter = folder / ADAPTER
-    if adapter.is_dir():
-        write_card(adapter, result, read_inference(adapter))
-
-
-def _draw_confusion(folder: Path) -> None:
-    """The picture of the run's confusion matrix, where there is one and matplotlib."""
     from capaboost_core.extras import is_installed
 
-    source = folder / "confusion.csv"
+    adapter = adapter_folder(folder)
+    write_card(adapter, result, read_inference(adapter))
+    source = adapter.parent / "confusion.csv"
     if source.is_file() and is_installed("matplotlib"):
         from capaboost.plots.confusion import draw_confusion
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ def export(run: Run, target: str, folder: Path) -> float:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already; give a new folder")
     example = run.example()
-    before = _logits(run.model, *example)
+    before = _logits(run, run.model, *example)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
         made = Path(name) / "export"
@@ -78,7 +78,7 @@ def to_safetensors(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tenso
     )
     _write_classes(run, folder)
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    return _logits(model, *example)
+    return _logits(run, model, *example)
 
 
 def to_timm(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
@@ -102,7 +102,7 @@ def to_timm(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
     arguments = dict(getattr(model, "_model_args", None) or {})
     timm.models.save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    return _logits(again, *example)
+    return _logits(run, again, *example)
 
 
 def to_peft(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
@@ -113,19 +113,20 @@ def to_peft(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
     save_peft(run.model, folder)
     _write_classes(run, folder)
     base = unload(run.model, merge=False)
-    return _logits(PeftModel.from_pretrained(base, str(folder)).eval(), *example)
+    return _logits(run, PeftModel.from_pretrained(base, str(folder)).eval(), *example)
 
 
 def to_onnx(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
     """`model.onnx` for any batch size, checked in onnxruntime, and `classes.json`."""
-    need("onnxruntime", "onnx", "checks of an ONNX file")
+    for package in ("onnx", "onnxruntime"):
+        need(package, "onnx", "exports to ONNX")
     import onnxruntime
 
-    model, file = _Logits(_plain(run)), folder / "model.onnx"
-    names = ["images"] if isinstance(run, ImageRun) else ["input_ids", "attention_mask"]
+    names = list(run.inputs)
+    model, file = _Logits(_plain(run), names), folder / "model.onnx"
     axes = {name: {0: "batch"} if isinstance(run, ImageRun) else {0: "batch", 1: "tokens"} for name in names}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing, and of the exporter that needs no further package
+        warnings.simplefilter("ignore")  # of tracing, and that a newer exporter needs another package
         torch.onnx.export(
             model, example, str(file), dynamo=False, input_names=names, output_names=["logits"],
             dynamic_axes=axes | {"logits": {0: "batch"}},
@@ -153,21 +154,21 @@ TARGETS: dict[str, Callable[[Run, Path, tuple[Tensor, ...]], Tensor]] = {
 
 
 class _Logits(nn.Module):
-    """A model whose output is its logits alone."""
+    """A model whose output is its logits alone, with its inputs in the order of their names."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, names: Sequence[str]):
         super().__init__()
-        self.model = model
+        self.model, self.names = model, names
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        if len(inputs) == 1:
+        if self.names == ["images"]:
             return self.model(*inputs)
-        return self.model(input_ids=inputs[0], attention_mask=inputs[1]).logits
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, *inputs: Tensor) -> Tensor:
-    return _Logits(model)(*inputs).float().cpu()
+def _logits(run: Run, model: nn.Module, *inputs: Tensor) -> Tensor:
+    return _Logits(model, list(run.inputs))(*inputs).float().cpu()
 
 
 def _plain(run: Run) -> nn.Module:

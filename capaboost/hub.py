@@ -11,7 +11,9 @@ from capaboost.model_card import CARD
 from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS
 from capaboost_core.adapter_files.inference import INFERENCE
 from capaboost_core.errors import UserError, reason_of
-from capaboost_core.training.run_folder import ADAPTER
+from capaboost_core.training.lr_grid import rate_folder
+from capaboost_core.training.result import read_result
+from capaboost_core.training.run_folder import ADAPTER, RESULT
 
 HUB = "hf-hub:"  # timm's prefix
 FILES = (WEIGHTS, CONFIG, INFERENCE, CARD)
@@ -19,8 +21,11 @@ FAILURES = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineM
 
 
 def adapter_folder(run: str | Path) -> Path:
-    """The adapter's folder of a run, if the folder is a run's; else the folder itself."""
-    return Path(run) / ADAPTER if (Path(run) / ADAPTER).is_dir() else Path(run)
+    """The adapter's folder of a run, or of the best run of a grid of rates; of any other folder itself."""
+    folder = Path(run)
+    if (folder / RESULT).is_file() and not (folder / ADAPTER).is_dir():
+        folder = rate_folder(folder, read_result(folder / RESULT)["config"]["train"]["lr"])
+    return folder / ADAPTER if (folder / ADAPTER).is_dir() else Path(run)
 
 
 def push_to_hub(

@@ -11,10 +11,10 @@ print(run.classes, run.predict(["new/1.jpg"]))  # probabilities (images, classes
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class ImageRun:
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    inputs: ClassVar[tuple[str, ...]] = ("images",)
 
     def transform(self, path: str | Path) -> Tensor:
         """An image file as the model's input (3, height, width).
@@ -105,10 +107,20 @@ class TextRun:
     max_length: int
     columns: tuple[str, ...]
 
-    def example(self, count: int = 2) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, to check an exported model with."""
-        tokens = self.tokenizer(["a text"] * count, max_length=self.max_length, truncation=True, return_tensors="pt")
-        return tuple(tokens[name].to(_device(self.model)) for name in ("input_ids", "attention_mask"))
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the model's inputs, in the order of `example`."""
+        return tuple(self._tokens(["a text"], ["another"] if len(self.columns) == 2 else None))
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Two inputs of different lengths, to check an exported model with."""
+        second = ["another", "another text, which is longer"] if len(self.columns) == 2 else None
+        return tuple(self._tokens(["a text", "a text of which there is more"], second).values())
+
+    def _tokens(self, texts: list[str], second: list[str] | None) -> Mapping[str, Tensor]:
+        return self.tokenizer(
+            texts, second, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(_device(self.model))
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[str | tuple[str, str]], shown: bool = False) -> Tensor:
@@ -117,15 +129,7 @@ class TextRun:
         for batch in _batches(texts, "predict", shown):
             pairs = [text if isinstance(text, tuple) else (text, None) for text in batch]
             second = None if pairs[0][1] is None else [pair for _, pair in pairs]
-            tokens = self.tokenizer(
-                [text for text, _ in pairs],
-                second,
-                padding=True,
-                truncation=True,
-                max_length=self.max_length,
-                return_tensors="pt",
-            )
-            logits = self.model(**tokens.to(_device(self.model))).logits.float()
+            logits = self.model(**self._tokens([text for text, _ in pairs], second)).logits.float()
             parts.append((logits.softmax(dim=1) if self.classes else logits).cpu())
         return torch.cat(parts)
 
@@ -150,8 +154,8 @@ def load_run(
     record = read_inference(adapter)
     if record is None:
         raise UserError(
-            f"{adapter} has no {INFERENCE}, which training commands write; give a run's folder, or make the base "
-            "model and call load_adapter(model, folder)"
+            f"{adapter} has no {INFERENCE}, which train-vtab and train-glue write; give a run's folder, or make the "
+            "base model and call load_adapter(model, folder)"
         )
     make = _image_run if record["kind"] == "images" else _text_run
     with warnings.catch_warnings():
@@ -180,11 +184,12 @@ def _image_run(record: dict[str, Any], adapter: Path, base: str | None, device: 
 
 def _text_run(record: dict[str, Any], adapter: Path, base: str | None, device: torch.device) -> TextRun:
     from capaboost_text.encode import load_tokenizer
-    from capaboost_text.encoders import load_base
+    from capaboost_text.encoders import load_classifier
 
     name, classes = base or record["model"]["name"], tuple(record["classes"])
     tokenizer = load_tokenizer(name, record["max_length"])
-    model = load_adapter(load_base(name, num_labels=max(1, len(classes))), adapter).to(device).eval()
+    base_model = load_classifier(name, max(1, len(classes)), tokenizer.pad_token_id)
+    model = load_adapter(base_model, adapter).to(device).eval()
     return TextRun(model, classes, tokenizer, record["max_length"], tuple(record["columns"]))
 
 

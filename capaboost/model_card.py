@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def card_text(result: dict[str, Any], inference: dict[str, Any] | None) -> str:
         data=_data(result, inference),
         method=result["method"],
         task=result["task"],
-        base=result["model"],
+        base=Path(result["model"]).name if result["model"].startswith("/") else result["model"],
         formula=formula,
         settings=", ".join(f"{key} {adapter[key]}" for key in ("r", "alpha", "num_tied", "density") if key in adapter),
         metric=result["metric"],
@@ -93,8 +94,15 @@ def card_text(result: dict[str, Any], inference: dict[str, Any] | None) -> str:
         device=result["device"],
         versions=", ".join(f"{name} {version}" for name, version in result["versions"].items() if version),
         example='"a text"' if inference and inference["kind"] == "texts" else '"image.jpg"',
-        command=result["command"],
+        command=" ".join(Path(part).name if part.startswith("/") else part for part in result["command"].split()),
     )
+
+
+def _on_the_hub(model: str, inference: dict[str, Any] | None) -> str | None:
+    """The base model's name on the hub; none of a local one, with which the hub would refuse the card."""
+    if inference and inference["kind"] == "images":
+        return None if ":" in model or model.startswith("capaboost_") else f"timm/{model}"
+    return model if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) and not Path(model).exists() else None
 
 
 def _data(result: dict[str, Any], inference: dict[str, Any] | None) -> str:
@@ -107,7 +115,7 @@ def _data(result: dict[str, Any], inference: dict[str, Any] | None) -> str:
     ]
     data = ModelCardData(
         library_name="capaboost",
-        base_model=f"timm/{result['model']}" if inference and inference["kind"] == "images" else result["model"],
+        base_model=_on_the_hub(result["model"], inference),
         pipeline_tag=kind,
         tags=["capaboost", "peft", result["method"]],
         model_name=name if measured else None,

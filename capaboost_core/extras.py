@@ -10,7 +10,7 @@ from capaboost_core.errors import UserError
 PACKAGES = {
     "plots": "matplotlib",
     "tensorboard": "tensorboard",
-    "onnx": "onnxruntime",
+    "onnx": "onnx onnxruntime",
     "peft": "'peft>=0.21,<0.22'",
     "prepare": "tensorflow",
     "ray": "ray",

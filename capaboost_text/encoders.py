@@ -64,9 +64,18 @@ def from_pretrained(
     return _inject(model, config, _missing_pooler(model, missing, name_or_path))
 
 
-def load_base(name_or_path: str | Path, task: str = "sequence-classification", **kwargs: Any) -> nn.Module:
-    """The pretrained encoder with a fresh head, as `from_pretrained` loads it before it is adapted."""
-    return _load(name_or_path, task, kwargs)[0]
+def load_classifier(name_or_path: str | Path, num_labels: int, pad_token_id: int | None) -> nn.Module:
+    """The pretrained model with a head of `num_labels` classes, as the training commands take it before it is adapted.
+
+    Args:
+        name_or_path: As for `from_pretrained`.
+        num_labels: A checkpoint of another task has a head for other classes; a fresh one takes its place.
+        pad_token_id: The tokenizer's, by which decoders find a row's last token.
+    """
+    settings = {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+    model = _load(name_or_path, "sequence-classification", settings)[0]
+    model.config.pad_token_id = pad_token_id
+    return model
 
 
 def _load(name_or_path: str | Path, task: str, kwargs: dict[str, Any]) -> tuple[nn.Module, list[str]]:

@@ -108,7 +108,8 @@ def inference_record(run: RunSettings, task: ImageTask) -> dict[str, Any]:
 
 
 def _decoded(data: DataSection, split: str, images: ResizedImages, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    key = ("decoded", data.dataset, data.source, data.dir, data.selection_rows, split, size)
+    rows = data.dataset, data.source, data.dir, data.selection_rows, data.holdout, data.split_seed
+    key = ("decoded", *rows, split, size)
     return once(key, lambda: decode(images, split))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,15 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+import capaboost_text
 from capaboost import load_run, push_to_hub
 from capaboost.commands import export, predict, train_glue, train_vtab
-from capaboost.hub import FILES, fetch
+from capaboost.hub import FILES, adapter_folder, fetch
 from capaboost_core import save_adapter
+from capaboost_core.adapter_files.inference import write_inference
 from capaboost_core.errors import UserError
+from capaboost_text.encode import load_tokenizer
+from capaboost_text.encoders import load_classifier
 from tests.hub_server import hub
 from tests.text.tiny_encoder import save_encoder
 
@@ -256,7 +261,7 @@ def test_an_adapter_goes_to_a_hub_and_comes_back(trained, photos, tmp_path, monk
 def test_the_card_says_what_was_measured(trained):
     result = json.loads((trained / "result.json").read_text())
     card = ModelCard.load(trained / "adapter" / "README.md")
-    assert card.data.base_model == "timm/capaboost_vit_micro_patch8_64"
+    assert card.data.base_model is None  # the embedded backbone is on no hub
     assert card.data.pipeline_tag == "image-classification"
     assert [entry.metric_value for entry in card.data.eval_results] == [result["value"]]
     assert f"{result['trainable_parameters']:,}" in card.text
@@ -266,3 +271,38 @@ def test_the_card_says_what_was_measured(trained):
 def test_what_is_no_adapter_is_not_pushed(tmp_path):
     with pytest.raises(UserError, match=r"has no adapter\.safetensors"):
         push_to_hub(tmp_path, "me/none", token="hf_local", endpoint="http://127.0.0.1:9")
+
+
+def test_the_best_run_of_a_grid_is_used(trained, tmp_path):
+    result = json.loads((trained / "result.json").read_text()) | {"lr_grid": {"0.01": 1.0, "0.001": 0.0}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "lr-0.01").symlink_to(trained)
+    assert adapter_folder(tmp_path) == tmp_path / "lr-0.01" / "adapter"
+
+
+@pytest.mark.parametrize("change", [{"kind": "sounds"}, {"transform": {}}, {"classes": [1]}, {"model": {}}])
+def test_a_damaged_record_is_one_line(change, trained, tmp_path):
+    shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    record = json.loads((trained / "adapter" / "inference.json").read_text()) | change
+    (tmp_path / "adapter" / "inference.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="is damaged"):
+        load_run(tmp_path)
+
+
+def test_pairs_of_texts_keep_their_segments_in_onnx(tmp_path):
+    import onnxruntime
+
+    save_encoder(tmp_path / "encoder")
+    adapter, tokenizer = tmp_path / "adapter", load_tokenizer(tmp_path / "encoder", 32)
+    torch.manual_seed(0)
+    model = capaboost_text.inject(load_classifier(tmp_path / "encoder", 2, tokenizer.pad_token_id), "capaboost-lora")
+    save_adapter(model, adapter)
+    record = {"kind": "texts", "model": {"name": str(tmp_path / "encoder")}, "classes": ["no", "yes"]}
+    write_inference(adapter, record | {"columns": ["a", "b"], "max_length": 32})
+    assert export.main([str(adapter), "--to", "onnx", "--output", str(tmp_path / "out")]) == 0
+    run, session = load_run(adapter), onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    assert [one.name for one in session.get_inputs()] == list(run.inputs)
+    tokens = tokenizer(["Duke William", "the church"], ["won", "of the Duke"], padding=True, return_tensors="np")
+    (logits,) = session.run(None, {name: tokens[name] for name in run.inputs})
+    pairs = [("Duke William", "won"), ("the church", "of the Duke")]
+    torch.testing.assert_close(torch.from_numpy(logits).softmax(dim=1), run.predict(pairs), atol=1e-5, rtol=1e-5)

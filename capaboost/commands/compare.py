@@ -47,7 +47,7 @@ def compare_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--lr-grid", type=_rates, metavar="RATES", help="rates that are tried for each method, with commas between")
     add("--model", type=given, metavar="NAME", help="default: the task's own")
     add("--data-dir", type=given, metavar="DIR", help="where the task's data lie")
-    add("--source", type=given, metavar="NAME", help="of a VTAB task: tfds, folder, digits or rendered")
+    add("--source", type=given, metavar="NAME", help="of images: tfds, folder, images, digits or rendered")
     add("--epochs", type=at_least_one, metavar="N", help="default: the task's own")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting of all runs")
     add("--workers", type=at_least_one, metavar="N", help="runs at a time (default: one, or one for each GPU)")

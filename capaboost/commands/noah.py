@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capaboost.budget import budget_of
-from capaboost.command_line import add_run_flags, at_least_one, exit_code, make_parser, run_and_show
+from capaboost.command_line import add_run_flags, at_least_one, exit_code, make_parser, print_settings, run_and_show
 from capaboost.commands.train_vtab import GRID, add_data_flags, load
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def noah_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def noah(options: argparse.Namespace) -> None:
     """The three stages, after all settings are checked."""
     subnet, supernet = settings(options)
+    if options.print_config:
+        return print_settings(supernet)
     from capaboost.subnet_search import search_subnet
     from capaboost_core.training.experiment import run_experiment
     from capaboost_core.training.run_folder import ADAPTER, check_folder, run_folder

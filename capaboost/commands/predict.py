@@ -6,8 +6,8 @@ Examples:
   capaboost predict RUN reviews.txt                        # a text a line
   capaboost predict RUN reviews.csv --column review        # a column, or two of a pair: --column a,b
 
-An input is an image, a folder of images, a file of texts with one a line (.txt), a column of a table (.csv, .tsv), or
-`-`: one path or text a line from the standard input.
+An input is an image, a folder of images, a file of texts with one a line (.txt), a column of a table (.csv, .tsv,
+.jsonl), or `-`: one path or text a line from the standard input.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SHOWN = 50  # rows of the table on the screen
 WIDTH = 48  # characters of a text in it
-TABLES = (".csv", ".tsv")
+TABLES = (".csv", ".tsv", ".jsonl")
 
 
 def predict_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -122,20 +122,19 @@ def _lines(name: str) -> list[str]:
 
 
 def column_of(path: Path, column: str) -> list[str]:
-    """A column of a table by the name in its first line.
+    """A column of a table by its name, read as in training.
 
     Raises:
-        UserError: If the table cannot be read, or lacks the column.
+        UserError: If the table cannot be read, lacks the column, or has a row without a text in it.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path} as a table; save it as CSV in UTF-8") from error
-    if not rows or column not in rows[0]:
-        found = ", ".join(filter(None, rows[0])) if rows else "no rows"
-        raise UserError(f"{path} has no column {column!r} but {found}; pass --column with one of them")
-    return [row[column] or "" for row in rows]
+    from capaboost_text.table_file import read_json_rows, read_rows
+
+    read = read_json_rows if path.suffix.lower() == ".jsonl" else read_rows
+    rows = read(path, (column,))
+    for line, (cell,) in rows:
+        if not isinstance(cell, str) or not cell.strip():
+            raise UserError(f"{path}, line {line}: {column} is empty; fill it in, or leave the row out")
+    return [cell for _, (cell,) in rows]
 
 
 def ranked(run: ImageRun | TextRun, items: Sequence[Any], top: int) -> list[dict[str, Any]]:

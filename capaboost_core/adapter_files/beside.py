@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from torch import nn
 from capaboost_core.wrappers import is_sharded
 
 FOLDER = "capaboost_adapter"  # within the library's; beside its files `adapter_config.json` would be taken for peft's
+
+
+class AdapterBesideWarning(UserWarning):
+    """What a library saved of an adapted model lacks the adapter, which lies in a folder beside it."""
 
 
 class SavesAdapter:
@@ -28,5 +33,11 @@ class SavesAdapter:
         alone = settings.get("is_main_process", True) and not any(map(is_sharded, self.model.parameters()))
         if alone and hasattr(self.model, "capaboost"):
             save = importlib.import_module("capaboost_core.adapter_files.save")  # it needs what puts this here
-            save.save_adapter(self.model, Path(save_directory) / FOLDER)
+            folder = save.save_adapter(self.model, Path(save_directory) / FOLDER)
+            warnings.warn(
+                f"{save_directory} holds the base model and its head; the adapter is in {folder}, to be loaded into "
+                "them by load_adapter, or call unload(model) first to save the merged model",
+                AdapterBesideWarning,
+                stacklevel=2,
+            )
         return done

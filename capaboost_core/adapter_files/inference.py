@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from capaboost_core.errors import UserError
-from capaboost_core.files import write_atomically
+from capaboost_core.files import read_text, write_atomically
 
 INFERENCE = "inference.json"
 KINDS = ("images", "texts")
@@ -38,13 +38,24 @@ def read_inference(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError("it is too large")
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["kind"] not in KINDS or not isinstance(record["model"], dict):
-            raise ValueError("it has another form")
-        if not all(isinstance(name, str) for name in record["classes"]):
-            raise ValueError("its classes are no names")
+        record = json.loads(read_text(path, MOST_BYTES))
+        _check(record)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it again from where the adapter was trained") from error
     return record
+
+
+def _check(record: Any) -> None:
+    """Raise if a field is missing or of another kind."""
+    if record["kind"] not in KINDS or not isinstance(record["model"]["name"], str):
+        raise ValueError("it has another form")
+    if not all(isinstance(name, str) for name in record["classes"]):
+        raise ValueError("its classes are no names")
+    if record["kind"] == "texts":
+        if type(record["max_length"]) is not int or not 1 <= len(record["columns"]) <= 2:
+            raise ValueError("its texts are of another form")
+        return
+    form = record["transform"]
+    sizes, numbers = form["size"], [*form["mean"], *form["std"]]
+    if [type(size) for size in sizes] != [int, int] or [type(number) for number in numbers] != [float] * 6:
+        raise ValueError("its transform is of another form")

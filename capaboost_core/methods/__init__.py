@@ -33,8 +33,8 @@ MODULES = {  # in this folder, each with its presets; those with `capaboost-` ar
 }  # fmt: skip
 for module, presets in MODULES.items():
     announce(f"{__name__}.{module}", presets)
-load_plugins()
-
 CapaBoostConfig = Method  # `CapaBoostConfig(method="lora", r=4)` is the method of that name with its settings
 
 __all__ = ["METHODS", "PRESETS", "CapaBoostConfig", "Method", "register_method", "resolve_config"]
+
+load_plugins()  # last: a plugin may import any of these

@@ -30,7 +30,7 @@ class Registry(MutableMapping[str, Found]):
 
     def __getitem__(self, name: str) -> Found:
         if self.entries[name] is None:
-            importlib.import_module(self.modules[name])
+            _import(self.modules[name])
         found = self.entries[name]
         if found is None:
             raise UserError(f"{self.modules[name]} was to register {name}, but does not; correct its entry point")
@@ -93,12 +93,19 @@ def load_plugins() -> None:
         UserError: If such a module cannot be imported.
     """
     for entry in entry_points(group=GROUP):
-        announce(entry.value, (entry.name,))
+        if entry.name not in PRESETS:  # no package takes the name of another's method
+            announce(entry.module, (entry.name,))
     for module in filter(None, os.environ.get(PLUGINS, "").split(",")):
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # another's code may fail in any way
-            raise UserError(f"plugin {module} cannot be imported ({reason_of(error)}); it must be a module") from error
+        _import(module)
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # another's code may fail in any way
+        raise UserError(f"plugin {module} cannot be imported ({reason_of(error)}); it must be a module") from error
 
 
 def find_method(name: Any, prefix: str = "") -> type[Method]:

@@ -37,7 +37,7 @@ def run_grid(run: RunSettings, rates: list[float], folder: Path, resume: bool, p
         UserError: If the run selects nothing, a folder is taken, every rate diverges, or a run fails.
     """
     runs = {rate: dataclasses.replace(run, train=run.train.replace(lr=rate)) for rate in rates}
-    _check(run, folder, [_place(folder, rate) for rate in rates], resume)
+    _check(run, folder, [rate_folder(folder, rate) for rate in rates], resume)
     accelerator = make_accelerator(run.train, folder)
     if is_finished(folder) and (stored := _stored(run, rates, folder)):
         accelerator.print(f"{folder}: finished already; its result stands")
@@ -52,7 +52,7 @@ def _try_all(
     results: dict[float, dict[str, Any]] = {}
     for rate, run in runs.items():
         try:
-            results[rate] = run_experiment(run, _place(folder, rate), resume, prepare)
+            results[rate] = run_experiment(run, rate_folder(folder, rate), resume, prepare)
         except DivergedError as error:
             accelerator.print(f"train.lr={rate:g} is left out: {error}")
     if not results:
@@ -66,7 +66,8 @@ def _try_all(
     return chosen
 
 
-def _place(folder: Path, rate: float) -> Path:
+def rate_folder(folder: Path, rate: float) -> Path:
+    """Where a grid has the run of a rate."""
     return folder / f"lr-{rate:g}"
 
 

@@ -72,9 +72,9 @@ def describe(path: Path, texts: Sequence[str], label: str | None) -> dict[str, A
     texts = tuple(texts) or _guess(path, known, TEXTS, "--text")
     label = label or _guess(path, known, LABELS, "--label")[0]
     read = read_json_rows if path.suffix.lower() == ".jsonl" else read_rows
-    labels = {cells[0] for _, cells in read(path, (label,))}
+    values = (cells[0] for _, cells in read(path, (label,)))
     settings = {"task": path.stem, "dir": str(path.parent), "train": path.name, "texts": texts, "label": label}
-    names = sorted(value if isinstance(value, str) else json.dumps(value) for value in labels)
+    names = sorted({value if isinstance(value, str) else json.dumps(value) for value in values})
     return settings if _are_measured(names) else settings | {"classes": tuple(names)}
 
 
@@ -104,7 +104,8 @@ def _are_measured(names: Sequence[str]) -> bool:
         numbers = [float(name) for name in names]
     except ValueError:
         return False
-    return len(names) > MOST_CLASSES or any(number != int(number) for number in numbers)
+    whole = all(number.is_integer() for number in numbers if math.isfinite(number))
+    return len(names) > MOST_CLASSES or not whole
 
 
 def read_own(data: DataSection, split: str) -> list[Example]:

@@ -46,6 +46,7 @@ class OwnImages:
     """A data set of one's own, split.
 
     Attributes:
+        root: The folder or the table.
         classes: Names in alphabetical order; a label is an index of it.
         splits: Paths and labels of `train`, of `test` (what measures: the rows given for it, or else the validation
             rows, or else a share held out), and of `val` where rows are given for it beside `test`.
@@ -53,6 +54,7 @@ class OwnImages:
         remarks: What a user should know of the data before training.
     """
 
+    root: Path
     classes: tuple[str, ...]
     splits: dict[str, list[tuple[Path, int]]]
     note: str
@@ -73,7 +75,7 @@ class OwnImages:
         if split == "train800val200":
             return train + (val or [])
         if val is None:
-            train, val = _hold_out(train, share, f"{seed}/select")
+            train, val = _hold_out(train, share, f"{seed}/select", self.root)
         return train if split == "train800" else val
 
 
@@ -120,7 +122,7 @@ def read_own(root: Path, share: float, seed: int) -> OwnImages:
         indexed[TRAIN], indexed[TEST] = _hold_out(indexed[TRAIN], share, str(seed), root)
         note = f"own images; {share:.0%} of each class held out by seed {seed}, on which the value is measured"
     counts = ", ".join(f"{len(part):,} {split}" for split, part in indexed.items())
-    return OwnImages(classes, indexed, f"{note}; {counts}", (*remarks, *_remarks(classes, indexed[TRAIN])))
+    return OwnImages(root, classes, indexed, f"{note}; {counts}", (*remarks, *_remarks(classes, indexed[TRAIN])))
 
 
 def _check_classes(root: Path, classes: Sequence[str], rows: Sequence[Row]) -> None:
@@ -141,7 +143,7 @@ def _remarks(classes: Sequence[str], train: Sequence[tuple[Path, int]]) -> list[
 
 
 def _hold_out(
-    rows: Sequence[tuple[Path, int]], share: float, key: str, root: Path | None = None
+    rows: Sequence[tuple[Path, int]], share: float, key: str, root: Path
 ) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
     """The rows that stay, and those held out of each class, each in the given order."""
     of_class = defaultdict(list)
@@ -155,9 +157,9 @@ def _hold_out(
     return [row for row in rows if row not in out], [row for row in rows if row in out]
 
 
-def _hash(key: str, path: Path, root: Path | None) -> int:
-    base = root if root is None or root.is_dir() else root.parent
-    name = path.relative_to(base).as_posix() if base and path.is_relative_to(base) else path.name
+def _hash(key: str, path: Path, root: Path) -> int:
+    base = root if root.is_dir() else root.parent
+    name = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
     return int(draw(f"{key}/{name}", (1,))[0])
 
 

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capaboost_core.files import PARTIALS
 from capaboost_core.training import stopping
 from capaboost_core.training.checkpoint import FORMAT
 from tests.core.toy_run import model, run, same, signalled, stopping_at
@@ -74,7 +75,7 @@ def goes_on(stopped: Stopped, files: dict[str, bytes | None]):
                 (place / name).write_bytes(content)
         got = attempt(lambda: train(place, resume=True), place)
         if not refused(got):
-            assert not list(place.rglob("*.partial"))
+            assert not list(place.rglob(PARTIALS))
             return got[0], lines(place)
         return None
 
@@ -137,7 +138,7 @@ def test_checkpoints_with_anything_in_a_field(stopped, data):
 @slow
 @given(data=st.data())
 def test_other_things_in_the_folder(stopped, data):
-    names = st.sampled_from([CHECKPOINT, PREVIOUS, METRICS, "result.json", "checkpoint.pt.partial"])
+    names = st.sampled_from([CHECKPOINT, PREVIOUS, METRICS, "result.json", PARTIALS.replace("*", "killed")])
     files = data.draw(st.dictionaries(names, st.none() | st.binary(max_size=20), min_size=1, max_size=3))
     ended = goes_on(stopped, files)
     if ended:

@@ -35,6 +35,7 @@ from capaboost_core import (
 )
 from capaboost_core.account import account_of
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
+from capaboost_core.adapter_files.beside import AdapterBesideWarning
 from capaboost_core.injection import UnhookedWarning, adapted_layers
 from capaboost_core.training.hooks import Hooks
 from tests.core.adapter_case import edit_tensors
@@ -473,7 +474,8 @@ def test_what_the_trainer_saves_holds_the_adapter(tmp_path, method):
     base = bert()
     trainer = trainer_of(capaboost_text.inject(copy.deepcopy(base), method), tmp_path)
     trainer.train()
-    trainer.save_model(tmp_path / "saved")
+    with pytest.warns(AdapterBesideWarning, match="to be loaded into them by load_adapter"):
+        trainer.save_model(tmp_path / "saved")
     loaded = load_adapter(base, tmp_path / "saved/capaboost_adapter").eval()
     assert torch.equal(logits(loaded), logits(trainer.model.eval()))
 

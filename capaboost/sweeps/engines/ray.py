@@ -15,6 +15,7 @@ from capaboost.sweeps.plan import open_runs
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.work import work_elsewhere
 from capaboost_core.extras import need
+from capaboost_core.methods.registry import PLUGINS
 from capaboost_core.training.processes import wait_policy
 
 POLL_SECONDS = 0.5
@@ -45,7 +46,10 @@ class RayEngine:
 
         if not ray.is_initialized():
             paths = os.pathsep.join(filter(None, sys.path))
-            own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self.threads)} | wait_policy(side_by_side=True)
+            plugins = {PLUGINS: os.environ[PLUGINS]} if PLUGINS in os.environ else {}
+            own = (
+                plugins | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self.threads)} | wait_policy(side_by_side=True)
+            )
             environment = {"env_vars": own}
             ray.init(address=self.address, runtime_env=environment, log_to_driver=False, include_dashboard=False)
         task = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=-1)(do)
