@@ -41,8 +41,8 @@ class Lasting:
         try:
             yield
         except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):  # what is buffered has to go somewhere at exit
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())  # what is buffered has to go somewhere at exit
 
 
 @contextlib.contextmanager

@@ -192,8 +192,8 @@ def explained(verb: str, path: Path) -> Iterator[None]:
 
 
 def _keep_mode(file: BinaryIO, replaced: Path) -> None:
-    """What its owner has made private, or readable for others, stays so."""
-    with suppress(FileNotFoundError):
+    """What its owner has made private, or readable for others, stays so, where the file system has permissions."""
+    with suppress(OSError):  # there is no such file, or vfat and CIFS refuse
         if stat.S_ISREG(mode := os.lstat(replaced).st_mode):
             os.fchmod(file.fileno(), stat.S_IMODE(mode))
 

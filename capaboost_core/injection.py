@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from capaboost_core.adapted import Adapted, take_forward
 from capaboost_core.adapter_files.beside import SavesAdapter
@@ -19,7 +20,7 @@ from capaboost_core.integrations import complete
 from capaboost_core.liveness import Watch, check_alive_by_example
 from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import Plan, in_prefix
-from capaboost_core.roles import Roles
+from capaboost_core.roles import Roles, classifier_of
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.together import Together
 from capaboost_core.statistics import rest, statistics
@@ -48,6 +49,7 @@ class Injection:
     switched: tuple[tuple[str, str], ...] = ()  # the plan's switches that were off before
     together: Together | None = field(default=None, compare=False, repr=False)  # its hooks on the model
     watch: Watch | None = field(default=None, compare=False, repr=False)
+    hooks: Sequence[RemovableHandle] = field(default=(), compare=False, repr=False)  # the other ones on the model
     statistics: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # of the base
 
 
@@ -97,15 +99,13 @@ def inject(
 
 
 def _head_of(model: nn.Module, trainable: Sequence[str] | None) -> tuple[str, ...]:
-    modules = dict(model.named_modules())
     if trainable is not None:
+        modules = dict(model.named_modules())
         unknown = [path for path in trainable if path not in modules]
         if unknown:
             raise UserError(f"trainable: {type(model).__name__} has no module {unknown[0]!r}; give full paths")
         return tuple(trainable)
-    found = model.get_classifier() if hasattr(model, "get_classifier") else ()
-    heads = found if isinstance(found, (tuple, list)) else (found,)
-    return tuple(path for path, module in modules.items() if path and any(module is head for head in heads))
+    return classifier_of(model)
 
 
 def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
@@ -144,17 +144,22 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
     tied = [weight for layer in layers.values() for weight in layer.tied_weights().values()]
     of_base = {name: buffer.detach().clone() for name, buffer in statistics(model).items()}
     together, watch = Together(model, tied) if tied else None, Watch(model) if layers else None
-    model.capaboost = replace(injection, together=together, watch=watch, statistics=of_base)
+    hooks = _register_hooks(model, injection.config)
+    model.capaboost = replace(injection, together=together, watch=watch, hooks=hooks, statistics=of_base)
     rest(model, injection.plan.head, injection.config.trains)
-    model.register_state_dict_post_hook(_note_draws)
-    model.register_load_state_dict_pre_hook(_refuse_other_draws)
-    model.register_load_state_dict_pre_hook(_accept_base_checkpoint)
-    model.register_load_state_dict_post_hook(_after_load)
     if hasattr(type(model), "save_pretrained"):
         model.save_pretrained = SavesAdapter(model)
-    if injection.config.is_hooked:
-        model.register_forward_pre_hook(_warn_unhooked)
     return model
+
+
+def _register_hooks(model: nn.Module, config: Method) -> list[RemovableHandle]:
+    return [
+        model.register_state_dict_post_hook(_note_draws),
+        model.register_load_state_dict_pre_hook(_refuse_other_draws),
+        model.register_load_state_dict_pre_hook(_accept_base_checkpoint),
+        model.register_load_state_dict_post_hook(_after_load),
+        *([model.register_forward_pre_hook(_warn_unhooked)] if config.is_hooked else []),
+    ]
 
 
 def _trained(model: nn.Module, config: Method, plan: Plan) -> dict[str, nn.Parameter]:

@@ -30,11 +30,12 @@ def disable(model: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def disabled(layers: list[Adapted]) -> Iterator[None]:
     """Within the context these layers compute as their bases."""
-    _count_disabled(layers, 1)
+    thread = threading.get_ident()  # another one may leave the context, as with generators
+    _count_disabled(layers, thread, 1)
     try:
         yield
     finally:
-        _count_disabled(layers, -1)
+        _count_disabled(layers, thread, -1)
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -103,7 +104,7 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
     swap(model, {layer: layer.plain_merged() if merge else layer.plain() for layer in layers})
     for path, attribute in injection.switched:
         setattr(model.get_submodule(path), attribute, False)
-    for hooks in filter(None, (injection.together, injection.watch)):
+    for hooks in filter(None, (injection.together, injection.watch, *injection.hooks)):
         hooks.remove()
     wake(model)
     for name in (HOOKED, "save_pretrained"):
@@ -112,9 +113,8 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
     return model
 
 
-def _count_disabled(layers: list[Adapted], change: int) -> None:
-    """Count a context of this thread; other threads may read the counts meanwhile."""
-    thread = threading.get_ident()
+def _count_disabled(layers: list[Adapted], thread: int, change: int) -> None:
+    """Count a context of a thread; other threads may read the counts meanwhile."""
     with LOCK:
         for layer in layers:
             counts = layer.contexts | {thread: layer.contexts.get(thread, 0) + change}

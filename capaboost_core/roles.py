@@ -163,3 +163,10 @@ def _targets(places: list[Place], whole: bool) -> Iterator[Target]:
         rows.setdefault(place.path, []).extend([place.rows] if place.rows else [])
     for path, slices in rows.items():
         yield Target(path, tuple(slices) if slices and not whole else None)
+
+
+def classifier_of(model: nn.Module) -> tuple[str, ...]:
+    """The paths of what a model names by `get_classifier`, as timm's do: one module, or several; else none."""
+    found = model.get_classifier() if hasattr(model, "get_classifier") else ()
+    heads = found if isinstance(found, (tuple, list)) else (found,)
+    return tuple(path for path, module in model.named_modules() if path and any(module is head for head in heads))

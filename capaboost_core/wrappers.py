@@ -79,8 +79,13 @@ def timm_cfg(model: nn.Module) -> Mapping[str, Any]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, of which each process holds a part."""
-    return hasattr(tensor, "full_tensor")
+    """Whether a process holds only a part of a tensor: of a DTensor, or of what DeepSpeed's ZeRO-3 has partitioned."""
+    return hasattr(tensor, "full_tensor") or is_partitioned(tensor)
+
+
+def is_partitioned(tensor: Tensor) -> bool:
+    """Whether ZeRO-3 has left nothing of a parameter here until its layer runs, or it is gathered."""
+    return hasattr(tensor, "ds_id") and not tensor.numel()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from timm.models.xcit import Xcit
 from torch import nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.roles import Architecture, Roles
+from capaboost_core.roles import Architecture, Roles, classifier_of
 from capaboost_core.wrappers import check_bare, timm_cfg
 from capaboost_vision import feed_forward, norms, prefix, prompts  # noqa: F401  register timm's classes that methods adapt
 
@@ -72,11 +72,5 @@ def roles_of(model: nn.Module) -> Roles:
 
 def _head(model: nn.Module) -> tuple[str, ...]:
     """The classifier as timm records it; of a model that was made without a record, as the model says."""
-    recorded = timm_cfg(model).get("classifier") or _classifier(model) or "head"
+    recorded = timm_cfg(model).get("classifier") or classifier_of(model) or "head"
     return (recorded,) if isinstance(recorded, str) else tuple(recorded)
-
-
-def _classifier(model: nn.Module) -> tuple[str, ...]:
-    found = model.get_classifier() if hasattr(model, "get_classifier") else None
-    heads = found if isinstance(found, (tuple, list)) else (found,)
-    return tuple(path for path, module in model.named_modules() if any(module is head for head in heads))

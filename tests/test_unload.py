@@ -1,5 +1,8 @@
 """An unloaded model is the plain one of its library: its state dict, its layers, its outputs."""
 
+import pickle
+from collections import Counter
+
 import pytest
 import timm
 import torch
@@ -98,3 +101,21 @@ def test_a_full_size_vit_loads_strictly_into_plain_timm():
     torch.manual_seed(0)
     model = timm.create_model("vit_small_patch16_224", num_classes=5, capaboost="capaboost-lora")
     timm.create_model("vit_small_patch16_224", num_classes=5).load_state_dict(unload(model).state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("settings", [*METHODS.values(), dict(method="vpt-deep"), dict(method="adamix")], ids=str)
+def test_it_leaves_no_hook_and_is_stored_without_this_package(settings):
+    plain = base("vit")
+    before = hooks(plain)
+    for _ in range(2):
+        unload(adapt(plain, settings), merge=False)
+    assert hooks(plain) == before
+    assert b"capaboost" not in pickle.dumps(plain)
+
+
+def hooks(model: nn.Module) -> dict[str, int]:
+    """How many hooks the modules have, by the container's name."""
+    kinds = Counter()
+    for module in model.modules():
+        kinds.update({name: len(held) for name, held in vars(module).items() if name.endswith("_hooks")})
+    return kinds

@@ -24,9 +24,12 @@ def undone_on_error(model: nn.Module, written: Iterable[Tensor]) -> Iterator[Non
     try:
         yield
     except BaseException:
-        for module, contents in modules:
+        for module, (contents, containers) in modules:
             vars(module).clear()
             vars(module).update(contents)
+            for container, content in containers:
+                container.clear()
+                container.update(content)
         with torch.no_grad():
             for parameter, value in values:
                 parameter.copy_(value)
@@ -35,6 +38,10 @@ def undone_on_error(model: nn.Module, written: Iterable[Tensor]) -> Iterator[Non
         raise
 
 
-def _contents(module: nn.Module) -> dict[str, Any]:
-    """What a module holds, its containers copied: those of parameters, children and hooks are changed in place."""
-    return {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in vars(module).items()}
+def _contents(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+    """What a module holds, and its containers with copies: those of parameters, children and hooks change in place.
+
+    They stay the same objects, to which the handles of hooks refer.
+    """
+    held = dict(vars(module))
+    return held, [(value, value.copy()) for value in held.values() if isinstance(value, (dict, set))]

@@ -13,7 +13,7 @@ from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, write_adapter
 from capaboost_core.adapter_files.record import FORMAT, Record
 from capaboost_core.errors import UserError
 from capaboost_core.injection import Injection, adapted_layers, injection_of, mask_checksum
-from capaboost_core.wrappers import clean, is_sharded, unwrap, whole
+from capaboost_core.wrappers import clean, is_partitioned, is_sharded, unwrap, whole
 
 __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
 
@@ -34,13 +34,14 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        UserError: If the model has no adapter or only a part of it, a value is not finite, or the folder cannot be
-            written. Nothing is written then.
+        UserError: If the model has no adapter or only a part of it, a value is not finite or partitioned by DeepSpeed,
+            or the folder cannot be written. Nothing is written then.
     """
     model, folder = unwrap(model), Path(folder)
     injection, layers = injection_of(model), adapted_layers(model)
     check_complete(model, injection, layers)
     check_not_meta(model)
+    _check_gathered(model)
     check_sound(model, injection)
     account = account_of(model)
     tensors = values_of(model, account.everything)
@@ -76,6 +77,13 @@ def check_sound(model: nn.Module, injection: Injection) -> None:
 def check_not_meta(model: nn.Module) -> None:
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UserError("the model is on the meta device and has no values; call to_empty and load its weights first")
+
+
+def _check_gathered(model: nn.Module) -> None:
+    if any(map(is_partitioned, model.parameters())):
+        raise UserError(
+            "DeepSpeed has partitioned the weights; save within deepspeed.zero.GatheredParameters(model.parameters())"
+        )
 
 
 def check_finite(name: str, tensor: Tensor, advice: str) -> None:

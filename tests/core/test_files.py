@@ -1,5 +1,6 @@
 """The one way to write a file and to read one: never through a link, and regular files only."""
 
+import errno
 import os
 import stat
 import threading
@@ -55,6 +56,17 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path, mode):
     write_atomically(path, text("new"))
     assert stat.S_IMODE(path.stat().st_mode) == mode
     assert path.read_text() == "new"
+
+
+def test_a_file_system_without_permissions_takes_a_replacement(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(os, "fchmod", refuse)
+    write_atomically(tmp_path / "file", text("new"))
+    assert (tmp_path / "file").read_text() == "new"
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_link_leaves_no_permissions(tmp_path):

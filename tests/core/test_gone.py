@@ -1,13 +1,14 @@
 """What somebody deletes or fills while a run lives, and streams that are closed: the run goes on, or says so."""
 
 import io
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from capaboost_core.console import tell
+from capaboost_core.console import Lasting, tell
 from capaboost_core.exit_code import exit_code_of
 from tests.core.toy_run import Toy, lines, run, same
 
@@ -84,3 +85,12 @@ def test_a_standard_error_that_is_full_or_closed_ends_no_run(tmp_path, monkeypat
 def test_without_a_standard_output_a_command_still_works(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", None)
     assert exit_code_of(lambda: sys.stdout.write("text") and None, "goes on") == 0
+
+
+def test_messages_to_a_closed_stream_leave_no_descriptor_open():
+    stream = Lasting(Closed())
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        stream.write("lost")
+        stream.flush()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -288,6 +288,17 @@ def test_a_context_of_one_thread_disables_nothing_in_another(method):
     assert torch.equal(model(X), out)
 
 
+def test_a_context_that_another_thread_leaves_ends_where_it_began():
+    model = lora()
+    out, context = model(X), disable(model)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(context.__enter__).result()
+        context.__exit__(None, None, None)
+        assert not threads.submit(lambda: model.first.disabled).result()
+    assert torch.equal(model(X), out)
+    assert not model.first.contexts
+
+
 def test_replicas_in_threads_of_their_own_are_disabled_as_their_model_is():
     model = lora()
     with ThreadPoolExecutor(1) as threads:

@@ -17,10 +17,11 @@ from torch import nn
 
 from capaboost_core import Plan, Target, UserError, inject, load_adapter, load_peft, save_adapter, save_peft
 from capaboost_core.adapter_files import load as loading
+from capaboost_core.adapter_files.beside import FOLDER
 from capaboost_core.files import PARTIALS, write_atomically
 from capaboost_core.methods import Method
 from tests.core.adapter_case import CONFIG, WEIGHTS, contents, edit_record, saved
-from tests.core.toy_model import X, adapted, fresh_base, randomise
+from tests.core.toy_model import PLAN, Net, X, adapted, config_of, fresh_base, randomise
 
 
 @pytest.mark.hard_case(33)
@@ -398,3 +399,21 @@ def test_files_of_the_first_version_load(tmp_path):
     edit_record(tmp_path, lambda record: [record.pop(key) for key in record.keys() - known])
     assert json.loads((tmp_path / CONFIG).read_text()).keys() == known
     assert outputs(tmp_path) == model(X).tolist()
+
+
+class Savable(Net):
+    def save_pretrained(self, folder):
+        Path(folder).mkdir()
+
+
+def test_what_deepspeed_has_partitioned_is_not_saved_as_nothing(tmp_path):
+    model = randomise(inject(Savable(), config_of("lora"), PLAN))
+    model.save_pretrained(tmp_path / "gathered")
+    assert (tmp_path / "gathered" / FOLDER / "adapter.safetensors").is_file()
+    for parameter in model.parameters():
+        parameter.ds_id, parameter.data = 0, torch.empty(0)  # as ZeRO-3 leaves them between the layers' passes
+    model.save_pretrained(tmp_path / "partitioned")
+    assert list((tmp_path / "partitioned").iterdir()) == []
+    with pytest.raises(UserError, match="DeepSpeed has partitioned the weights; save within deepspeed"):
+        save_adapter(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, load_adapter, merge, save_adapter
+from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, load_adapter, merge, save_adapter, unload
 from capaboost_core.adapter_files import load as loading
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from tests.core.adapter_case import CONFIG, WEIGHTS, edit_record, edit_tensors, saved, state_of
@@ -179,6 +179,8 @@ def test_what_fails_after_the_checks_is_undone(tmp_path, monkeypatch, failing, i
         load_adapter(model, tmp_path)
     assert calls
     assert state_of(model) == before
+    if into is adapted:
+        assert not unload(model)._forward_hooks  # their handles work still
 
 
 def test_other_configuration_and_other_head_are_named(tmp_path):
