@@ -153,13 +153,18 @@ SHORT = 5  # a recipe that is shortened more than so many times
 
 
 def say_if_shortened(path: Path, options: argparse.Namespace) -> None:
-    """Say that a recipe's rate was chosen for a far longer run than the one that `--epochs` asks for."""
-    from capaboost_core.console import tell
-    from capaboost_core.training.run_file import read_config
+    """Say that a recipe's rate was chosen for a far longer run than the one that `--epochs` asks for.
 
-    epochs, chosen = options.epochs, options.lr is not None or options.lr_grid is not None
+    Not where a rate is given too, or `--set` gives other epochs.
+    """
+    from capaboost_core.console import tell
+    from capaboost_core.training.processes import is_first
+    from capaboost_core.training.run_file import flat, parse_assignments, read_config
+
+    given = flat(parse_assignments(options.set)).keys() & {"train.lr", "train.epochs"}
+    epochs, chosen = options.epochs, given or options.lr is not None or options.lr_grid is not None
     recipe = read_config(path, options.method).get("train", {}).get("epochs")
-    if epochs and not chosen and isinstance(recipe, int) and SHORT * epochs < recipe:
+    if epochs and not chosen and isinstance(recipe, int) and SHORT * epochs < recipe and is_first():
         tell(
             f"--epochs {epochs}: the learning rate of {path.name} was chosen for {recipe} epochs, and so short a run "
             "may need a higher one; --lr RATE sets it, --lr-grid tries several on the rows for selection"

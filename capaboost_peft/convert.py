@@ -11,22 +11,20 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import save
 from torch import nn
 
 from capaboost_core.adapter_files.base_model import Fingerprint, fingerprint
 from capaboost_core.adapter_files.disk import Adapter, Limits, read_adapter, write_adapter
 from capaboost_core.adapter_files.load_checks import check_base, check_weights
+from capaboost_core.adapter_files.peft_save import PREFIX, write_lora
 from capaboost_core.adapter_files.record import Record
 from capaboost_core.errors import UserError
-from capaboost_core.files import write_atomically
 from capaboost_core.injection import base_name
 from capaboost_core.methods.lora import LoRA
 from capaboost_core.plan import Plan, Target, in_prefix
 from capaboost_peft.config import TYING, CapaBoostConfig
 from capaboost_peft.tuner import base_path, factors_of, layers_with, mask_checksum
 
-PREFIX = "base_model.model."  # of every name in peft's files
 WITHOUT_CORE = ("rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices")
 
 
@@ -104,7 +102,7 @@ def from_core(base: nn.Module, folder: str | Path, adapter_name: str = "default"
 
 
 def save_lora(model: PeftModel, folder: str | Path, adapter_name: str = "default") -> Path:
-    """Write an adapter of a peft model as an ordinary LoRA, which needs peft alone and compute the same.
+    """Write an adapter of a peft model as an ordinary LoRA, which needs peft alone and computes the same.
 
     An increment on s slices with d modules of rank r is a LoRA of rank s d r, whose factors are the masked copies, to
     the bit; its alpha holds the scale. The exception is mask: dropout, of which evaluation sees the mean. Servers that
@@ -118,7 +116,7 @@ def save_lora(model: PeftModel, folder: str | Path, adapter_name: str = "default
     Raises:
         UserError: If the model has no such adapter.
     """
-    config, folder = _capaboost_config(model, adapter_name), Path(folder)
+    config = _capaboost_config(model, adapter_name)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
     ranks, alphas = {}, {}
     for name, layer in layers_with(model, adapter_name):
@@ -127,10 +125,10 @@ def save_lora(model: PeftModel, folder: str | Path, adapter_name: str = "default
             state[f"{name}.lora_{letter}.weight"] = factor.weight
         rank = layer.r[adapter_name] * config.num_tied * len(factors_of(layer, adapter_name)[0].rows)
         ranks[base_path(name)], alphas[base_path(name)] = rank, layer.scaling[adapter_name] * rank
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, {"format": "pt"})
-    write_atomically(folder / "adapter_model.safetensors", lambda file: file.write(weights))
-    _lora_config(config, ranks, alphas).save_pretrained(str(folder))
-    return folder
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    record = _lora_config(config, ranks, alphas).to_dict()
+    listed = {key: sorted(value) if isinstance(value, set) else value for key, value in record.items()}
+    return write_lora(Path(folder), tensors, listed)
 
 
 def _lora_config(config: CapaBoostConfig, ranks: dict[str, int], alphas: dict[str, float]) -> LoraConfig:

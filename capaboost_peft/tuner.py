@@ -22,6 +22,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from capaboost_core.adapter_files.peft_save import PREFIX
 from capaboost_core.bypass import close_fast_paths
 from capaboost_core.errors import UserError
 from capaboost_core.methods import Method
@@ -226,7 +227,7 @@ def layers_with(model: nn.Module, adapter: str) -> Iterator[tuple[str, LoraLayer
 
 def base_path(name: str) -> str:
     """A name in a `PeftModel` as the base model has it."""
-    return ".".join(part for part in name.removeprefix("base_model.model.").split(".") if part != "base_layer")
+    return ".".join(part for part in name.removeprefix(PREFIX).split(".") if part != "base_layer")
 
 
 def factors_of(layer: LoraLayer, adapter: str) -> tuple[Factor, Factor]:

@@ -14,6 +14,7 @@ from capaboost_core.training.shared import once
 from capaboost_vision.image_task import ACCURACY, HELD_OUT_ACCURACY, VAL_ACCURACY, ImageTask, Normalize
 from capaboost_vision.pretrained import check_model, create_model
 from capaboost_vision.sources import ResizedImages, class_names, decode, num_classes, open_split
+from capaboost_vision.sources.own import listed_once
 
 SPLIT_NOTES = {
     "folder": "rows that the folder holds",
@@ -22,6 +23,7 @@ SPLIT_NOTES = {
 PROTOCOL_SPLITS = {"test": ("train800val200", "test"), "select": ("train800", "val200", "test")}
 
 
+@listed_once()
 def prepare(run: RunSettings, accelerator: Accelerator) -> TaskSetup:
     """Model and task of a run; nothing is written.
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from capaboost_core.training.confusion import write_confusion
 from capaboost_core.training.task import content_hash
 
-ACCURACY, VAL_ACCURACY, VAL_LOSS = "accuracy", "val200_accuracy", "val200_loss"
+ACCURACY, VAL_ACCURACY = "accuracy", "val200_accuracy"
 HELD_OUT_ACCURACY = "held_out_accuracy"  # of images of one's own, whose test rows are looked at after each epoch
 
 

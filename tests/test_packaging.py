@@ -1,13 +1,16 @@
 """What `pip install .` gives: a wheel that trains outside the checkout, and imports that stay small."""
 
+import ast
+import configparser
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -66,6 +69,28 @@ def run(unpacked: Path, folder: Path, *arguments: str, hidden: str = "") -> subp
     more = {"PYTHONPATH": str(unpacked), "HIDDEN": hidden, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "capaboost", *arguments]
     return subprocess.run(command, cwd=folder, env=os.environ | more, capture_output=True, text=True, timeout=400)
+
+
+def imported(package: str) -> set[str]:
+    """The distributions that the modules of a package import at once."""
+    names = set()
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names |= {name.name for name in node.names} if isinstance(node, ast.Import) else set()
+            names |= {node.module} if isinstance(node, ast.ImportFrom) and not node.level else set()
+    tops = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {*PACKAGES}
+    tops -= {"pydantic_core"}  # which a release of pydantic pins
+    held_by = packages_distributions()
+    return {held_by.get(top, [top])[0].lower().replace("-", "_") for top in tops}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_package_imports_is_required(package):
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    lines = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]
+    required = {re.split(r"[^\w-]", line)[0].lower().replace("-", "_") for text in lines for line in text.split("\n")}
+    assert imported(package) <= required
 
 
 def test_the_wheel_holds_every_file_of_the_packages_and_the_data(unpacked):

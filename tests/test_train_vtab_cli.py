@@ -176,8 +176,24 @@ def test_help_after_a_method_has_its_settings_with_the_presets_values(capsys):
     assert "did you mean lora?" in wrong.err
 
 
-@pytest.mark.parametrize(("flags", "said"), [([], True), (["--lr", "1e-3"], False), (["--epochs", "4"], False)])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], True),
+        (["--lr", "1e-3"], False),
+        (["--epochs", "4"], False),
+        (["--set", "train.lr=1e-3"], False),
+        (["--set", "train.epochs=20"], False),
+        (["--set", "adapter.r=2"], True),
+    ],
+)
 def test_a_recipe_that_is_cut_short_is_said(flags, said, capsys):
     options = train_vtab.vtab_parser().parse_args(["--dataset", "digits", "--epochs", "3", *flags])
-    assert train_vtab.load(options).train.epochs == (4 if "--epochs" in flags else 3)
+    train_vtab.load(options)
     assert ("was chosen for 20 epochs" in capsys.readouterr().err) == said
+
+
+def test_of_several_processes_one_says_that_a_recipe_is_cut_short(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    train_vtab.load(train_vtab.vtab_parser().parse_args(["--dataset", "digits", "--epochs", "3"]))
+    assert capsys.readouterr().err == ""

@@ -56,7 +56,7 @@ class Estimator:
         """Take the speed, in multiply-adds a second, of each run that has finished by now."""
         of_task: dict[str | None, list[float]] = {}
         for run in filter(self.folder.is_done, self.finished):
-            speed = self.work(run) / max(self.folder.result(run)["wall_seconds"], 1e-3)
+            speed = self.work(run) / _without_set_up(max(self.folder.result(run)["wall_seconds"], 1e-3))
             for task in (run.task, None):
                 of_task.setdefault(task, []).append(speed)
         self.speeds = {task: statistics.median(speeds) for task, speeds in of_task.items()}
@@ -95,6 +95,11 @@ class Estimator:
             adapted = subject.inject(subject.build(), settings.adapter)
             self.steps[key] = dispatched_products(adapted, subject.inputs)
         return self.steps[key]
+
+
+def _without_set_up(seconds: float) -> float:
+    """Of a run of so many; at least half of a short one is taken to be its steps."""
+    return max(seconds - SETUP_SECONDS, seconds / 2)
 
 
 _subject = cache(make_subject)  # one for all methods, as a subject copies the model that it built first

@@ -68,7 +68,8 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     record["fan_in_fan_out"] = all(layer.fan_in_fan_out for layer in layers)
     record["bias"] = "lora_only" if biases else "none"
     record["auto_mapping"] = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
-    return _write(Path(folder), values_of(model, tensors), record)
+    stored = {PREFIX + name: tensor.clone() for name, tensor in values_of(model, tensors).items()}
+    return write_lora(Path(folder), stored, record)
 
 
 def _beside(model: nn.Module, head: Sequence[str], layers: list[Adapted]) -> tuple[list[str], dict[str, Tensor]]:
@@ -152,9 +153,21 @@ def _record(ranks: dict[str, int], modules: list[str], base_model: str) -> dict[
     }
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> Path:
-    stored = {PREFIX + name: tensor.clone() for name, tensor in tensors.items()}
-    weights, text = save(stored, {"format": "pt"}), json.dumps(record, indent=2) + "\n"
+def write_lora(folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> Path:
+    """Write a LoRA's two files together.
+
+    Args:
+        folder: Gets them.
+        tensors: Contiguous, each with memory of its own, by their names in peft's file.
+        record: peft's configuration.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: As `write_together`.
+    """
+    weights, text = save(tensors, {"format": "pt"}), json.dumps(record, indent=2) + "\n"
     write_together(
         {folder / WEIGHTS: lambda file: file.write(weights), folder / CONFIG: lambda file: file.write(text.encode())}
     )

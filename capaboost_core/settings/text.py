@@ -40,16 +40,20 @@ def help_on(sections: Mapping[str, Any], width: int = 79) -> str:
         width: Of the lines.
     """
     return "\n".join(_help_on_setting(name, section, setting, width)
-                     for name, section in sections.items() for setting in section.model_fields)  # fmt: skip
+                     for name, section in sections.items() for setting in _fields(section))  # fmt: skip
 
 
 def _help_on_setting(name: str, section: Any, setting: str, width: int) -> str:
-    field = section.model_fields[setting]
+    field = _fields(section)[setting]
     value = field.default if isinstance(section, type) else section.to_dict()[setting]
     default = "VALUE" if field.is_required() else yaml.safe_dump(value, default_flow_style=True)
     default = default.removesuffix("\n...\n").strip()
     text = textwrap.wrap(f"{field.description} Type {wanted(field)}.", width - 6)
     return "\n      ".join([f"  {name}.{setting}={default}", *text])
+
+
+def _fields(section: Any) -> dict[str, FieldInfo]:
+    return (section if isinstance(section, type) else type(section)).model_fields
 
 
 def _alternatives(hint: Any, field: FieldInfo) -> Iterator[str]:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +33,7 @@ PATHS, LABELS = ("path", "image", "file", "filename", "file_name"), ("label", "c
 TABLES = (".csv", ".tsv")
 FORM = "give a folder with a folder of images for each class, or a CSV file with the columns path and label"
 MOST_NAMED = 3
+_LISTED: ContextVar[dict[tuple[Path, float, int], OwnImages] | None] = ContextVar("listed", default=None)
 
 
 class Row(NamedTuple):
@@ -97,6 +100,16 @@ class OwnSplit(ImageFiles):
         return path, str(path), label
 
 
+@contextmanager
+def listed_once() -> Iterator[None]:
+    """Within it, in this thread, `read_own` lists a folder once for all splits, as it does not change meanwhile."""
+    token = _LISTED.set({})
+    try:
+        yield
+    finally:
+        _LISTED.reset(token)
+
+
 def read_own(root: Path, share: float, seed: int) -> OwnImages:
     """Read the layout, check it and split it.
 
@@ -107,6 +120,15 @@ def read_own(root: Path, share: float, seed: int) -> OwnImages:
     Raises:
         UserError: If there are no images, a class has none, or fewer than two classes train.
     """
+    listed, key = _LISTED.get(), (root, share, seed)
+    if listed is None:
+        return _split(root, share, seed)
+    if key not in listed:
+        listed[key] = _split(root, share, seed)
+    return listed[key]
+
+
+def _split(root: Path, share: float, seed: int) -> OwnImages:
     rows, remarks = (_of_table(root), []) if root.is_file() else _of_folders(root)
     given = {row.split for row in rows} - {None}
     by_split = {split: [row for row in rows if (row.split or TRAIN) == split] for split in (TRAIN, VAL, TEST)}

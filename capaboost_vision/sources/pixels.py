@@ -45,8 +45,8 @@ class ImageFiles:
         Raises:
             UserError: It names the first that cannot be read.
         """
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            return sum(pool.map(lambda index: self._read(check_image, index), range(len(self))))
+        with _unwarned(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            return sum(pool.map(lambda index: self._read(_check_image, index), range(len(self))))
 
     def _read(self, read: Callable[[Path], Read], index: int) -> Read:
         path, name, _ = self.row(index)
@@ -63,7 +63,7 @@ def open_rgb(path: Path) -> Image.Image:
         UserError: If it is not an image, damaged, too large, or has pixels without a known white. The message
             goes on from the name of the image.
     """
-    with _opened(path) as image:
+    with _unwarned(), _opened(path) as image:
         image.load()
         with contextlib.suppress(Exception):  # an EXIF that cannot be read turns nothing
             ImageOps.exif_transpose(image, in_place=True)
@@ -76,6 +76,11 @@ def check_image(path: Path) -> bool:
     Raises:
         UserError: As `open_rgb`.
     """
+    with _unwarned():
+        return _check_image(path)
+
+
+def _check_image(path: Path) -> bool:
     with _opened(path) as image:
         turned = _is_turned(image)  # before a TIFF is loaded, which turns it
         image.draft("RGB", (1, 1))  # all of its bytes are read, few pixels made
@@ -88,7 +93,7 @@ def check_image(path: Path) -> bool:
 
 def is_turned(path: Path) -> bool:
     """Whether the EXIF of an image turns or mirrors it; False where it cannot be opened."""
-    with contextlib.suppress(UserError), _opened(path) as image:
+    with contextlib.suppress(UserError), _unwarned(), _opened(path) as image:
         return _is_turned(image)
     return False
 
@@ -100,14 +105,20 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 @contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """Within it PIL does not warn of what `_opened` refuses; entered before threads, which share their filters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
-            # By its name PIL 13 maps a grey TIFF into memory with the sides that it has after its turn.
-            with open(path, "rb") as file, Image.open(file) as image:
-                _check_size(image.width * image.height)
-                yield image
+        # By its name PIL 13 maps a grey TIFF into memory with the sides that it has after its turn.
+        with open(path, "rb") as file, Image.open(file) as image:
+            _check_size(image.width * image.height)
+            yield image
     except UserError:
         raise
     except Image.DecompressionBombError as error:

@@ -2,11 +2,13 @@
 
 import json
 import math
+import warnings
 from dataclasses import dataclass
 
 import pytest
 
 from capaboost_core import CapaBoostConfig, UserError
+from capaboost_core.methods import resolve_config
 from capaboost_core.settings.base import Settings
 from capaboost_core.settings.text import help_on
 from capaboost_core.settings.yaml_file import parse_yaml
@@ -203,6 +205,12 @@ def test_the_help_has_every_setting_within_the_width():
             assert field.description
     assert max(map(len, text.splitlines())) < 80
     assert "  train.lr=0.001\n      Peak learning rate of AdamW. Type a number above 0, such as 1e-3.\n" in text
+
+
+def test_the_help_on_a_preset_reads_no_deprecated_attribute():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "  adapter.r=" in help_on({"adapter": resolve_config("lora")})
 
 
 def test_a_setting_without_default_has_to_be_given():

@@ -156,6 +156,13 @@ def test_several_ranks_become_a_plain_lora(tmp_path):
     assert not (tmp_path / "core").exists()
 
 
+def test_a_plain_lora_is_written_with_its_settings_or_not_at_all(tmp_path):
+    (tmp_path / "adapter_config.json").mkdir()
+    with pytest.raises(UserError, match="it is a folder"):
+        save_lora(adapted("vit"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]
+
+
 def delta(layer: nn.Module) -> torch.Tensor:
     weight = layer.get_delta_weight("default")
     return weight.T if layer.fan_in_fan_out else weight

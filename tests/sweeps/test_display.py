@@ -57,7 +57,7 @@ def test_the_time_left_is_by_the_finished_runs_and_halves_for_a_half_finished_on
     assert by_name["digits/linear/seed1"] == 2.0  # as it was measured
     work = {run.name: estimator.work(run) for run in plan.runs}
     ratio = work["digits/lora/seed2"] / work["digits/linear/seed1"]
-    assert by_name["digits/lora/seed2"] == pytest.approx(SETUP_SECONDS + 2.0 * ratio)
+    assert by_name["digits/lora/seed2"] == pytest.approx(SETUP_SECONDS + 2.0 / 2 * ratio)
     progress = progress_of(folder, plan, estimator)
     assert progress.seconds_left == pytest.approx(by_name["digits/linear/seed2"] + by_name["digits/lora/seed2"] / 2)
 

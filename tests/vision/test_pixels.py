@@ -1,6 +1,7 @@
 """Images of every kind become RGB of 8 bits, or are refused by name: nothing is cut off or shifted in silence."""
 
 import struct
+import threading
 import warnings
 
 import numpy as np
@@ -170,3 +171,23 @@ def test_arrays_are_scaled_as_files_are(case):
 def test_arrays_that_are_no_images_are_refused(array, message):
     with pytest.raises(UserError, match=message):
         ResizedImages([(array, 0)], 4, 2)[0]
+
+
+def test_images_are_checked_in_threads_that_change_no_filter_of_warnings(tmp_path, monkeypatch):
+    class Same(pixels.ImageFiles):
+        def __len__(self):
+            return 4
+
+        def row(self, index):
+            return tmp_path / "a.png", "a.png", 0
+
+    class Noted(warnings.catch_warnings):
+        def __enter__(self):
+            entered.append(threading.get_ident())
+            return super().__enter__()
+
+    entered = []
+    Image.fromarray(EIGHT).save(tmp_path / "a.png")
+    monkeypatch.setattr(warnings, "catch_warnings", Noted)
+    assert Same().check() == 0
+    assert set(entered) <= {threading.get_ident()}
