@@ -74,7 +74,7 @@ def test_an_accelerate_loop_trains_saves_and_goes_on(count, tmp_path):
     """In one process or two it is the same training, and goes through a saved state as if there were none."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    program = str(ROOT / "tests" / "peft" / "two_processes.py")
+    program = str(ROOT / "tests" / "peft_door" / "two_processes.py")
     made = subprocess.run([*command, program, str(tmp_path)], env=os.environ | more, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr[-2000:]
     found = PeftModel.from_pretrained(bert(), tmp_path / "adapter")
