@@ -31,6 +31,7 @@ def main(folder: Path) -> None:
     for step in range(STEPS):
         if step == STEPS // 2:  # as after a kill
             accelerator.save_state(str(folder / "state"))
+            accelerator.wait_for_everyone()  # the first process alone writes the model
             trained(accelerator.unwrap_model(model), seed=step)
             accelerator.load_state(str(folder / "state"))
         loss = model(input_ids=TOKENS[rank::count], labels=torch.arange(8)[rank::count] % 3).loss
