@@ -40,10 +40,10 @@ demo: install ## train a linear probe and CapaBoost-LoRA on the embedded digits,
 	$(DIGITS) --method capaboost-lora --output-dir runs/demo/capaboost-lora
 	$(BIN)/python tools/make_tables.py runs/demo
 
-test: lint ## lint, then all tests but the long ones, by WORKERS=2 processes of one thread (some seven minutes)
+test: lint ## lint, then all tests but the long ones, by WORKERS=2 processes of one thread (some nine minutes)
 	$(TESTS) -m "not long"
 
-test-all: lint ## every test, and the generated hard cases for longer: before a release (up to half an hour)
+test-all: lint ## every test, and the generated hard cases for longer: before a release (some 13 minutes)
 	$(TESTS) --hard
 
 test-hard: install ## the generated hard cases of test-all alone, with their counts into docs/reliability.md
