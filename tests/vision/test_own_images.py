@@ -147,3 +147,13 @@ def test_a_run_lists_the_images_once_and_the_next_run_anew(photos, monkeypatch):
     assert len(listed) == 1
     image(photos / "emu" / "1.png")
     assert prepare(run, Accelerator(cpu=True)).task.classes == ("cat", "dog", "emu", "Ünï çode")
+
+
+def test_classes_are_known_by_name_where_a_split_lacks_one(tmp_path):
+    for name in ("0", "180", "270", "90"):
+        image(tmp_path / "train" / name / "1.png", int(name) % 251)
+        image(tmp_path / "train" / name / "2.png", int(name) % 251)
+        if name != "180":
+            image(tmp_path / "test" / name / "1.png", int(name) % 251)
+    names, opened = class_names("images", tmp_path), open_split("x", "images", tmp_path, "test", 4)
+    assert [(names[label], int(pixels[0, 0, 0])) for pixels, label in opened] == [("0", 0), ("270", 19), ("90", 90)]
