@@ -268,6 +268,14 @@ def test_the_card_says_what_was_measured(trained):
     assert f"seed of the masks | {result['config']['adapter']['seed']}" in card.text
 
 
+def test_a_hub_out_of_reach_is_one_line(trained, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(UserError, match="cannot upload to me/colours"):
+        push_to_hub(trained, "me/colours", token="hf_local", endpoint="http://127.0.0.1:9")
+    with pytest.raises(UserError, match="cannot get hf-hub:me/colours"):
+        fetch("hf-hub:me/colours", endpoint="http://127.0.0.1:9")
+
+
 def test_what_is_no_adapter_is_not_pushed(tmp_path):
     with pytest.raises(UserError, match=r"has no adapter\.safetensors"):
         push_to_hub(tmp_path, "me/none", token="hf_local", endpoint="http://127.0.0.1:9")
