@@ -55,7 +55,7 @@ WRONG = {
     "proc": (lambda path: type(path)("/proc/x"), "/proc"),
     "the working folder": (lambda path: type(path)(""), "is the working folder itself"),
     "the root": (lambda path: type(path)("/"), "/ holds your other folders"),
-    "the root, written otherwise": (lambda path: type(path)("/tmp/../."), "/ holds your other folders"),
+    "the root, written otherwise": (lambda path: type(path)("/usr/../."), "/ holds your other folders"),
     "a folder above the working folder": (lambda path: type(path)(".."), "holds your other folders"),
     "the home": (lambda path: type(path).home(), "holds your other folders"),
     "adapter is a file": (with_part("adapter"), "adapter must be a folder"),
