@@ -129,7 +129,7 @@ def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: st
     add = parser.add_argument
     add("--method", type=given, metavar="PRESET", help="one of the presets listed below; r, dropout and the mask "
         "seed stay as configured")  # fmt: skip
-    add("--epochs", type=int, metavar="N", help="the warm-up keeps its share, unless it is set in steps")
+    add("--epochs", type=int, metavar="N", help="the warm-up keeps its share of the run")
     add("--batch-size", type=int, metavar="N", help="of one optimizer step, over all processes")
     add("--lr", type=float, metavar="RATE", help="peak learning rate of AdamW")
     add("--lr-grid", nargs="?", const=grid, type=given, metavar="RATES", help="a run for each rate, of which the "

@@ -27,13 +27,15 @@ def load_run(cls: type[RunOfTask], path: Path, flags: Raw, method: str | None, a
     under those of `--set`.
 
     A default that the file spells out stays a default: typed values override it, as `--lr 1e-7` does
-    with a higher `min_lr`. With `--method`, settings of the file that the method does not have are left out.
+    with a higher `min_lr`. With `--method`, settings of the file that the method does not have are left out. Where
+    other epochs are typed, the file's `warmup_steps` keep their share of the run.
 
     Raises:
         UserError: If anything is unknown, of a wrong type or out of range.
     """
     typed = merge_settings(flags, parse_assignments(assignments))
     file = read_config(path, method)
+    _scale_warmup(file.get("train", {}), typed.get("train", {}))
     if method is not None:
         check_preset(method)
     made = {}
@@ -43,6 +45,18 @@ def load_run(cls: type[RunOfTask], path: Path, flags: Raw, method: str | None, a
             own = preset_settings(method, own, typed.get(name, {}))
         made[name] = section.from_dict(merge_settings(own, typed.get(name, {})), f"{name}.")
     return cls(**made)
+
+
+def _scale_warmup(recipe: dict[str, Any], typed: dict[str, Any]) -> None:
+    """Warm-up steps of a recipe in proportion to the epochs that are typed in place of its own.
+
+    Else a recipe of 25 epochs with 100 steps of warm-up would spend most of a run of 2 epochs below its rate.
+    """
+    counts = [typed.get("epochs"), recipe.get("epochs"), recipe.get("warmup_steps")]
+    if "warmup_steps" in typed or any(type(count) is not int or count < 1 for count in counts):
+        return  # nothing to scale, or what the checks of the sections refuse
+    epochs, recipe_epochs, steps = counts
+    recipe["warmup_steps"] = max(1, steps * epochs // recipe_epochs)
 
 
 def preset_settings(method: str, configured: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:

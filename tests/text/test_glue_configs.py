@@ -176,3 +176,22 @@ def test_hadapter_is_that_of_its_sources():
 def test_a_bare_grid_is_that_of_the_paper(number):
     rates = parse_rates(train_glue.GRIDS[family_of(PAPER[number]["model"])])
     assert rates == PAPER[number]["lr_grid"]["rates"]
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_a_recipe_that_is_cut_to_two_epochs_reaches_its_rate_and_falls_to_zero(case):
+    recipe, cut = (load_run(GlueRun, path_of(*case), flags, None, []) for flags in ({}, {"train": {"epochs": 2}}))
+    steps = 1000 if case[-1] in ("mnli", "qqp", "qnli", "sst2") else 45  # of an epoch
+    shares = [run.train.schedule_of(run.train.epochs * steps) for run in (recipe, cut)]
+    shares = [schedule.warmup_steps / schedule.total_steps for schedule in shares]
+    assert shares[1] == pytest.approx(shares[0], abs=1 / (2 * steps))
+    curve = [cut.train.schedule_of(2 * steps)(step) for step in range(2 * steps + 1)]
+    assert max(curve) == recipe.train.lr
+    assert curve[-1] == 0
+
+
+def test_a_warm_up_that_is_typed_is_taken_as_it_is():
+    path = path_of("deberta-v3-base", "lora", "stsb")
+    for epochs, typed, steps in ((2, [], 8), (50, [], 200), (1, ["train.warmup_steps=30"], 30), (25, [], 100)):
+        assert load_run(GlueRun, path, {"train": {"epochs": epochs}}, None, typed).train.warmup_steps == steps
+    assert load_run(GlueRun, path, {}, None, ["train.epochs=1", "train.warmup_steps=null"]).train.warmup_steps is None
