@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import nn
-from torch._subclasses import FakeTensor
 
 from capaboost_core.adapted import own_forward
 from capaboost_core.errors import UserError
 from capaboost_core.plan import in_prefix
-from capaboost_core.wrappers import is_sharded
-
-PLAIN = (nn.Parameter, torch.Tensor, FakeTensor)
+from capaboost_core.wrappers import kind_if_no_floats
 
 
 def check_reached(model: nn.Module, path: str, layer: nn.Module) -> None:
@@ -28,11 +24,9 @@ def check_reached(model: nn.Module, path: str, layer: nn.Module) -> None:
     if isinstance(parent, nn.MultiheadAttention):
         raise UserError(f"target {path}: nn.MultiheadAttention reads its weight past the layer; choose other targets")
     for name, parameter in layer.named_parameters():
-        is_plain = type(parameter) in PLAIN or is_sharded(parameter)
-        if not is_plain or not parameter.is_floating_point():
-            found = parameter.dtype if is_plain else type(parameter).__name__
+        if kind := kind_if_no_floats(parameter):
             raise UserError(
-                f"target {path} has a {name} of {found}, which cannot carry an adapter; load the model unquantized, "
+                f"target {path} has a {name} of {kind}, which cannot carry an adapter; load the model unquantized, "
                 "in float32 or bfloat16"
             )
 

@@ -24,7 +24,7 @@ from capaboost_core.roles import Roles, classifier_of
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.together import Together
 from capaboost_core.statistics import rest, statistics
-from capaboost_core.wrappers import check_bare, named_parameters, swap, timm_cfg, unwrap
+from capaboost_core.wrappers import check_bare, kind_if_no_floats, named_parameters, swap, timm_cfg, unwrap
 
 HOOKED = "capaboost_hooked"  # of a model whose loop calls the method's hooks
 
@@ -116,9 +116,9 @@ def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
     complete()
     config.check(model, plan)
     modules = dict(model.named_modules())
-    for name in (name for name, p in _trained(model, config, plan).items() if not p.is_floating_point()):
-        dtype = model.get_parameter(name).dtype
-        raise UserError(f"{name} is to train, but is {dtype}; leave it out when you quantize the model")
+    for name, parameter in _trained(model, config, plan).items():
+        if kind := kind_if_no_floats(parameter):
+            raise UserError(f"{name} is to train, but is {kind}; leave it out when you quantize the model")
     if any(not target.path for target in plan.targets):
         raise UserError(f"a target is the {type(model).__name__} itself; inject into a model that holds it")
     for path in (target.path for target in plan.targets if type(modules.get(target.path)) in config.layers):

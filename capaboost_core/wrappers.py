@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -14,6 +15,7 @@ from capaboost_core.errors import UserError
 
 WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
 TIMM_AVERAGES = {"ModelEmaV2", "ModelEmaV3"}  # by name: the core does not import timm
+PLAIN = (nn.Parameter, Tensor, FakeTensor)
 INNER = {"_orig_mod", "_checkpoint_wrapped_module"}  # where torch.compile and activation checkpointing keep a module
 
 
@@ -81,6 +83,13 @@ def timm_cfg(model: nn.Module) -> Mapping[str, Any]:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a process holds only a part of a tensor: of a DTensor, or of what DeepSpeed's ZeRO-3 has partitioned."""
     return hasattr(tensor, "full_tensor") or is_partitioned(tensor)
+
+
+def kind_if_no_floats(tensor: Tensor) -> str:
+    """Empty for floating numbers that can train; else what the tensor is, such as torch.int8 or torchao's Int8Tensor."""
+    if type(tensor) in PLAIN or is_sharded(tensor):
+        return "" if tensor.is_floating_point() else str(tensor.dtype)
+    return type(tensor).__name__
 
 
 def is_partitioned(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from capaboost_core.account import changing, persistent_buffers
 from capaboost_core.errors import UserError
 from capaboost_core.injection import adapted_layers, own_parameters
 from capaboost_core.plan import in_prefix
-from capaboost_core.wrappers import clean, named_parameters, unwrap, whole
+from capaboost_core.wrappers import clean, kind_if_no_floats, named_parameters, unwrap, whole
 
 SAMPLE = 256  # entries of each tensor
 CHUNK = 4096  # rows in double precision at a time
@@ -140,10 +140,10 @@ def _values(mapping: Any) -> list[Any]:
 
 
 def _frozen(model: nn.Module, saved: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Floating parameters and persistent buffers by name."""
+    """Floating parameters and persistent buffers by name; what is quantized as the numbers that it stands for."""
     for name, tensor in (named_parameters(model) | persistent_buffers(model)).items():
         if tensor.is_floating_point() and name not in saved:
-            yield name, whole(tensor)
+            yield name, whole(tensor).dequantize() if kind_if_no_floats(tensor) else whole(tensor)
 
 
 def _token_rows(model: nn.Module) -> set[str]:
