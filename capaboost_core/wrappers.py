@@ -86,7 +86,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def kind_if_no_floats(tensor: Tensor) -> str:
-    """Empty for floating numbers that can train; else what the tensor is, such as torch.int8 or torchao's Int8Tensor."""
+    """Empty for floating numbers that can train; else what the tensor is, such as torch.int8 or Int8Tensor."""
     if type(tensor) in PLAIN or is_sharded(tensor):
         return "" if tensor.is_floating_point() else str(tensor.dtype)
     return type(tensor).__name__

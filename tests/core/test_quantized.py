@@ -1,4 +1,4 @@
-"""Quantized weights: what cannot carry an adapter is refused before a change, and what is frozen beside one is saved."""
+"""Quantized weights: refused where they would change or train, and saved around where they are frozen."""
 
 import warnings
 
