@@ -2,11 +2,14 @@
 
     python -m tests.mutants --number 60 --seed 0                     # what `make mutants` does
     python -m tests.mutants --number 12 --tests tests/core/test_config.py tests/sweeps/test_plan.py
+    python -m tests.mutants --again --tests tests/core/test_masks.py # the faults that were not found, by these tests
 
-A first run of the tests, with a probe at each place that was drawn, notes which test reaches which place. A place that
-none reaches is left out, since only `make test-all` gets there, and so is a test that fails without a fault. Then each
-fault runs its tests until the first failure. All happens in a copy of the checkout. A survivor keeps the `why` that
-somebody wrote beside it in the results: why it is equivalent, or which test was added.
+A first run of the tests, with a probe at each place that was drawn, notes which test reaches which place, in its own
+process or in one that it starts. A place that none reaches is left out, since only `make test-all` gets there, and so
+is a test that fails without a fault. Then each fault runs its tests, those first that reach few other places, until
+one fails. It is found if that test passes without the fault, or if the fault lets test files no longer be imported; a
+fault whose tests do not end, or do not run, is not found. All happens in copies of the checkout, so it may be edited
+meanwhile. A fault keeps the `why` that somebody wrote beside it in the results, as why it changes nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +38,22 @@ TURNED = {
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
 SPARE = 2  # places drawn for each that is wanted, as some are reached by no test
-MOST_TESTS, MOST_SECONDS = 60, 180
+MOST_TESTS, MOST_SECONDS = 200, 600
+LEFT_OUT = ("tests", "span", "statement")  # of the results
+AT_IMPORT = "found: the tests cannot be imported"
+# Python runs it as it starts, wherever the folder is on the path: what a probe calls, in processes of the tests too.
+PROBE = """
+import builtins, os
+seen = set()
+def reached(number):
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+    if test and (number, test) not in seen:
+        seen.add((number, test))
+        with open(os.environ["MUTANTS_LOG"], "a") as log:
+            log.write(f"{number} {test}\\n")
+if "MUTANTS_LOG" in os.environ:
+    builtins._reached = reached
+"""
 
 
 @dataclass
@@ -52,9 +72,9 @@ class Mutant:
     tests: list[str] = field(default_factory=list)
 
 
-def mutants_of(path: Path) -> Iterator[Mutant]:
+def mutants_of(clean: Path, path: Path) -> Iterator[Mutant]:
     """Every fault of a file; docstrings, annotations, messages and class bodies of settings stay as they are."""
-    text = (ROOT / path).read_text()
+    text = (clean / path).read_text()
     tree, lines = ast.parse(text), text.splitlines()
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef):
@@ -117,19 +137,36 @@ def _changed(node: ast.AST) -> ast.AST | None:
     return made
 
 
-def drawn(number: int, seed: int) -> list[Mutant]:
+def every_fault(clean: Path) -> list[Mutant]:
+    files = sorted(file.relative_to(clean) for source in SOURCES for file in (clean / source).rglob("*.py"))
+    return [mutant for path in files for mutant in mutants_of(clean, path)]
+
+
+def drawn(every: list[Mutant], number: int, seed: int) -> list[Mutant]:
     """Faults of different statements, in an order that the seed decides."""
-    files = sorted(file.relative_to(ROOT) for source in SOURCES for file in (ROOT / source).rglob("*.py"))
-    every = [mutant for path in files for mutant in mutants_of(path)]
     random.Random(seed).shuffle(every)
     first = {(mutant.path, mutant.statement): mutant for mutant in reversed(every)}
     return [m for m in every if first[m.path, m.statement] is m][:number]
 
 
-def write(place: Path, mutants: list[Mutant], probes: bool) -> None:
+def not_found(every: list[Mutant], known: list[dict]) -> list[Mutant]:
+    """The faults that an earlier run did not find, in the source as it is now."""
+    made = []
+    for old in known:
+        same = [m for m in every if _identity(asdict(m)) == _identity(old)]
+        if same and not old["outcome"].startswith("found"):
+            made.append(min(same, key=lambda mutant: abs(mutant.line - old["line"])))
+    return made
+
+
+def _identity(mutant: dict) -> tuple[str, str, str]:
+    return mutant["path"], mutant["before"], mutant["after"]
+
+
+def write(clean: Path, place: Path, mutants: list[Mutant], probes: bool) -> None:
     """Put probes before the statements, or the faults into them; from the end of a file, so that lines stay."""
     for path in {mutant.path for mutant in mutants}:
-        lines = (ROOT / path).read_text().splitlines(keepends=True)
+        lines = (clean / path).read_text().splitlines(keepends=True)
         for i, mutant in sorted(enumerate(mutants), key=lambda pair: pair[1].statement, reverse=True):
             if mutant.path != path:
                 continue
@@ -157,19 +194,26 @@ def copied(folder: Path) -> Path:
 
 def pytest(place: Path, *arguments: str, timeout: float | None = None, **more: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not long", *arguments]
-    here = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | more
-    try:
-        made = subprocess.run(command, cwd=place, env=here, timeout=timeout, capture_output=True, text=True)
-    except subprocess.TimeoutExpired:
-        return -1, ""
-    return made.returncode, made.stdout + made.stderr
+    here = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "PYTHONPATH": str(place)}
+    with tempfile.TemporaryFile("w+", errors="replace") as out:
+        streams = {"stdout": out, "stderr": subprocess.STDOUT, "start_new_session": True}
+        process = subprocess.Popen(command, cwd=place, env=os.environ | here | more, **streams)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = -1
+            os.killpg(process.pid, signal.SIGKILL)  # its own processes too
+            process.wait()
+        out.seek(0)
+        return code, out.read()
 
 
-def reach(place: Path, mutants: list[Mutant], tests: list[str]) -> None:
-    """Fill in which tests reach each fault."""
-    write(place, mutants, probes=True)
-    log = place / "reached.txt"
-    code, out = pytest(place, "-p", "tests.mutants", "-n", "2", *tests, MUTANTS_LOG=str(log))
+def reach(clean: Path, place: Path, mutants: list[Mutant], tests: list[str]) -> None:
+    """Fill in which tests reach each fault, those first that reach the fewest."""
+    write(clean, place, mutants, probes=True)
+    log, probe = place.parent / "reached.txt", place / "sitecustomize.py"
+    probe.write_text(PROBE)
+    code, out = pytest(place, "-n", "2", "--dist", "worksteal", *tests, MUTANTS_LOG=str(log))
     if code not in (0, 1):  # 1: some tests failed
         sys.exit(f"the tests do not run (exit code {code} of pytest): {out[-1000:]}")
     failed = {name for name, _ in _failures(out)}
@@ -177,24 +221,31 @@ def reach(place: Path, mutants: list[Mutant], tests: list[str]) -> None:
         number, _, test = line.partition(" ")
         if test not in failed:
             mutants[int(number)].tests.append(test)
+    reached = Counter(test for mutant in mutants for test in mutant.tests)
+    for mutant in mutants:
+        mutant.tests.sort(key=lambda test: reached[test])
+    probe.unlink()
+    restore(clean, place, mutants)
+
+
+def restore(clean: Path, place: Path, mutants: list[Mutant]) -> None:
     for path in {mutant.path for mutant in mutants}:
-        shutil.copy2(ROOT / path, place / path)
+        shutil.copy2(clean / path, place / path)
 
 
-def pytest_configure() -> None:
-    """As a plugin of the first run: what a probe calls, in this process and in its forks."""
-    import builtins
+def pytest_collection_modifyitems(items: list) -> None:
+    """As a plugin: of the files that are named only the tests that are listed, file by file."""
+    if "MUTANTS_TESTS" in os.environ:
+        listed = set(Path(os.environ["MUTANTS_TESTS"]).read_text().splitlines())
+        items[:] = [item for item in items if item.nodeid in listed]
 
-    seen: set[tuple[int, str]] = set()
 
-    def reached(number: int) -> None:
-        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        if test and (number, test) not in seen:
-            seen.add((number, test))
-            with open(os.environ["MUTANTS_LOG"], "a") as log:
-                log.write(f"{number} {test}\n")
-
-    builtins._reached = reached
+def run_listed(place: Path, tests: list[str], *arguments: str) -> tuple[int, str]:
+    listed = place.parent / "tests.txt"
+    listed.write_text("\n".join(tests))
+    files = dict.fromkeys(test.partition("::")[0] for test in tests)
+    options = ["-x", "-p", "tests.mutants", *arguments]
+    return pytest(place, *options, *files, timeout=MOST_SECONDS, MUTANTS_TESTS=str(listed))
 
 
 def _failures(out: str) -> list[tuple[str, str]]:
@@ -203,13 +254,33 @@ def _failures(out: str) -> list[tuple[str, str]]:
     return [(name, reason) for name, _, reason in (line.partition(" ")[2].partition(" - ") for line in lines)]
 
 
-def judge(place: Path, mutant: Mutant) -> None:
-    """Run the tests that reach the fault until one fails; one that does not end in time is counted apart."""
-    write(place, [mutant], probes=False)
-    code, out = pytest(place, "-x", *mutant.tests[:MOST_TESTS], timeout=MOST_SECONDS)
-    shutil.copy2(ROOT / mutant.path, place / mutant.path)
-    mutant.outcome = {0: "survived", 1: "found", 2: "found", -1: "timeout"}.get(code, f"not run: exit code {code}")
-    mutant.test = next((name for name, _ in _failures(out)), "")
+def judge(clean: Path, place: Path, mutant: Mutant) -> None:
+    """Run the tests that reach the fault until one fails that passes without it."""
+    tests = mutant.tests[:MOST_TESTS]
+    write(clean, place, [mutant], probes=False)
+    mutant.outcome = "not run"
+    while mutant.outcome == "not run" and tests:
+        code, out = run_listed(place, tests)
+        mutant.test = next((name for name, _ in _failures(out)), "")
+        if code in (0, -1):
+            mutant.outcome = "survived" if code == 0 else "timeout"
+        elif code == 1 and mutant.test in tests:
+            passes = run_listed(clean, [mutant.test])[0] == 0
+            mutant.outcome = "found" if passes else "not run"
+            tests.remove(mutant.test)
+        elif code == 2 and [run_listed(which, tests, "--collect-only")[0] for which in (place, clean)] == [2, 0]:
+            mutant.outcome = AT_IMPORT
+        else:
+            mutant.outcome = f"not run: exit code {code}"
+    restore(clean, place, [mutant])
+
+
+def record(output: Path, command: str, mutants: list[dict]) -> str:
+    """Write the results, and say how many were found."""
+    found = sum(mutant["outcome"].startswith("found") for mutant in mutants)
+    made = {"command": command, "found": found, "of": len(mutants), "mutants": mutants}
+    output.write_text(json.dumps(made, indent=2) + "\n")
+    return f"{found} of {len(mutants)} found; {output}"
 
 
 def main() -> int:
@@ -217,25 +288,29 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", nargs="*", default=[], help="default: those of `make test`")
+    parser.add_argument("--again", action="store_true", help="judge those that the output says were not found")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    known = json.loads(options.output.read_text())["mutants"] if options.output.exists() else []
-    why = {(old["path"], old["before"], old["after"]): old["why"] for old in known}
+    known = json.loads(options.output.read_text()) if options.output.exists() else {"mutants": []}
+    why = {_identity(old): old["why"] for old in known["mutants"]}
     with tempfile.TemporaryDirectory() as folder:
-        place, mutants = copied(Path(folder)), drawn(SPARE * options.number, options.seed)
-        reach(place, mutants, options.tests)
+        clean, place = Path(folder, "clean"), Path(folder, "place")
+        shutil.copytree(copied(clean), place)
+        every = every_fault(clean)
+        again = not_found(every, known["mutants"])
+        mutants = again if options.again else drawn(every, SPARE * options.number, options.seed)
+        reach(clean, place, mutants, options.tests)
         reached = [mutant for mutant in mutants if mutant.tests][: options.number]
+        command = known["command"] if options.again else " ".join(["python -m tests.mutants", *sys.argv[1:]])
+        judged = known["mutants"] if options.again else []
         for mutant in reached:
-            judge(place, mutant)
-            mutant.why = why.get((mutant.path, mutant.before, mutant.after), "")
+            judge(clean, place, mutant)
+            mutant.why = why.get(_identity(asdict(mutant)), "")
+            kept = {key: value for key, value in asdict(mutant).items() if key not in LEFT_OUT}
+            judged = [old for old in judged if _identity(old) != _identity(kept)] + [kept]
+            summary = record(options.output, command, judged)
             print(f"{mutant.outcome}: {mutant.path}:{mutant.line} {mutant.before} -> {mutant.after}", flush=True)
-    found = sum(mutant.outcome == "found" for mutant in reached)
-    command = " ".join(["python -m tests.mutants", *sys.argv[1:]])
-    left_out = ("tests", "span", "statement")
-    kept = [{key: value for key, value in asdict(m).items() if key not in left_out} for m in reached]
-    record = {"command": command, "seed": options.seed, "found": found, "of": len(reached), "mutants": kept}
-    options.output.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{found} of {len(reached)} found; {options.output}")
+    print(summary if reached else "no test reaches any of these faults")
     return 0
 
 
