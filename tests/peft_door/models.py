@@ -41,9 +41,9 @@ def vit(**changes) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", **sizes | changes).eval()
 
 
-def bert() -> nn.Module:
+def bert(**changes) -> nn.Module:
     torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(**SIZES, num_labels=3)).eval()
+    return BertForSequenceClassification(BertConfig(**SIZES, num_labels=3, **changes)).eval()
 
 
 def decoder(family: str) -> nn.Module:

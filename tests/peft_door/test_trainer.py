@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 
 from peft import PeftModel  # noqa: E402
 
-from tests.peft_door.models import TOKENS, bert  # noqa: E402
-from tests.peft_door.two_processes import STEPS, start  # noqa: E402
+from capaboost_core import load_adapter  # noqa: E402
+from tests.peft_door.models import TOKENS  # noqa: E402
+from tests.peft_door.two_processes import DOORS, ENGINES, LABELS, LOOPS, STEPS, base, optimizer_of, start  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "adapter_model.safetensors"
@@ -69,26 +71,44 @@ def test_the_example_goes_on_after_a_kill_to_the_same_bits(arguments, tmp_path, 
         assert torch.equal(loaded[here], values)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_an_accelerate_loop_trains_saves_and_goes_on(count, tmp_path):
-    """In one process or two it is the same training, and goes through a saved state as if there were none."""
+@pytest.fixture(scope="module", params=[1, 2])
+def runs(request, tmp_path_factory):
+    """The folder that all cells of so many processes have written to, and their engines."""
+    folder, count = tmp_path_factory.mktemp("cells"), request.param
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     program = str(ROOT / "tests" / "peft_door" / "two_processes.py")
-    made = subprocess.run([*command, program, str(tmp_path)], env=os.environ | more, capture_output=True, text=True)
+    made = subprocess.run([*command, program, str(folder)], env=os.environ | more, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr[-2000:]
-    found = PeftModel.from_pretrained(bert(), tmp_path / "adapter")
-    expected = by_hand()
-    for name, parameter in expected.named_parameters():
-        if parameter.requires_grad:
-            assert torch.allclose(found.get_parameter(name), parameter, rtol=1e-4, atol=1e-5), name
+    return folder, ENGINES[count]
 
 
-def by_hand() -> PeftModel:
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("door", DOORS)
+def test_adapter_head_and_masks_come_through(runs, door, loop):
+    """Saved, resumed, the best, loaded elsewhere: of all engines it is the training of one process by hand."""
+    folder, engines = runs
+    for engine in engines:
+        cell = folder / f"{door}-{loop}-{engine}"
+        last = f"checkpoint-{STEPS}" if loop == "trainer" else ""
+        adapters = {"once": cell / "once" / last, "resumed": cell / "resumed" / last, "best": cell / "best"}
+        for name, place in adapters.items():
+            expected = by_hand(door, steps=1 if name == "best" else STEPS)
+            found = loaded(door, place / "capaboost_adapter" if (door, loop) == ("core", "trainer") else place)
+            found, wanted = found(input_ids=TOKENS).logits, expected(input_ids=TOKENS).logits
+            assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4), (engine, name)
+
+
+def loaded(door: str, folder: Path) -> nn.Module:
+    return (load_adapter(base(), folder) if door == "core" else PeftModel.from_pretrained(base(), folder)).eval()
+
+
+def by_hand(door: str, steps: int) -> nn.Module:
     """The same steps with all rows at once."""
-    model, optimizer = start()
-    for _ in range(STEPS):
+    model = start(door)
+    optimizer = optimizer_of(model)
+    for _ in range(steps):
         optimizer.zero_grad()
-        model(input_ids=TOKENS, labels=torch.arange(8) % 3).loss.backward()
+        model(input_ids=TOKENS, labels=LABELS).loss.backward()
         optimizer.step()
     return model
