@@ -88,7 +88,7 @@ class Estimator:
         """Multiply-adds of one row: of a training step, and of a forward pass."""
         model, size = settings.model.name, getattr(settings.model, "img_size", None)
         length = getattr(settings.data, "max_length", None)
-        adapter = settings.adapter.model_dump(exclude={"seed"})  # which changes no cost
+        adapter = settings.adapter.model_dump(exclude={"seed", "alpha", "scaling"})  # which change no product
         key = (model, size, length, settings.adapter.name, str(adapter))
         if key not in self.steps:
             subject = _subject(model, Sizes(1, length, size))

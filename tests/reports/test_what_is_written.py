@@ -40,6 +40,7 @@ from capaboost_core.injection import UnhookedWarning, adapted_layers
 from capaboost_core.training.hooks import Hooks
 from tests.core.adapter_case import edit_tensors
 from tests.core.toy_run import Toy, run, same, signalled
+from tests.text.squad_case import tokenizer
 
 SEEDED = torch.Generator().manual_seed(0)
 X, TOKENS = torch.randn(24, 6, generator=SEEDED) * 3 + 2, torch.randint(0, 50, (2, 7), generator=SEEDED)
@@ -486,3 +487,25 @@ def test_an_unloaded_model_is_saved_as_any_other(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     copied = pickle.loads(pickle.dumps(capaboost_text.inject(bert(), dict(r=2))))
     assert copied.save_pretrained.model is copied
+
+
+def test_a_sentence_transformer_saves_the_adapter_beside_its_files(tmp_path):
+    """As the Trainer does: its own files are the base, and the adapter is loaded into them, or merged before."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    BertModel(BertConfig(**BERT | dict(vocab_size=300))).save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    encoder, texts = sentence_transformers.SentenceTransformer(str(tmp_path / "base"), device="cpu"), ["a b", "c"]
+    base = encoder.encode(texts)
+    moved(capaboost_text.inject(encoder[0].auto_model, "capaboost-lora"))
+    adapted = encoder.encode(texts)
+    with pytest.warns(AdapterBesideWarning, match="or call unload"):
+        encoder.save(str(tmp_path / "saved"))
+    again = sentence_transformers.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert abs(adapted - base).max() > 1e-3
+    assert abs(again.encode(texts) - base).max() < 1e-6
+    load_adapter(again[0].auto_model, tmp_path / "saved/capaboost_adapter")
+    assert abs(again.encode(texts) - adapted).max() < 1e-6
+    unload(encoder[0].auto_model)
+    encoder.save(str(tmp_path / "merged"))
+    merged = sentence_transformers.SentenceTransformer(str(tmp_path / "merged"), device="cpu")
+    assert abs(merged.encode(texts) - adapted).max() < 1e-5

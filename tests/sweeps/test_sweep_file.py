@@ -185,6 +185,16 @@ def test_a_file_of_settings_is_parsed_once_for_all_runs(tmp_path, monkeypatch):
     assert len(parsed) == len(set(parsed))
 
 
+def test_what_changes_no_product_is_counted_once(tmp_path):
+    values = {"adapter.alpha": [4, 64], "adapter.scaling": ["stable", "alpha-r"], "adapter.r": [2, 4]}
+    runs = all_runs(sweep_file(methods=["lora"], seeds=[1], vary=values), SweepFolder(tmp_path), (1, 1))
+    together = Estimator(SweepFolder(tmp_path), 1e9)
+    works = [together.work(run) for run in runs]
+    assert works == [Estimator(SweepFolder(tmp_path), 1e9).work(run) for run in runs]
+    assert len(runs) == 8
+    assert len(together.steps) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("bensh", "did you mean bench?"), ("of/mine.yaml", ", bench, ")],
