@@ -9,6 +9,9 @@ need("peft", "peft", "adapters of capaboost_peft")
 
 from capaboost_peft.config import CapaBoostConfig  # noqa: E402
 from capaboost_peft.convert import from_core, save_lora, to_core  # noqa: E402
+from capaboost_peft.hotswap import register  # noqa: E402
 from capaboost_peft.tuner import CapaBoostModel  # noqa: E402
+
+register()
 
 __all__ = ["CapaBoostConfig", "CapaBoostModel", "from_core", "save_lora", "to_core"]

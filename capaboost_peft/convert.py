@@ -23,7 +23,7 @@ from capaboost_core.injection import base_name
 from capaboost_core.methods.lora import LoRA
 from capaboost_core.plan import Plan, Target, in_prefix
 from capaboost_peft.config import TYING, CapaBoostConfig
-from capaboost_peft.tuner import base_path, factors_of, layers_with, mask_checksum
+from capaboost_peft.tuner import base_path, check_shared, factors_of, layers_with, mask_checksum
 
 WITHOUT_CORE = ("rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices")
 
@@ -178,4 +178,5 @@ def _capaboost_config(model: PeftModel, adapter_name: str) -> CapaBoostConfig:
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if not isinstance(config, CapaBoostConfig):
         raise UserError(f"the model has no CapaBoost adapter {adapter_name!r}; give one that get_peft_model returned")
+    check_shared(model, adapter_name)
     return config

@@ -31,6 +31,7 @@ from capaboost_core.plan import SWITCHES
 from capaboost_core.sharing.masks import checksum, mask_bits
 from capaboost_core.sharing.tied import TiedWeight
 from capaboost_core.sharing.together import Together
+from capaboost_core.wrappers import is_sharded
 from capaboost_peft.config import CapaBoostConfig, peft_type, rows_of
 
 Rows = tuple[tuple[int, int], ...]
@@ -70,6 +71,11 @@ class Factor(TiedWeight):
         self.inner = plain.weight.shape[2:]  # of a convolution's kernel
         self.convolution = (plain.stride, plain.padding, plain.dilation) if self.inner else ()
         self.train(plain.training)
+
+    @property
+    def rank(self) -> int:
+        """s d r, with s slices of a fused layer."""
+        return len(self.rows) * self.num_tied * self.bits.shape[-2]
 
     @property
     def weight(self) -> Tensor:
@@ -195,18 +201,26 @@ class CapaBoostModel(LoraModel):
         """Put shared weights in the place of a layer's factors, with their values."""
         method = config.method(layer.r[adapter], layer.lora_alpha[adapter])
         a, b = layer.lora_A[adapter], layer.lora_B[adapter]
-        rows = _rows(config, path, b.weight.shape[0], self.model)
-        layer.lora_A[adapter] = _factor_a(method, path, a, rows, getattr(layer, "num_experts", 1))
-        layer.lora_B[adapter] = _factor_b(method, path, b, rows)
+        rows = rows_in(config, path, b.weight.shape[0], self.model)
+        layer.lora_A[adapter] = factor_a(method, path, a, rows, getattr(layer, "num_experts", 1))
+        layer.lora_B[adapter] = factor_b(method, path, b, rows)
         layer.scaling[adapter] = method.scale
         layer.use_rslora[adapter] = False  # it is in the scale
         layer.lora_alpha[adapter] = method.scale * layer.r[adapter]  # from which peft computes the scale anew
 
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, config: CapaBoostConfig, adapter_name: str, *args, **kwargs):
-        """What peft saves; the settings that it saves afterwards get the masks' checksum."""
+        """What peft saves; the settings that it saves afterwards get the masks' checksum.
+
+        Raises:
+            UserError: If the adapter's weights are no longer shared, or a process holds only a part of them.
+        """
+        check_shared(model, adapter_name)
         config.mask_checksum = mask_checksum(model, adapter_name)
-        return super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        state = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        if any(map(is_sharded, state.values())):
+            raise UserError("the weights are sharded; give state_dict=accelerator.get_state_dict(model) to save them")
+        return state
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused: a sum of adapters has no shared weight.
@@ -223,6 +237,17 @@ def layers_with(model: nn.Module, adapter: str) -> Iterator[tuple[str, LoraLayer
         carries = isinstance(module, LoraLayer) and adapter in module.lora_A
         if carries and isinstance(module.lora_A[adapter], Factor):
             yield name, module
+
+
+def check_shared(model: nn.Module, adapter: str) -> None:
+    """Refuse an adapter whose factors are plain ones, as they are after preparation for hot-swapping.
+
+    Raises:
+        UserError: If they are.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and adapter in module.lora_A]
+    if not all(isinstance(layer.lora_A[adapter], Factor) for layer in layers):
+        raise UserError(f"the weights of adapter {adapter} are no longer shared; save it before the model is prepared")
 
 
 def base_path(name: str) -> str:
@@ -256,14 +281,14 @@ def _check_target(path: str, module: nn.Module, parent: nn.Module | None) -> Non
         raise UserError(f"target {path}: nn.MultiheadAttention reads it past the layer; target the attention itself")
 
 
-def _rows(config: CapaBoostConfig, path: str, width: int, model: nn.Module) -> Rows:
+def rows_in(config: CapaBoostConfig, path: str, width: int, model: nn.Module) -> Rows:
     key = get_pattern_key(list(config.slices or {}), path)
     if key not in (config.slices or {}):
         return ((0, width),)
     return rows_of(config.slices[key], width, getattr(model, "config", None), path)
 
 
-def _factor_a(method: Method, path: str, plain: nn.Module, rows: Rows, experts: int) -> Factor:
+def factor_a(method: Method, path: str, plain: nn.Module, rows: Rows, experts: int = 1) -> Factor:
     """A (slices, r, in), or (experts, r, in)."""
     values = plain.weight.detach().flatten(1)
     masks = [mask_bits(method, path, f"A.{i}", tuple(values.shape)) for i in range(len(rows))]
@@ -276,7 +301,7 @@ def _factor_a(method: Method, path: str, plain: nn.Module, rows: Rows, experts: 
     return Factor(method, masks, plain, initial.view(masks.shape), fill, rows, stacked)
 
 
-def _factor_b(method: Method, path: str, plain: nn.Module, rows: Rows) -> Factor:
+def factor_b(method: Method, path: str, plain: nn.Module, rows: Rows) -> Factor:
     """B^T (r, widths of all slices)."""
     values = plain.weight.detach().flatten(1)
     shapes = [(stop - start, values.shape[1]) for start, stop in rows]

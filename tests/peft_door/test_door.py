@@ -4,11 +4,13 @@ import copy
 import filecmp
 import json
 from collections import Counter
+from functools import partial
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import capaboost_core as core
@@ -368,25 +370,61 @@ def test_a_plan_is_read_from_the_layers(tmp_path):
     assert plan == Plan(tuple(Target(f"blocks.{i}.attn.qkv", slices) for i in range(2)), ("head",))
 
 
-def test_hot_swaps_of_other_d_r_and_masks_recompile_nothing(tmp_path):
-    """As plain LoRAs of stock peft, padded to the largest s d r."""
+OTHERS = [dict(r=4), dict(r=2, num_tied=3, seed=1), dict(r=4, mask="nm", n=2, m=4), dict(r=1)]
+SERVED = {  # what a compiled model is prepared with, and then serves
+    "plain LoRAs": ("lora", OTHERS),
+    "packed files": ("packed", OTHERS),
+    "one rank": ("packed", [dict(r=4), dict(r=2, num_tied=4, density=0.25), dict(r=4, seed=2), dict(r=8, num_tied=1)]),
+    "scales": ("packed", [dict(r=4), dict(r=1, use_rslora=True), dict(r=1, rank_pattern={"query": 3}, lora_alpha=2)]),
+    "slices": ("packed", [dict(r=4), dict(r=2, slices={"query": [[0, 4], [8, 9]]})]),
+}
+
+
+@pytest.mark.parametrize(("form", "tyings"), SERVED.values(), ids=SERVED)
+def test_hot_swaps_of_other_d_r_and_masks_recompile_nothing(form, tyings, tmp_path):
+    """In place, by stock peft's functions, padded to the largest s d r."""
     targets = dict(target_modules=["query", "value"])  # peft swaps no heads
-    tyings = [dict(r=4), dict(r=2, num_tied=3, density=0.5, seed=1), dict(r=4, mask="nm", n=2, m=4), dict(r=1, seed=2)]
     expected = []
     for i, tying in enumerate(tyings):
         model = trained(get_peft_model(bert(), CapaBoostConfig(**targets | tying)), seed=i, part="lora_")
         expected.append(logits(model, TOKENS))
-        save_lora(model, tmp_path / str(i))
+        save_lora(model, tmp_path / str(i)) if form == "lora" else model.save_pretrained(tmp_path / str(i))
     served = PeftModel.from_pretrained(bert(), tmp_path / "0").eval()
     prepare_model_for_compiled_hotswap(served, target_rank=8)
     torch.compiler.reset()
     compiled = torch.compile(served, backend="eager")
     with torch.no_grad():
         assert torch.allclose(logits(compiled, TOKENS), expected[0], atol=1e-5)
-        with torch.compiler.set_stance("fail_on_recompile"):
-            for i in (1, 2, 3, 0):
-                hotswap_adapter(served, tmp_path / str(i), "default")
-                assert torch.allclose(logits(compiled, TOKENS), expected[i], atol=1e-5)
+        graphs = counters["stats"]["unique_graphs"]
+        for i in (*range(1, len(tyings)), 0):
+            hotswap_adapter(served, tmp_path / str(i), "default")
+            assert torch.allclose(logits(compiled, TOKENS), expected[i], atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
+def test_a_hot_swap_is_refused_before_the_model_changes(tmp_path):
+    config = dict(target_modules=["qkv", "patch_embed.proj"])
+    other = trained(get_peft_model(vit(), CapaBoostConfig(**config, r=4, mask="nm", n=2, m=4)))
+    other.save_pretrained(tmp_path)
+    model = trained(get_peft_model(vit(), CapaBoostConfig(**config, r=2)), seed=2)
+    before = model(IMAGES)
+    with pytest.raises(UserError, match=r"rank 8 .* target_rank=8"):
+        hotswap_adapter(model, tmp_path, "default")
+    with pytest.raises(UserError, match=r"rank 4 .* target_rank=4"):
+        prepare_model_for_compiled_hotswap(model, target_rank=2)
+    assert torch.equal(model(IMAGES), before)
+    prepare_model_for_compiled_hotswap(model, target_rank=8)
+    text = (tmp_path / "adapter_config.json").read_text()
+    (tmp_path / "adapter_config.json").write_text(json.dumps(json.loads(text) | {"seed": 5}))
+    with pytest.raises(UserError, match="the masks differ"):
+        hotswap_adapter(model, tmp_path, "default")
+    assert torch.allclose(model(IMAGES), before, atol=1e-5)
+    (tmp_path / "adapter_config.json").write_text(text)
+    hotswap_adapter(model, tmp_path, "default")
+    assert torch.allclose(model(IMAGES), other(IMAGES), atol=1e-5)
+    for save in (model.save_pretrained, partial(to_core, model), partial(save_lora, model)):
+        with pytest.raises(UserError, match="no longer shared"):
+            save(tmp_path / "saved")
 
 
 class Operators(TorchDispatchMode):
