@@ -69,6 +69,15 @@ def test_the_factors_of_all_layers_are_one_also_in_a_copy(method):
 
 
 @each
+def test_the_record_names_a_fused_layer_as_one(method):
+    """Without slices, as all files of it have been written."""
+    targets = adapted(method, "vit").capaboost.plan.targets
+    assert [(target.path, target.slices) for target in targets if target.path.endswith("attn.qkv")] == [
+        (f"blocks.{index}.attn.qkv", None) for index in range(DEPTH)
+    ]
+
+
+@each
 def test_they_leave_the_meta_device_with_their_first_values(method):
     with torch.device("meta"):
         model = timm.create_model("vit_small_patch16_224", num_classes=0, capaboost=method)

@@ -88,6 +88,12 @@ def test_written_out(subnet, tying, targets):
         torch.testing.assert_close(model(IMAGES), vit_by_hand(act, before))
 
 
+def test_a_model_of_one_block_has_every_part():
+    config = resolve_config("noah").replace(lora_dim=(3,), adapter_dim=(1,), prompt_dim=(2,))
+    model = capaboost_vision.inject(timm.create_model("test_vit", depth=1, num_classes=3), config)
+    assert [len(parts) for parts in parts_of(model)] == [1, 1, 1]
+
+
 @each_subnet
 def test_a_subnet_is_the_first_of_the_supernets_weights(subnet):
     supernet = trained("noah-supernet", "vit", dims=(0, 1, 2, 3, 4))
