@@ -33,6 +33,7 @@ from capaboost_core.sharing.tied import TiedWeight
 from capaboost_core.sharing.together import Together
 from capaboost_core.wrappers import is_sharded
 from capaboost_peft.config import CapaBoostConfig, peft_type, rows_of
+from capaboost_peft.quantized import check_merge, is_quantized, rounding_class, stated
 
 Rows = tuple[tuple[int, int], ...]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -173,7 +174,27 @@ class CapaBoostModel(LoraModel):
         module = LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
         if type(module) is lora.Linear:  # and not what peft makes for quantized weights
             module.__class__ = Linear
+        elif is_quantized(module):
+            module.__class__ = rounding_class(type(module))
         return module
+
+    def _check_merge_allowed(self) -> None:
+        """peft calls this before it merges."""
+        super()._check_merge_allowed()
+        check_merge(self.model.named_modules())
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As peft's; of quantized weights a warning says what rounding has cost.
+
+        Raises:
+            UserError: If a layer's weights cannot be merged into (before the model is changed).
+        """
+        with stated(self.model.modules()):
+            super().merge_adapter(*args, **kwargs)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        with stated(self.model.modules()):
+            return super()._unload_and_optionally_merge(*args, **kwargs)
 
     def _create_and_replace(
         self,
