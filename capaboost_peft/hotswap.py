@@ -35,15 +35,22 @@ def pad(model: nn.Module, target_rank: int) -> bool:
     """peft's padding, after plain factors are put in the place of shared ones.
 
     Raises:
-        UserError: If an adapter's rank is above the target (before the model is changed).
+        UserError: If an adapter's rank is above the target (before a weight is changed).
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    shared = [(f, name) for layer in layers for f in (layer.lora_A, layer.lora_B) for name in f if _is_shared(f[name])]
-    for factors, name in shared:
-        _check_rank(f"adapter {name}", factors[name].rank, target_rank)
-    for factors, name in shared:
-        factors[name] = plain(factors[name])
+    shared = [(layer, name) for layer in layers for name, a in layer.lora_A.items() if isinstance(a, Factor)]
+    for layer, name in shared:
+        _check_rank(f"adapter {name}", layer.lora_A[name].rank, target_rank)
+    for layer, name in shared:
+        make_plain(layer, name)
     return _pad(model, target_rank)
+
+
+def make_plain(layer: LoraLayer, adapter: str) -> None:
+    """Put plain factors in the place of a layer's shared ones."""
+    for factors in (layer.lora_A, layer.lora_B):
+        if isinstance(factors[adapter], Factor):
+            factors[adapter] = plain(factors[adapter])
 
 
 def plain(factor: Factor) -> nn.Module:
@@ -67,29 +74,32 @@ def swap(
     """peft's swap, to which a packed adapter is the plain LoRA that it equals.
 
     Raises:
-        UserError: If the model is not prepared for the adapter's rank, or the masks are not those that it was trained
+        UserError: If the model is prepared for lower ranks, or the masks are not those that the adapter was trained
             with (before the model is changed).
     """
     if not isinstance(config, CapaBoostConfig):
         return _swap(model, state_dict, adapter_name, config, parameter_prefix)
-    state, scales, drawn, inner = dict(state_dict), {}, [], getattr(model, "_orig_mod", model)
+    state, layers, drawn, inner = dict(state_dict), {}, [], getattr(model, "_orig_mod", model)
     for name, layer in inner.named_modules():
         keys = [f"{name}.lora_{letter}.{adapter_name}" for letter in "AB"]
         if f"{keys[0]}.packed" not in state or not isinstance(layer, LoraLayer):
             continue
-        path, capacity = base_path(name), _capacity(layer, adapter_name)
+        path = base_path(name)
         method, factors = _factors(config, path, layer, adapter_name, inner)
-        _check_rank(path, factors[0].rank, capacity)
+        if isinstance(layer.scaling[adapter_name], Tensor):  # peft's preparation has made it one
+            _check_rank(path, factors[0].rank, len(layer.lora_A[adapter_name].weight))
         for key, letter, factor in zip(keys, "AB", factors, strict=True):
             packed = state.pop(f"{key}.packed")
             _check_masks(packed.numel() == factor.packed.numel())
             factor.packed.data = packed.to("cpu", torch.float32).view(-1, 1)
             state[f"{key}.weight"] = factor.weight.detach()
             drawn.append((f"{path}.lora_{letter}", factor.bits.numpy()))
-        scales[layer] = method.scale
+        layers[layer] = method.scale
     _check_masks(config.expected_checksum in (None, checksum(drawn)))
+    for layer in layers:
+        make_plain(layer, adapter_name)
     _swap(model, state, adapter_name, LoraConfig(r=1, lora_alpha=1), parameter_prefix)
-    for layer, scale in scales.items():
+    for layer, scale in layers.items():
         hotswap._update_scaling(layer, adapter_name=adapter_name, scaling=scale)
 
 
@@ -106,15 +116,6 @@ def _factors(
         SimpleNamespace(weight=torch.zeros(size), stride=1, padding=0, dilation=1, training=False) for size in sizes
     ]
     return method, (factor_a(method, path, like[0], rows), factor_b(method, path, like[1], rows))
-
-
-def _is_shared(factor: nn.Module) -> bool:
-    return isinstance(factor, Factor)
-
-
-def _capacity(layer: LoraLayer, adapter: str) -> int:
-    """The rank that a layer's plain factors have room for; none of shared ones."""
-    return 0 if _is_shared(layer.lora_A[adapter]) else len(layer.lora_A[adapter].weight)
 
 
 def _check_rank(what: str, rank: int, capacity: int) -> None:
