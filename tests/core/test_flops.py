@@ -125,6 +125,21 @@ def test_training_step_by_hand(method, backward, tied_backward, num_tied, densit
     assert counts.effective_by_operator == forward | {name: num_tied * density * count for name, count in tied.items()}
 
 
+CONVOLUTIONS = {
+    "strided": BASES["conv"],
+    "in groups": BASES["groups"],
+    "transposed": (lambda: nn.ConvTranspose1d(4, 6, 2, stride=2), [(2, 4, 5)], (2 * 4 * 5) * (6 * 2)),
+}
+
+
+@pytest.mark.parametrize(("create", "shapes", "expected"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_a_convolution_has_its_products_again_for_each_gradient(create, shapes, expected):
+    (shape,) = shapes
+    assert count_flops(create(), torch.ones(shape), backward=True).executed == 2 * expected
+    scaled = nn.Sequential(nn.LayerNorm(shape[-1]), create())
+    assert count_flops(scaled, torch.ones(shape), backward=True).executed == 3 * expected
+
+
 def test_gradients_flow_through_frozen_layers_without_their_weights_gradients():
     model = inject(Net(), CapaBoostConfig(r=R, num_tied=1, density=1), Plan((Target("first"), Target("second"))))
     counts = count_flops(model, torch.ones(TOKENS), backward=True).executed_by_operator
