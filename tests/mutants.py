@@ -5,11 +5,11 @@
     python -m tests.mutants --again --tests tests/core/test_masks.py # the faults that were not found, by these tests
 
 A first run of the tests, with a probe at each place that was drawn, notes which test reaches which place, in its own
-process or in one that it starts. A place that none reaches is left out, since only `make test-all` gets there, and so
-is a test that fails without a fault. Then each fault runs its tests, those first that reach few other places, until
-one fails. It is found if that test passes without the fault, or if the fault lets test files no longer be imported; a
-fault whose tests do not end, or do not run, is not found. All happens in copies of the checkout, so it may be edited
-meanwhile. A fault keeps the `why` that somebody wrote beside it in the results, as why it changes nothing.
+process or in one that it starts. A place that none reaches is left out, since only `make test-all` gets there. Then
+each fault runs its tests, those first that reach few other places, until one fails. It is found if that test passes
+without the fault, or if the fault lets test files no longer be imported; a fault whose tests do not end, or do not
+run, is not found. All happens in copies of the checkout, so it may be edited meanwhile. A fault keeps the `why` that
+somebody wrote beside it in the results, as why it changes nothing.
 """
 
 from __future__ import annotations
@@ -214,13 +214,11 @@ def reach(clean: Path, place: Path, mutants: list[Mutant], tests: list[str]) -> 
     log, probe = place.parent / "reached.txt", place / "sitecustomize.py"
     probe.write_text(PROBE)
     code, out = pytest(place, "-n", "2", "--dist", "worksteal", *tests, MUTANTS_LOG=str(log))
-    if code not in (0, 1):  # 1: some tests failed
+    if code not in (0, 1):  # 1: some tests failed, as those that compile, which cannot pass a probe
         sys.exit(f"the tests do not run (exit code {code} of pytest): {out[-1000:]}")
-    failed = {name for name, _ in _failures(out)}
     for line in sorted(set(log.read_text().splitlines())) if log.exists() else ():
         number, _, test = line.partition(" ")
-        if test not in failed:
-            mutants[int(number)].tests.append(test)
+        mutants[int(number)].tests.append(test)
     reached = Counter(test for mutant in mutants for test in mutant.tests)
     for mutant in mutants:
         mutant.tests.sort(key=lambda test: reached[test])
