@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.tables import markdown
 from benchmarks.timing import Pair, Repeats, compare, spread
+from capaboost.training.result import device_name, git_state, library_versions
 from capaboost_core import UserError
 from capaboost_core.files import write_atomically
-from capaboost_core.training.provenance import device_name, git_state, library_versions
 
 RESULTS, QUICK_RESULTS = Path("benchmarks/results"), Path("runs/benchmarks")
 

@@ -17,7 +17,7 @@ from benchmarks.model_command import Setup, set_up
 from benchmarks.models import logits_of
 from benchmarks.peers import Peer
 from benchmarks.timing import Pair, Stopwatch, interleave
-from capaboost_core.report.peak_memory import peak_bytes
+from capaboost.report.peak_memory import peak_bytes
 
 DEFAULT = (
     "base",

@@ -21,7 +21,7 @@ from benchmarks.model_command import Setup, set_up
 from benchmarks.models import loss_of
 from benchmarks.step import make_step
 from benchmarks.timing import Pair, interleave
-from capaboost_core.report.peak_memory import peak_bytes
+from capaboost.report.peak_memory import peak_bytes
 
 DEFAULT = ("floor", "capaboost-d2", "peft")
 PAIRS = [Pair("capaboost-d2", "peft", high=0.97), Pair("capaboost-d2", "floor"), Pair("peft", "floor")]

@@ -1,12 +1,15 @@
-"""The peers by name: CapaBoost, stock peft LoRA, the looped reference, and the frozen model."""
+"""What an adapter holds: trainable parameters, optimizer state, file. The head is counted in none of them."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.looped import LoopedLinear
@@ -14,6 +17,9 @@ from benchmarks.models import ATTENTION_QV, Workload, copy_with_own
 from capaboost_core import CapaBoostConfig, Plan, UserError, inject, merge
 from capaboost_core.extras import install_line
 from capaboost_core.plan import in_prefix
+
+# The peers by name: CapaBoost, stock peft LoRA, the looped reference, and the frozen model.
+
 
 MERGED = "-merged"
 PEERS = (
@@ -150,3 +156,29 @@ def adapter_parameters(peer: Peer) -> dict[str, nn.Parameter]:
     """The trained parameters, without the head's."""
     named = peer.model.named_parameters()
     return {n: p for n, p in named if p.requires_grad and not any(in_prefix(n, prefix) for prefix in peer.head)}
+
+
+SIZES = ("trainable_parameters", "optimizer_bytes", "file_bytes")
+
+
+def sizes_of(peer: Peer, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Counts of one peer, after its first step; none of a peer without an adapter."""
+    if peer.file_tensors is None:
+        return {}
+    parameters = adapter_parameters(peer).values()
+    states = [value for p in parameters for value in optimizer.state[p].values() if torch.is_tensor(value)]
+    counts = (sum(p.numel() for p in parameters), sum(tensor.nbytes for tensor in states), _file_bytes(peer))
+    return dict(zip(SIZES, counts, strict=True))
+
+
+def _file_bytes(peer: Peer) -> int:
+    """Size of the safetensors file of all that the peer saves but the head."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in peer.file_tensors().items()
+        if not any(in_prefix(name, prefix) for prefix in peer.head)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "adapter.safetensors"
+        save_file(tensors, path)
+        return path.stat().st_size

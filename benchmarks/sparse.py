@@ -21,8 +21,8 @@ from torch.sparse import to_sparse_semi_structured
 
 from benchmarks.command import Measured, finish, make_parser, prepare, repeats_of, run_command
 from benchmarks.timing import Pair, Stopwatch, interleave
+from capaboost.report.peak_memory import peak_bytes
 from capaboost_core import CapaBoostConfig, UserError
-from capaboost_core.report.peak_memory import peak_bytes
 from capaboost_core.sharing.masks import mask_bits
 
 PAIRS = [

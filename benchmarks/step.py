@@ -16,11 +16,10 @@ import torch
 from benchmarks.command import Measured, finish, repeats_of, run_command
 from benchmarks.model_command import Setup, set_up
 from benchmarks.models import loss_of
-from benchmarks.peers import Peer
-from benchmarks.sizes import SIZES, sizes_of
+from benchmarks.peers import SIZES, Peer, sizes_of
 from benchmarks.timing import Pair, Stopwatch, interleave
-from capaboost_core.report.flops import count_flops
-from capaboost_core.report.peak_memory import peak_bytes
+from capaboost.report.flops import count_flops
+from capaboost.report.peak_memory import peak_bytes
 
 DEFAULT = ("floor", "capaboost-d1", "capaboost-d2", "capaboost-d4", "capaboost-d8", "looped-d2", "peft", "peft-2r")
 AIMS = {"vit-base": 0.97, "roberta-base": 1.00}  # CapaBoost over peft at the same r, fp32 on the CPU

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import capaboost_vision  # noqa: F401  registers the argument `capaboost`
+from capaboost.training.loop import fit
+from capaboost.training.optimize import make_accelerator
+from capaboost.training.settings import TrainSection
 from capaboost_core import trainable_parameters
-from capaboost_core.training.optimize import make_accelerator
-from capaboost_core.training.train import fit
-from capaboost_core.training.train_section import TrainSection
-from capaboost_vision.image_task import ImageTask, Normalize
+from capaboost_vision.vtab.task import ImageTask, Normalize
 
 
 @dataclass(frozen=True)

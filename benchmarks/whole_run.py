@@ -1,6 +1,6 @@
 """Images per second of a whole training run, compared with the bare training step and an ordinary training loop.
 
-  whole run      capaboost_core.training.train.fit on capaboost_vision's task: images on the device, progress bar,
+  whole run      capaboost.training.loop.fit on capaboost_vision's task: images on the device, progress bar,
                  metrics, a checkpoint after each epoch; timed from its first step to its last checkpoint
   training part  the same run without what comes after the last step of an epoch
   bare step      forward, backward and AdamW over and over on one batch that is there already
@@ -26,9 +26,9 @@ from torch.utils.data import Subset
 from benchmarks.command import Measured, finish, make_parser, prepare, repeats_of, run_command
 from benchmarks.timing import Pair, interleave
 from benchmarks.training_ways import DigitsRun, WholeRun, bare_step, ordinary_way
+from capaboost.training.settings import TrainSection
 from capaboost_core import UserError
-from capaboost_core.training.train_section import TrainSection
-from capaboost_vision.sources import decode, open_split
+from capaboost_vision.vtab.sources import decode, open_split
 
 EMBEDDED = "capaboost_vit_micro_patch8_64"
 PAIRS = [

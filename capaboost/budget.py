@@ -9,8 +9,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capaboost_core.report.budget import Budgeted
-    from capaboost_core.report.cost import Subject
+    from capaboost.report.cost import Subject
+    from capaboost.report.sizes import Budgeted
 
 
 def add_budget_flags(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,9 @@ def budgeted(run: Any, options: argparse.Namespace) -> Any:
     if budget is None:
         check_nearest(options)
         return run
-    from capaboost_core.console import tell
-    from capaboost_core.training.processes import is_first
-    from capaboost_core.training.run_file import flat, parse_assignments
+    from capaboost.console import tell
+    from capaboost.training.processes import is_first
+    from capaboost.training.settings import flat, parse_assignments
 
     refuse_given(run.adapter, flat(parse_assignments(options.set)))
     found = solve(subject_of(run), run.adapter, budget, options.nearest)
@@ -88,7 +88,7 @@ def solve(subject: Subject, method: Any, budget: str, nearest: bool = False) -> 
     Raises:
         UserError: If the method has no knob, the budget is no number, or no size comes near it.
     """
-    from capaboost_core.report.budget import within_budget
+    from capaboost.report.sizes import within_budget
 
     return within_budget(subject, method, entries_of(subject, method, budget), nearest)
 
@@ -99,8 +99,8 @@ def entries_of(subject: Subject, method: Any, budget: str) -> int:
     Raises:
         UserError: If it is no number, or the model does not take the method.
     """
+    from capaboost.report.sizes import parse_budget, parse_percent
     from capaboost_core.injection import parameter_counts
-    from capaboost_core.report.budget import parse_budget, parse_percent
 
     if not budget.endswith("%"):
         return parse_budget(budget)
@@ -124,7 +124,7 @@ def subject_of(run: Any) -> Subject:
 @cache
 def _subject(name: str, image_size: int | None) -> Subject:
     """One for all methods of a sweep, as a subject copies the model that it built first."""
-    from capaboost.subjects import Sizes, make_subject
+    from capaboost.report.models import Sizes, make_subject
 
     return make_subject(name, Sizes(image_size=image_size))
 

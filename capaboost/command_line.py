@@ -94,9 +94,9 @@ class Help(argparse.Action):
         parser.exit(exit_code(lambda: show(parser, options.method)))
 
     def _show_run(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from capaboost.training.settings import sections_of
         from capaboost_core.methods import PRESETS
-        from capaboost_core.settings.text import help_on
-        from capaboost_core.training.run_config import sections_of
+        from capaboost_core.settings.base import help_on
 
         parser.print_help()
         names = ", ".join(PRESETS)
@@ -110,7 +110,7 @@ class Help(argparse.Action):
 
     def _show_method(self, _: argparse.ArgumentParser, preset: str) -> None:
         from capaboost_core.methods import resolve_config
-        from capaboost_core.settings.text import help_on
+        from capaboost_core.settings.base import help_on
 
         method = resolve_config(preset)
         print(f"settings of the preset {preset}, for --set:")
@@ -157,9 +157,9 @@ def say_if_shortened(path: Path, options: argparse.Namespace) -> None:
 
     Not where a rate is given too, or `--set` gives other epochs.
     """
-    from capaboost_core.console import tell
-    from capaboost_core.training.processes import is_first
-    from capaboost_core.training.run_file import flat, parse_assignments, read_config
+    from capaboost.console import tell
+    from capaboost.training.processes import is_first
+    from capaboost.training.settings import flat, parse_assignments, read_config
 
     given = flat(parse_assignments(options.set)).keys() & {"train.lr", "train.epochs"}
     epochs, chosen = options.epochs, given or options.lr is not None or options.lr_grid is not None
@@ -187,9 +187,9 @@ def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> No
         return print_settings(run)
     from accelerate import PartialState
 
-    from capaboost_core.training.experiment import run_experiment
-    from capaboost_core.training.lr_grid import parse_rates, run_grid
-    from capaboost_core.training.result_table import print_table
+    from capaboost.training.experiment import run_experiment
+    from capaboost.training.result import print_table
+    from capaboost.training.tuning import parse_rates, run_grid
 
     _say_what_is_missing()
     folder = options.output_dir or run.default_folder()
@@ -208,30 +208,29 @@ def print_settings(run: Any) -> None:
     """The settings as a file that `--config` takes."""
     import yaml
 
-    from capaboost_core.training.run_config import to_dict
+    from capaboost.training.settings import to_dict
 
     print(yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True).rstrip())
 
 
 def _write_card(folder: Path, result: dict[str, Any]) -> None:
     """The model card beside the adapter, which goes with it to the hub, and the picture of the confusion matrix."""
-    from capaboost.hub import adapter_folder
-    from capaboost.model_card import write_card
-    from capaboost_core.adapter_files.inference import read_inference
+    from capaboost.hub import adapter_folder, write_card
+    from capaboost_core.adapter_files.record import read_inference
     from capaboost_core.extras import is_installed
 
     adapter = adapter_folder(folder)
     write_card(adapter, result, read_inference(adapter))
     source = adapter.parent / "confusion.csv"
     if source.is_file() and is_installed("matplotlib"):
-        from capaboost.plots.confusion import draw_confusion
+        from capaboost.plots.draw import draw_confusion
 
         draw_confusion(source, source.with_suffix(".png"))
         print(f"accuracy of each class: {source}, and as a picture {source.with_suffix('.png')}")
 
 
 def _say_what_is_missing() -> None:
-    from capaboost_core.console import tell
+    from capaboost.console import tell
     from capaboost_core.extras import install_line, is_installed
 
     if not (is_installed("tensorboard") or is_installed("tensorboardX")) and os.environ.get("RANK", "0") == "0":
@@ -239,9 +238,9 @@ def _say_what_is_missing() -> None:
 
 
 def exit_code(command: Callable[[], None], stopped: str = "the same command with --resume goes on") -> int:
-    """`capaboost_core.exit_code.exit_code_of`, imported once the flags are read, for threads that suit the load."""
-    from capaboost_core.exit_code import exit_code_of
-    from capaboost_core.training.processes import wait_policy
+    """`capaboost.exit_code.exit_code_of`, imported once the flags are read, for threads that suit the load."""
+    from capaboost.exit_code import exit_code_of
+    from capaboost.training.processes import wait_policy
 
     if "torch" not in sys.modules:  # whose threads read it once
         os.environ.update(wait_policy())

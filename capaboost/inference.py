@@ -24,7 +24,7 @@ from tqdm import tqdm
 from capaboost.hub import adapter_folder, fetch
 from capaboost_core import load_adapter, merge
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
-from capaboost_core.adapter_files.inference import INFERENCE, read_inference
+from capaboost_core.adapter_files.record import INFERENCE, read_inference
 from capaboost_core.errors import UserError
 
 Item = TypeVar("Item")
@@ -59,7 +59,7 @@ class ImageRun:
         """
         from PIL import Image
 
-        from capaboost_vision.sources.pixels import open_rgb
+        from capaboost_vision.vtab.pixels import open_rgb
 
         try:
             image = open_rgb(Path(path))
@@ -170,10 +170,10 @@ def load_run(
 
 
 def _image_run(record: dict[str, Any], adapter: Path, base: str | None, device: torch.device) -> ImageRun:
-    from capaboost.vtab_run import ModelSection
-    from capaboost_vision.pretrained import check_model, create_base
+    from capaboost.runs.settings import VisionModelSection
+    from capaboost.runs.vtab import check_model, create_base
 
-    section = ModelSection.from_dict(record["model"] | ({"weights": base} if base else {}), f"{adapter}: model.")
+    section = VisionModelSection.from_dict(record["model"] | ({"weights": base} if base else {}), f"{adapter}: model.")
     if section.weights and not base and not Path(section.weights).is_file():
         raise UserError(f"the base model's weights {section.weights} are not here; pass --base FILE")
     check_model(section)

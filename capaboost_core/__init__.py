@@ -10,27 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capaboost_core.adapter_files.load import load_adapter
-    from capaboost_core.adapter_files.peft_load import load_peft
-    from capaboost_core.adapter_files.peft_save import save_peft
+    from capaboost_core.adapter_files.peft import load_peft, save_peft
     from capaboost_core.adapter_files.save import save_adapter
     from capaboost_core.errors import UserError
-    from capaboost_core.injection import ParameterCounts, inject, parameter_counts, trainable_parameters
+    from capaboost_core.injection import (
+        ParameterCounts,
+        inject,
+        parameter_counts,
+        trainable_parameters,
+        weight_decay_groups,
+    )
     from capaboost_core.methods import PRESETS, CapaBoostConfig, Method, register_method, resolve_config
     from capaboost_core.modes import disable, merge, merged, unload, unmerge
     from capaboost_core.plan import Plan, Target
-    from capaboost_core.weight_decay import weight_decay_groups
 
 MODULES = {
     "adapter_files.load": ("load_adapter",),
-    "adapter_files.peft_load": ("load_peft",),
-    "adapter_files.peft_save": ("save_peft",),
+    "adapter_files.peft": ("load_peft", "save_peft"),
     "adapter_files.save": ("save_adapter",),
     "errors": ("UserError",),
-    "injection": ("ParameterCounts", "inject", "parameter_counts", "trainable_parameters"),
+    "injection": ("ParameterCounts", "inject", "parameter_counts", "trainable_parameters", "weight_decay_groups"),
     "methods": ("PRESETS", "CapaBoostConfig", "Method", "register_method", "resolve_config"),
     "modes": ("disable", "merge", "merged", "unload", "unmerge"),
     "plan": ("Plan", "Target"),
-    "weight_decay": ("weight_decay_groups",),
 }
 MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted
 from capaboost_core.injection import Injection, adapted_layers, injection_of, own_parameters, trainable_parameters
+from capaboost_core.layers import Adapted
 from capaboost_core.plan import in_prefix
 from capaboost_core.statistics import moving, statistics
 from capaboost_core.wrappers import clean, named_parameters, unwrap

@@ -1,9 +1,10 @@
-"""Inject a planned adapter into a model, and count what is trained."""
+"""Which parameters an optimizer decays."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,20 +12,61 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from capaboost_core.adapted import Adapted, take_forward
 from capaboost_core.adapter_files.beside import SavesAdapter
-from capaboost_core.adapter_files.rollback import undone_on_error
-from capaboost_core.bypass import check_reached, close_fast_paths
 from capaboost_core.errors import UserError
-from capaboost_core.integrations import complete
-from capaboost_core.liveness import Watch, check_alive_by_example
+from capaboost_core.extras import complete
+from capaboost_core.layers import Adapted, take_forward
+from capaboost_core.liveness import Watch, check_alive_by_example, check_reached, close_fast_paths
 from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import Plan, in_prefix
 from capaboost_core.roles import Roles, classifier_of
 from capaboost_core.sharing.masks import checksum
-from capaboost_core.sharing.together import Together
+from capaboost_core.sharing.tied import Together
 from capaboost_core.statistics import rest, statistics
 from capaboost_core.wrappers import check_bare, kind_if_no_floats, named_parameters, swap, timm_cfg, unwrap
+
+# Atomic changes to a model: what fails is rolled back.
+
+
+@contextmanager
+def undone_on_error(model: nn.Module, written: Iterable[Tensor]) -> Iterator[None]:
+    """Within the context the model may change; on any error it is as it was, down to its hooks and attributes.
+
+    Args:
+        model: The model that changes.
+        written: The parameters and buffers whose values change; their values are kept beside them for so long.
+    """
+    modules = [(module, _contents(module)) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    values = [(parameter, parameter.detach().clone()) for parameter in written]
+    try:
+        yield
+    except BaseException:
+        for module, (contents, containers) in modules:
+            vars(module).clear()
+            vars(module).update(contents)
+            for container, content in containers:
+                container.clear()
+                container.update(content)
+        with torch.no_grad():
+            for parameter, value in values:
+                parameter.copy_(value)
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+        raise
+
+
+def _contents(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+    """What a module holds, and its containers with copies: those of parameters, children and hooks change in place.
+
+    They stay the same objects, to which the handles of hooks refer.
+    """
+    held = dict(vars(module))
+    return held, [(value, value.copy()) for value in held.values() if isinstance(value, (dict, set))]
+
+
+# Inject a planned adapter into a model, and count what is trained.
+
 
 HOOKED = "capaboost_hooked"  # of a model whose loop calls the method's hooks
 
@@ -257,7 +299,7 @@ def _warn_unhooked(model: nn.Module, _: Any) -> None:
         warnings.warn(
             f"{model.capaboost.config.method} does something at each training step (a loss of its own, a penalty, "
             "moving ranks or learning rates) that this loop does not call; train with the commands, or call the hooks "
-            "of capaboost_core.training.hooks.Hooks(model), made before the first step",
+            "of capaboost.training.optimize.Hooks(model), made before the first step",
             UnhookedWarning,
             stacklevel=2,
         )
@@ -278,3 +320,21 @@ def _after_load(model: nn.Module, _: Any) -> None:
     """Additions that start from the weights start from those that have come."""
     if layers := adapted_layers(model):
         model.capaboost.config.loaded(layers, of_base=layers[0].lacked)
+
+
+def weight_decay_groups(
+    parameters: Iterable[nn.Parameter], weight_decay: float, decay_biases: bool = False
+) -> list[dict[str, Any]]:
+    """Two groups for an optimizer: matrices, packed or not, decay; biases and norms only with `decay_biases`.
+
+    timm's optimizers find the same groups by themselves. transformers' `Trainer` leaves out what stands below a norm,
+    and so the matrices of a PAdapter in an encoder that norms after the sum; give it these groups:
+
+        optimizer = torch.optim.AdamW(weight_decay_groups(trainable_parameters(model).values(), 0.01), lr=1e-3)
+        trainer = Trainer(model, arguments, optimizers=(optimizer, None))
+    """
+    parameters = list(parameters)
+    spared = [p for p in parameters if p.ndim <= 1 and not decay_biases]
+    decayed = [p for p in parameters if p.ndim > 1 or decay_biases]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
 from capaboost_core.injection import HOOKED, adapted_layers, injection_of
+from capaboost_core.layers import Adapted
 from capaboost_core.statistics import wake
 from capaboost_core.wrappers import is_sharded, swap
 

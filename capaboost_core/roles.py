@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.linear_layers import linear_shape
-from capaboost_core.plan import Target
+from capaboost_core.plan import Target, linear_shape
 
 # The six matrices of a block: attention's four, and the two of the feed-forward part (f1 is a pair where it is gated).
 MATRICES = ("q", "k", "v", "o", "f1", "f2")

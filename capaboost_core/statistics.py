@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted
+from capaboost_core.layers import Adapted
 from capaboost_core.plan import in_prefix
 from capaboost_core.wrappers import clean
 

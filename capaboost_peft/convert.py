@@ -15,8 +15,8 @@ from torch import nn
 
 from capaboost_core.adapter_files.base_model import Fingerprint, fingerprint
 from capaboost_core.adapter_files.disk import Adapter, Limits, read_adapter, write_adapter
-from capaboost_core.adapter_files.load_checks import check_base, check_weights
-from capaboost_core.adapter_files.peft_save import PREFIX, write_lora
+from capaboost_core.adapter_files.load import check_base, check_weights
+from capaboost_core.adapter_files.peft import PREFIX, write_lora
 from capaboost_core.adapter_files.record import Record
 from capaboost_core.errors import UserError
 from capaboost_core.injection import base_name

@@ -22,15 +22,14 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from capaboost_core.adapter_files.peft_save import PREFIX
-from capaboost_core.bypass import close_fast_paths
+from capaboost_core.adapter_files.peft import PREFIX
 from capaboost_core.errors import UserError
+from capaboost_core.liveness import close_fast_paths
 from capaboost_core.methods import Method
-from capaboost_core.methods.fused import incremented_linear, precision
+from capaboost_core.methods.lora_layer import incremented_linear, precision
 from capaboost_core.plan import SWITCHES
 from capaboost_core.sharing.masks import checksum, mask_bits
-from capaboost_core.sharing.tied import TiedWeight
-from capaboost_core.sharing.together import Together
+from capaboost_core.sharing.tied import TiedWeight, Together
 from capaboost_core.wrappers import is_sharded
 from capaboost_peft.config import CapaBoostConfig, peft_type, rows_of
 from capaboost_peft.quantized import check_merge, is_quantized, rounding_class, stated

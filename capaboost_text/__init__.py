@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from capaboost_core.integrations import PENDING
+from capaboost_core.extras import PENDING
 
 if TYPE_CHECKING:
     from capaboost_text.encoders import from_pretrained, inject

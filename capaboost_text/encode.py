@@ -2,20 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
 from capaboost_core.errors import UserError, is_no_memory, reason_of, shown
-from capaboost_text.example import Example
 from capaboost_text.hub import reach_hub
-from capaboost_text.padding import Tokens
+
+# The fixed order in which rows go to splits, independent of the run's seed.
+
+
+SPLIT_SEED = 42  # the published one
+
+Row = TypeVar("Row")
+
+
+def permutation(size: int) -> list[int]:
+    """A fixed permutation of range(size), drawn as in the code behind Table 2 of arXiv 2407.01320."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+
+
+def take(rows: Sequence[Row], count: int | None) -> list[Row]:
+    """The first `count` rows of the fixed order, always the same ones; all rows, as they stand, for None."""
+    return list(rows) if count is None else [rows[i] for i in permutation(len(rows))[:count]]
+
+
+def halve(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The halves of the fixed order: the first to select on, the second to test on."""
+    order, half = permutation(len(rows)), len(rows) // 2
+    return [rows[i] for i in order[:half]], [rows[i] for i in order[half:]]
+
+
+# What a task on texts or pairs of texts reads.
+
+
+class Example(NamedTuple):
+    """One or two texts, and the index of the class or the number to predict."""
+
+    text: str
+    pair: str | None
+    label: int | float
+
+
+# Rows of tokens to padded batches.
+
+
+class Tokens(Protocol):
+    """A row of tokens without padding.
+
+    Attributes:
+        input_ids: (n,) token ids.
+        token_type_ids: (n,) segment ids, for a model that takes them.
+    """
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray | None
+
+    def __len__(self) -> int: ...
+
+
+def pad(rows: Sequence[Tokens], tokenizer: Any, multiple: int = 1) -> dict[str, Tensor]:
+    """A model's inputs, padded to the longest row on the tokenizer's side.
+
+    Args:
+        rows: At least one.
+        tokenizer: The one that made them.
+        multiple: Round the length up to a multiple of this.
+
+    Returns:
+        input_ids, attention_mask and perhaps token_type_ids, (rows, length) each.
+    """
+    length = -(-max(map(len, rows)) // multiple) * multiple
+    left = tokenizer.padding_side == "left"
+
+    def stack(values: list[np.ndarray], fill: int) -> Tensor:
+        table = np.full((len(values), length), fill, np.int64)
+        for line, row in zip(table, values, strict=True):
+            line[slice(length - len(row), None) if left else slice(len(row))] = row
+        return torch.from_numpy(table)
+
+    inputs = {"input_ids": stack([row.input_ids for row in rows], tokenizer.pad_token_id)}
+    inputs["attention_mask"] = stack([np.ones(len(row), np.int64) for row in rows], 0)
+    if rows[0].token_type_ids is not None:
+        inputs["token_type_ids"] = stack([row.token_type_ids for row in rows], tokenizer.pad_token_type_id)
+    return inputs
+
+
+# Batches of rows of like length, so that little is padded.
+
+
+GROUP = 50  # batches among whose rows lengths are sorted: the usual compromise of padding and chance
+
+
+def train_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """All row indices once, in an order that depends on (seed, epoch) only.
+
+    The rows are shuffled, sorted by length within groups of 50 batches, cut, and the batches shuffled.
+    Only the last of the batches, wherever it ends up, may be smaller.
+    """
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(len(lengths))
+    groups = [order[at : at + GROUP * batch_size] for at in range(0, len(order), GROUP * batch_size)]
+    ordered = np.concatenate([group[np.argsort(lengths[group], kind="stable")] for group in groups])
+    batches = [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def token_batches(lengths: np.ndarray, rows: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """The given rows, longest first, in batches of at most so many tokens, padding included, or of one row."""
+    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
+    at = 0
+    while at < len(ordered):
+        count = max(1, tokens // max(1, int(lengths[ordered[at]])))
+        yield ordered[at : at + count]
+        at += count
+
 
 CHUNK = 1000
 AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm")

@@ -11,16 +11,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from capaboost_core.training.task import content_hash
-from capaboost_text.encode import check_fit
-from capaboost_text.length_batches import token_batches, train_batches
-from capaboost_text.padding import Tokens, pad
+from capaboost_core.task import content_hash
+from capaboost_text.encode import Tokens, check_fit, pad, token_batches, train_batches
 
 TOKENS_CPU, TOKENS_GPU = 4096, 65536  # of one batch in evaluation
 
 
 class EncoderTask:
-    """The part of a `capaboost_core.training.task.Task` that does not depend on the head.
+    """The part of a `capaboost_core.task.Task` that does not depend on the head.
 
     Args:
         accelerator: Gives the device and the processes.

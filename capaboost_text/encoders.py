@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,14 +19,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from capaboost_core.adapter_files.rollback import undone_on_error
-from capaboost_core.console import tell
 from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.injection import inject as inject_plan
+from capaboost_core.injection import undone_on_error
 from capaboost_core.liveness import check_alive_by_example
 from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import in_prefix
-from capaboost_core.training.processes import is_first
 from capaboost_text.hub import reach_hub
 from capaboost_text.roles import roles_of
 
@@ -148,8 +147,7 @@ def _check_sizes(
             raise UserError(f"{sizes}; the encoder must keep its sizes, set the one of its weights")
         if not resize_head:
             raise UserError(f"{sizes}; for a fresh head pass ignore_mismatched_sizes=True")
-        if is_first():
-            tell(f"note: {sizes}; it starts fresh")
+        warnings.warn(f"{sizes}; it starts fresh", stacklevel=2)
 
 
 def _missing_pooler(model: nn.Module, missing: list[str], name: str | Path) -> tuple[str, ...]:

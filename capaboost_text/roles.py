@@ -11,7 +11,7 @@ from transformers import MODEL_MAPPING, PreTrainedModel
 from capaboost_core.errors import UserError
 from capaboost_core.roles import Architecture, Roles
 from capaboost_core.wrappers import check_bare
-from capaboost_text import conv1d, feed_forward, prefix  # noqa: F401  register the classes that methods adapt
+from capaboost_text import layers  # noqa: F401  register the classes that methods adapt
 
 
 def _grouped(model: nn.Module, qkv: nn.Module) -> tuple[int, int, int]:

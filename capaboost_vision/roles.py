@@ -20,7 +20,7 @@ from torch import nn
 from capaboost_core.errors import UserError
 from capaboost_core.roles import Architecture, Roles, classifier_of
 from capaboost_core.wrappers import check_bare, timm_cfg
-from capaboost_vision import feed_forward, norms, prefix, prompts  # noqa: F401  register timm's classes that methods adapt
+from capaboost_vision import layers  # noqa: F401  register timm's classes that methods adapt
 
 # The feed-forward parts of timm.layers.mlp: plain and packed (fc1), SwiGLU (fc1_g, fc1_x), ViTamin's GeGLU (w0 to w2).
 VIT = Architecture(

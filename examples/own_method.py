@@ -18,8 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from capaboost_core import Method, Plan, Target, register_method
-from capaboost_core.adapted import Adapted
-from capaboost_core.mergeable import Mergeable
+from capaboost_core.layers import Adapted, Mergeable
 from capaboost_core.roles import Roles
 
 

@@ -6,8 +6,8 @@ import importlib
 MODULES = """
 sklearn.datasets torch.distributed.fsdp torch.utils.tensorboard transformers.models.roberta.modeling_roberta
 capaboost.commands.noah capaboost.sweeps.driver capaboost.sweeps.engines.local capaboost_core.console
-capaboost_core.training.train capaboost_text.glue.experiment capaboost_text.squad.experiment
-capaboost_vision.experiment tests.commands
+capaboost.training.loop capaboost.runs.glue capaboost_text.squad.experiment
+capaboost.runs.vtab tests.commands
 """
 
 for name in MODULES.split():

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import inference, make_tables, masks, memory, parts, peers, sparse, step, tables, whole_run
+from benchmarks import inference, masks, memory, parts, peers, sparse, step, tables, whole_run
+from benchmarks import tables as make_tables
 from benchmarks.command import run_command
 from benchmarks.looped import LoopedLinear
 from benchmarks.models import WORKLOADS, logits_of, loss_of
-from benchmarks.sizes import sizes_of
+from benchmarks.peers import sizes_of
 from benchmarks.timing import Pair, Repeats, Stopwatch, compare, interleave, spread
 from capaboost_core import UserError
 

@@ -10,10 +10,10 @@ import torch
 
 from capaboost.budget import told
 from capaboost.commands import compare, flops, train_glue, train_vtab
-from capaboost.subjects import Sizes, make_subject
+from capaboost.report.models import Sizes, make_subject
+from capaboost.report.sizes import parse_budget, within_budget
 from capaboost_core import UserError, parameter_counts
 from capaboost_core.methods import PRESETS, resolve_config
-from capaboost_core.report.budget import parse_budget, within_budget
 from tests.commands import start
 
 with torch.device("meta"):

@@ -10,12 +10,11 @@ from scipy import stats
 
 from capaboost.commands import tables
 from capaboost.tables.compare import MANY, compare
-from capaboost.tables.groups import group_runs
-from capaboost.tables.labels import label_groups, natural_order
-from capaboost.tables.latex import escape
+from capaboost.tables.groups import group_runs, label_groups, natural_order
 from capaboost.tables.read import read_results
-from capaboost.tables.verdicts import judge
-from capaboost.tables.vtab_means import PAPER, vtab_means
+from capaboost.tables.rows import PAPER, vtab_means
+from capaboost.tables.statistics import judge
+from capaboost.tables.write import escape
 from tests.run_results import LORA, TIED, write_run
 
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import launches, make_tables
+from benchmarks import launches
+from benchmarks import tables as make_tables
 from benchmarks.command import run_command
 from benchmarks.fake_cuda import autocast, backward, fake_cuda
 from benchmarks.launches import Count, count_step

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from capaboost.commands import plots
-from capaboost.plots import benchmarks
-from capaboost.plots.rank import rank_parameters, spectra
+from capaboost.plots import draw as benchmarks
+from capaboost.plots.draw import rank_parameters, spectra
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,13 +9,12 @@ import pytest
 from PIL import Image
 
 from capaboost.commands import noah, train_vtab
-from capaboost.subjects import Sizes, make_subject
+from capaboost.report.models import Sizes, make_subject
+from capaboost.report.subnets import SubnetCosts
+from capaboost.training.settings import to_dict
 from capaboost_core import parameter_counts, resolve_config
-from capaboost_core.methods.sliced import parts_of
-from capaboost_core.methods.subnets import Subnet
-from capaboost_core.report.subnet_costs import SubnetCosts
-from capaboost_core.training.run_config import to_dict
-from capaboost_vision.image_task import ImageTask
+from capaboost_core.methods.noah import Subnet, parts_of
+from capaboost_vision.vtab.task import ImageTask
 
 BUDGET = 4000
 TINY = ["--model", "test_vit", "--set", "model.pretrained=false", "--set", "model.img_size=32"]

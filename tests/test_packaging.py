@@ -148,7 +148,7 @@ IMPORTS = {  # what each leaves out
     "capaboost.cli": {*TORCH, "yaml", "rich"},
     "capaboost_core": TORCH,
     "capaboost_core.errors": {*TORCH, "pydantic", "yaml"},
-    "capaboost_core.training.run_config": TORCH,
+    "capaboost.training.settings": TORCH,
     "capaboost_core.injection": {*EXTRA, "timm", "transformers", "accelerate", "torchvision", "sympy"},
     "capaboost_vision": {*EXTRA, "transformers"},
     "capaboost_text": TORCH,

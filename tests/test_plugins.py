@@ -14,7 +14,7 @@ import capaboost_vision
 from capaboost_core import disable, load_adapter, merged, save_adapter, unload
 from capaboost_core.errors import UserError
 from capaboost_core.methods import METHODS, PRESETS, resolve_config
-from capaboost_core.methods.registry import announce, load_plugins
+from capaboost_core.methods.method import announce, load_plugins
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,7 +17,7 @@ from capaboost import load_run, push_to_hub
 from capaboost.commands import export, predict, train_glue, train_vtab
 from capaboost.hub import FILES, adapter_folder, fetch
 from capaboost_core import save_adapter
-from capaboost_core.adapter_files.inference import write_inference
+from capaboost_core.adapter_files.record import write_inference
 from capaboost_core.errors import UserError
 from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import load_classifier
@@ -67,7 +67,7 @@ def test_the_run_says_what_it_measured_and_of_whom(trained):
 
 
 def test_a_loaded_run_computes_what_was_trained(trained, photos):
-    from capaboost_vision.sources.own import read_own
+    from capaboost_vision.vtab.own import read_own
 
     run, images = load_run(trained), read_own(photos, 0.2, 0)
     assert run.classes == CLASSES

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from capaboost.commands import flops
+from capaboost.report.cost import settings_of
+from capaboost.report.models import Sizes, make_subject
+from capaboost.report.paper import QUANTITIES, PaperCounter, compare, read_tables
 from capaboost.shipped import shipped
-from capaboost.subjects import Sizes, make_subject
 from capaboost_core.injection import parameter_counts
 from capaboost_core.methods import PRESETS
-from capaboost_core.report.cost import settings_of
-from capaboost_core.report.paper import QUANTITIES, PaperCounter, compare, read_tables
 from tests.commands import start
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,9 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 import capaboost_text
 import capaboost_vision  # noqa: F401  registers `capaboost`
 from capaboost.commands import rank as command
+from capaboost.report.rank import adapter_record, paper_values, study_table
 from capaboost_core import CapaBoostConfig, save_adapter, trainable_parameters
 from capaboost_core.methods import PRESETS
-from capaboost_core.report.rank_report import adapter_record, paper_values, study_table
 
 TINY = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 STUDY = ["--r", "2", "--num-tied", "1", "2", "--epochs", "1"]

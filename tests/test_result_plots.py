@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from capaboost.commands import tables
-from capaboost.plots.results import draw
-from capaboost.plots.results.parameters import pareto
+from capaboost.plots import results as draw
+from capaboost.plots.results import pareto
 from capaboost.tables.compare import Comparison, compare
 from capaboost.tables.read import read_results
 from tests.commands import finish, start

@@ -92,7 +92,7 @@ def test_a_stopped_command_saves_and_says_how_to_go_on(tmp_path):
 @pytest.mark.hard_case("messages")
 def test_a_reader_that_goes_away_is_no_error():
     """As in `capaboost tables ... | head -1`."""
-    script = "from capaboost_core.exit_code import exit_code_of\nimport sys\n"
+    script = "from capaboost.exit_code import exit_code_of\nimport sys\n"
     script += "sys.exit(exit_code_of(lambda: [print('line', flush=True) for _ in range(100000)], 'stopped'))"
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT

@@ -107,13 +107,13 @@ def test_an_encoder_with_missing_weights_is_refused(place, tmp_path, capsys):
 
 
 def test_default_settings_are_the_papers():
-    from capaboost_text.glue.run import config_file
+    from capaboost.runs.settings import glue_config_file
 
     folder = Path("configs")
-    assert config_file(folder, "rte", None, None) == folder / "roberta-base" / "rte-lora.yaml"
-    deberta = config_file(folder, "rte", "microsoft/deberta-v3-base", "capaboost-hadapter")
+    assert glue_config_file(folder, "rte", None, None) == folder / "roberta-base" / "rte-lora.yaml"
+    deberta = glue_config_file(folder, "rte", "microsoft/deberta-v3-base", "capaboost-hadapter")
     assert deberta == folder / "deberta-v3-base" / "rte-padapter.yaml"
-    assert config_file(folder, "rte", "bert-base", "prefix").name == "rte-padapter.yaml"
+    assert glue_config_file(folder, "rte", "bert-base", "prefix").name == "rte-padapter.yaml"
 
 
 @pytest.mark.parametrize("command", COMMANDS.values())

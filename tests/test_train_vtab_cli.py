@@ -116,8 +116,8 @@ def test_a_folder_with_a_run_is_kept(whole, capsys):
 
 
 def test_methods_keep_r_and_name_the_folder():
-    from capaboost.vtab_run import VtabRun
-    from capaboost_core.training.run_config import load_run
+    from capaboost.runs.settings import VtabRun
+    from capaboost.training.settings import load_run
 
     base = ROOT / "configs" / "vtab" / "_base.yaml"
     run = load_run(VtabRun, base, {"data": {"dataset": "x"}}, "padapter", ["adapter.r=3"])

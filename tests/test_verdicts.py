@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from capaboost.tables.verdicts import MARGIN, Pooled, judge, pairs_needed, pooled_deviation
+from capaboost.tables.statistics import MARGIN, Pooled, judge, pairs_needed, pooled_deviation
 
 
 def test_one_difference_is_the_paired_t_test():

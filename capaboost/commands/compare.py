@@ -71,7 +71,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def sweep_of(options: argparse.Namespace) -> SweepFile:
     """The flags as a sweep, with the knob of each method that meets the budget."""
-    from capaboost.sweeps.budget import judged_alike, within_budget
+    from capaboost.sweeps.estimate import judged_alike, within_budget
     from capaboost.sweeps.sweep_file import SweepFile
 
     squad = (options.dataset or "").startswith("squad_")
@@ -87,7 +87,7 @@ def sweep_of(options: argparse.Namespace) -> SweepFile:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    from capaboost_core.training.run_file import flat, parse_assignments
+    from capaboost.training.settings import flat, parse_assignments
 
     flags = {
         "model.name": options.model, "data.dir": options.data_dir, "data.source": options.source,

@@ -28,10 +28,10 @@ from capaboost.command_line import at_least_one, exit_code, make_parser
 from capaboost.shipped import shipped
 
 if TYPE_CHECKING:
-    from capaboost.subjects import Sizes
+    from capaboost.report.cost_report import Sheet
+    from capaboost.report.models import Sizes
+    from capaboost.report.paper import Comparison
     from capaboost_core.methods import Method
-    from capaboost_core.report.cost_table import Sheet
-    from capaboost_core.report.paper import Comparison
 
 ENDINGS = (".json", ".csv", ".md")
 
@@ -60,7 +60,7 @@ def flops_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def report(options: argparse.Namespace) -> None:
     """Count the chosen methods, after checking that the report can be written."""
-    from capaboost.outputs import check_outputs
+    from capaboost.console import check_outputs
 
     stem = options.output
     check_outputs("--output", *([stem.with_name(f"{stem.name}{ending}") for ending in ENDINGS] if stem else []))
@@ -70,10 +70,10 @@ def report(options: argparse.Namespace) -> None:
 
 def report_methods(options: argparse.Namespace) -> None:
     """Count the methods on one model."""
-    from capaboost.subjects import Sizes, describe, make_subject
+    from capaboost.report.cost_report import choose_methods, make_report
+    from capaboost.report.models import Sizes, describe, make_subject
+    from capaboost.report.paper import sheets
     from capaboost_core.methods import Method
-    from capaboost_core.report.cost_report import choose_methods, make_report
-    from capaboost_core.report.paper import sheets
 
     methods, changes = choose_methods(options.methods), adapter_settings(options.set)
     sizes = Sizes(options.batch_size, options.sequence_length, options.image_size, options.classes)
@@ -107,10 +107,10 @@ def memory_probe(options: argparse.Namespace, sizes: Sizes) -> tuple[Callable[[M
     """
     import torch
 
-    from capaboost.subjects import make_subject
+    from capaboost.report.models import make_subject
+    from capaboost.report.peak_memory import MEASURED, step_peak_bytes
+    from capaboost.training.result import device_name
     from capaboost_core.errors import UserError
-    from capaboost_core.report.peak_memory import MEASURED, step_peak_bytes
-    from capaboost_core.training.provenance import device_name
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -126,8 +126,8 @@ def adapter_settings(assignments: list[str]) -> dict[str, Any]:
     Raises:
         UserError: If a text is not of this form, or of another section.
     """
+    from capaboost.training.settings import parse_assignments
     from capaboost_core.errors import UserError
-    from capaboost_core.training.run_file import parse_assignments
 
     sections = parse_assignments(assignments)
     for section in sections:
@@ -138,7 +138,7 @@ def adapter_settings(assignments: list[str]) -> dict[str, Any]:
 
 def report_paper(options: argparse.Namespace) -> None:
     """The paper's numbers next to those counted here."""
-    from capaboost_core.report.paper import sheets
+    from capaboost.report.paper import sheets
 
     comparisons, facts = compare_paper()
     finish(options, {"rows": [asdict(comparison) for comparison in comparisons]}, facts, sheets(comparisons))
@@ -148,8 +148,8 @@ def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str,
     """The paper's numbers of one model, or of all, and notes on them; both empty for others."""
     from tqdm import tqdm
 
-    from capaboost.subjects import Sizes, architecture, make_subject
-    from capaboost_core.report.paper import PaperCounter, compare, facts, read_tables
+    from capaboost.report.models import Sizes, architecture, make_subject
+    from capaboost.report.paper import PaperCounter, compare, facts, read_tables
 
     tables = read_tables(shipped("results/paper"))
     if model:
@@ -161,8 +161,8 @@ def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str,
 
 def finish(options: argparse.Namespace, record: dict[str, Any], facts: dict[str, str], tables: list[Sheet]) -> None:
     """Show the report, and write it if `--output` is given."""
-    from capaboost_core.report.cost_table import show, write_files
-    from capaboost_core.training.provenance import git_state, library_versions
+    from capaboost.report.cost_report import show, write_files
+    from capaboost.training.result import git_state, library_versions
 
     show(facts, tables)
     if options.output:

@@ -25,9 +25,8 @@ from capaboost.command_line import add_run_flags, at_least_one, exit_code, make_
 from capaboost.commands.train_vtab import GRID, add_data_flags, load
 
 if TYPE_CHECKING:
-    from capaboost.subnet_search import Found
-    from capaboost.vtab_run import VtabRun
-    from capaboost_core.methods.evolution import Search
+    from capaboost.report.subnets import Found, Search
+    from capaboost.runs.settings import VtabRun
 
 SUPERNET, SEARCH, SUBNET = "supernet", "search.json", "subnet"
 LONGER = 5  # the authors train a supernet for 500 epochs and a subnet for 100
@@ -42,7 +41,7 @@ def noah_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--generations", type=at_least_one, default=15, metavar="N", help="of the search (default: 15)")
     add("--population", type=at_least_one, default=50, metavar="N", help="subnets of each generation, made "
         "from the best found so far, a fifth as many (default: 50)")  # fmt: skip
-    add_run_flags(parser, GRID, "runs/noah/<dataset>/<model>/<method>-seed<seed>", "capaboost.vtab_run.VtabRun")
+    add_run_flags(parser, GRID, "runs/noah/<dataset>/<model>/<method>-seed<seed>", "capaboost.runs.settings.VtabRun")
     return parser
 
 
@@ -51,10 +50,10 @@ def noah(options: argparse.Namespace) -> None:
     subnet, supernet = settings(options)
     if options.print_config:
         return print_settings(supernet)
-    from capaboost.subnet_search import search_subnet
-    from capaboost_core.training.experiment import run_experiment
-    from capaboost_core.training.run_folder import ADAPTER, check_folder, run_folder
-    from capaboost_vision.experiment import prepare
+    from capaboost.report.subnets import search_subnet
+    from capaboost.runs.vtab import prepare
+    from capaboost.training.experiment import run_experiment
+    from capaboost.training.run_folder import ADAPTER, check_folder, run_folder
 
     search, data, model = search_of(supernet, options), supernet.data, supernet.model
     folder = options.output_dir or run_folder("noah", data.dataset, model.name, subnet.adapter, subnet.train.seed)
@@ -75,8 +74,7 @@ def search_of(supernet: VtabRun, options: argparse.Namespace) -> Search:
         UserError: If the budget is no number, or below every subnet, or the model does not take the method.
     """
     from capaboost.budget import entries_of, subject_of
-    from capaboost_core.methods.evolution import Evolution, Search
-    from capaboost_core.report.subnet_costs import SubnetCosts
+    from capaboost.report.subnets import Evolution, Search, SubnetCosts
 
     subject, method, size = subject_of(supernet), supernet.adapter, options.population
     budget, cost = entries_of(subject, method, budget_of(options)), SubnetCosts(subject, method)
@@ -114,9 +112,9 @@ def say(run: VtabRun, found: Found, folder: Path) -> None:
     """Print what was found, and write it as settings of train-vtab."""
     import yaml
 
+    from capaboost.training.processes import on_main
+    from capaboost.training.settings import to_dict
     from capaboost_core.files import write_atomically
-    from capaboost_core.training.processes import on_main
-    from capaboost_core.training.run_config import to_dict
 
     file = folder / f"{SUBNET}.yaml"
     text = f"# capaboost train-vtab --config {file.name}\n" + yaml.safe_dump(to_dict(run), sort_keys=False)

@@ -49,7 +49,7 @@ def predict_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def predict(options: argparse.Namespace) -> None:
     """Predict, show the first rows, and write what was asked for."""
-    from capaboost.outputs import check_outputs
+    from capaboost.console import check_outputs
 
     check_outputs("--csv", options.csv)
     check_outputs("--json", options.json)
@@ -68,7 +68,7 @@ def image_paths(options: argparse.Namespace) -> list[str]:
     Raises:
         UserError: If an input is missing, or holds no image.
     """
-    from capaboost_vision.sources.own import is_image
+    from capaboost_vision.vtab.own import is_image
 
     paths: list[str] = []
     for name in options.inputs:

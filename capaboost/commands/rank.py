@@ -43,7 +43,7 @@ def rank_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def report(options: argparse.Namespace) -> None:
     """Make the chosen report, after checking that it can be written."""
-    from capaboost.outputs import check_outputs
+    from capaboost.console import check_outputs
 
     check_outputs("--output", options.output)
     (report_adapter if options.adapter else report_theorem if options.theorem else report_study)(options)
@@ -51,8 +51,8 @@ def report(options: argparse.Namespace) -> None:
 
 def report_adapter(options: argparse.Namespace) -> None:
     """Ranks of a saved adapter, by layer and in total."""
-    from capaboost.saved_adapter import load_saved
-    from capaboost_core.report.rank_report import adapter_record, increments_table
+    from capaboost.report.rank import adapter_record, increments_table
+    from capaboost.report.rank_study import load_saved
 
     record = adapter_record(load_saved(options.adapter))
     finish(options, increments_table(record), ["spectra"], {"combinations": [record]})
@@ -60,9 +60,8 @@ def report_adapter(options: argparse.Namespace) -> None:
 
 def report_study(options: argparse.Namespace) -> None:
     """Train the missing adapters, then show the ranks of all."""
-    from capaboost.rank_study import Study, run_record
-    from capaboost.saved_adapter import load_saved
-    from capaboost_core.report.rank_report import adapter_record, study_table
+    from capaboost.report.rank import adapter_record, study_table
+    from capaboost.report.rank_study import Study, load_saved, run_record
 
     study = Study(options.output_dir, options.epochs, options.seed, options.set)
     pairs = [(r, num_tied) for r in sorted(set(options.r)) for num_tied in sorted(set(options.num_tied))]
@@ -75,8 +74,7 @@ def report_study(options: argparse.Namespace) -> None:
 
 def report_theorem(options: argparse.Namespace) -> None:
     """Draw random matrices and count their ranks."""
-    from capaboost_core.report.rank_report import theorem_table
-    from capaboost_core.report.rank_theorem import draw_theorem
+    from capaboost.report.rank import draw_theorem, theorem_table
 
     values = draw_theorem(options.size, options.draws, options.seed)
     finish(options, theorem_table(values), ["theorem"], values)
@@ -84,8 +82,8 @@ def report_theorem(options: argparse.Namespace) -> None:
 
 def finish(options: argparse.Namespace, table: Table, plots: list[str], values: dict) -> None:
     """Show the table, and write the report if `--output` is given."""
-    from capaboost_core.console import show_table
-    from capaboost_core.report.rank_report import write_report
+    from capaboost.console import show_table
+    from capaboost.report.rank import write_report
 
     show_table(table)
     if options.output:

@@ -61,15 +61,14 @@ def sweep_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def sweep(options: argparse.Namespace) -> None:
     """Check the whole sweep, then list it or run it."""
-    from capaboost.sweeps.budget import judged_alike, within_budget
+    from capaboost.sweeps.estimate import judged_alike, within_budget
     from capaboost.sweeps.folder import SweepFolder
-    from capaboost.sweeps.inputs import file_of
-    from capaboost.sweeps.sweep_file import read_sweep
+    from capaboost.sweeps.sweep_file import file_of, read_sweep
 
     file = judged_alike(within_budget(read_sweep(file_of(options.file))))
     folder = SweepFolder((options.output_dir or Path("runs/sweeps") / options.file.stem).absolute())
     if options.dry_run:
-        from capaboost.sweeps.dry_run import list_runs
+        from capaboost.sweeps.display import list_runs
 
         return list_runs(file, folder, options.shard, options.speed)
     from capaboost.sweeps.driver import drive

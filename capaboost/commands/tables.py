@@ -20,7 +20,7 @@ from capaboost.command_line import exit_code, given, given_path, make_parser
 
 if TYPE_CHECKING:
     from capaboost.tables.compare import Comparison
-    from capaboost.tables.layout import Layout
+    from capaboost.tables.write import Layout
 
 FILES = ("markdown", "csv", "latex", "readme")
 
@@ -40,12 +40,10 @@ def tables_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def make(options: argparse.Namespace) -> None:
     """Read all results, show the table, and write it and the plots where a path is given."""
-    from capaboost.outputs import check_outputs
+    from capaboost.console import check_outputs
     from capaboost.tables.compare import compare
-    from capaboost.tables.failed import failed_runs
-    from capaboost.tables.latex import to_latex
-    from capaboost.tables.read import read_results
-    from capaboost.tables.write import fill, show, to_csv, to_markdown
+    from capaboost.tables.read import failed_runs, read_results
+    from capaboost.tables.write import fill, show, to_csv, to_latex, to_markdown
     from capaboost_core.files import write_atomically
 
     draw = plotter(options.plots) if options.plots else None
@@ -70,8 +68,8 @@ def rows(results: dict[Path, dict[str, Any]], notes: list[str]) -> tuple[Layout,
     """The table with a line for each method and its settings, and the records of its CSV file."""
     from dataclasses import asdict
 
-    from capaboost.tables.layout import of_rows
     from capaboost.tables.rows import make_rows, origin_notes, vtab_notes
+    from capaboost.tables.write import of_rows
 
     made = make_rows(results)
     return of_rows(made, [*vtab_notes(made), *origin_notes(results), *notes]), [asdict(row) for row in made]
@@ -79,8 +77,7 @@ def rows(results: dict[Path, dict[str, Any]], notes: list[str]) -> tuple[Layout,
 
 def comparison(table: Comparison, notes: list[str]) -> tuple[Layout, list[dict[str, Any]]]:
     """The table of tasks and methods, and the records of its CSV file."""
-    from capaboost.tables.layout import of_comparison
-    from capaboost.tables.records import records_of
+    from capaboost.tables.write import of_comparison, records_of
 
     return of_comparison(table, notes), records_of(table)
 
@@ -90,7 +87,7 @@ def plotter(folder: Path) -> Callable[[Comparison], Iterator[str]]:
     from capaboost_core.extras import need
 
     need("matplotlib", "plots", "plots")
-    from capaboost.plots.results.draw import check_folder, draw_results
+    from capaboost.plots.results import check_folder, draw_results
 
     check_folder(folder)
     return lambda table: draw_results(table, folder)

@@ -37,7 +37,7 @@ from capaboost.shipped import shipped
 from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:
-    from capaboost_text.glue.run import GlueRun
+    from capaboost.runs.settings import GlueRun
 
 PAPER = "paper"  # a bare --lr-grid
 GRIDS = {  # the paper's, sections D.1.2 and D.2.2: 6e-4 for RoBERTa, 8e-4 for DeBERTaV3
@@ -76,7 +76,7 @@ def glue_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="NAME",
         help="a hub name, or a folder that save_pretrained wrote (default: roberta-base)",
     )
-    add_run_flags(parser, PAPER, "runs/glue/<task>/<model>/<method>-seed<seed>", "capaboost_text.glue.run.GlueRun")
+    add_run_flags(parser, PAPER, "runs/glue/<task>/<model>/<method>-seed<seed>", "capaboost.runs.settings.GlueRun")
     return parser
 
 
@@ -86,15 +86,17 @@ def load(options: argparse.Namespace) -> GlueRun:
     Raises:
         UserError: If one is wrong.
     """
-    from capaboost_core.training.run_config import load_run
-    from capaboost_text.glue.run import GlueRun, config_file
+    from capaboost.runs.settings import GlueRun, glue_config_file
+    from capaboost.training.settings import load_run
 
     flags = flag_settings(options, FLAGS | {"task": "data.task"})
     if options.data is not None:
         flags.setdefault("data", {}).update(_own(options))
         path = options.config or shipped("configs") / "glue" / "_own.yaml"
     else:
-        path = options.config or config_file(shipped("configs") / "glue", options.task, options.model, options.method)
+        path = options.config or glue_config_file(
+            shipped("configs") / "glue", options.task, options.model, options.method
+        )
     run = load_run(GlueRun, path, flags, options.method, options.set)
     say_if_shortened(path, options)
     return budgeted(run, options)
@@ -117,8 +119,8 @@ def _own(options: argparse.Namespace) -> dict[str, Any]:
 def train(options: argparse.Namespace) -> None:
     """Run it, and show the result."""
     run = load(options)
-    from capaboost_text.glue.experiment import prepare
-    from capaboost_text.glue.run import family_of
+    from capaboost.runs.glue import prepare
+    from capaboost.runs.settings import family_of
 
     if options.lr_grid == PAPER:
         options.lr_grid = GRIDS[family_of(run.model.name)]

@@ -32,7 +32,7 @@ from capaboost.command_line import (
 from capaboost.shipped import shipped
 
 if TYPE_CHECKING:
-    from capaboost_text.squad.run import SquadRun
+    from capaboost.runs.settings import SquadRun
 
 GRID = "1e-4,3e-4,5e-4,8e-4,1e-3"  # the paper's, section E.2
 
@@ -51,9 +51,7 @@ def squad_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "half of dev selects the epoch and the threshold of v2.0, the other half is the test set")  # fmt: skip
     add("--model", type=given, metavar="NAME", help="a hub name, or a folder that save_pretrained wrote "
         "(default: microsoft/deberta-v3-base)")  # fmt: skip
-    add_run_flags(
-        parser, GRID, "runs/squad/<dataset>/<model>/<method>-seed<seed>", "capaboost_text.squad.run.SquadRun"
-    )
+    add_run_flags(parser, GRID, "runs/squad/<dataset>/<model>/<method>-seed<seed>", "capaboost.runs.settings.SquadRun")
     return parser
 
 
@@ -63,11 +61,11 @@ def load(options: argparse.Namespace) -> SquadRun:
     Raises:
         UserError: If one is wrong.
     """
-    from capaboost_core.training.run_config import load_run
-    from capaboost_text.squad.run import SquadRun, config_file
+    from capaboost.runs.settings import SquadRun, squad_config_file
+    from capaboost.training.settings import load_run
 
     flags = flag_settings(options, FLAGS | {"dataset": "data.dataset"})
-    path = options.config or config_file(shipped("configs") / "squad", options.dataset)
+    path = options.config or squad_config_file(shipped("configs") / "squad", options.dataset)
     run = load_run(SquadRun, path, flags, options.method, options.set)
     say_if_shortened(path, options)
     return budgeted(run, options)
@@ -76,7 +74,7 @@ def load(options: argparse.Namespace) -> SquadRun:
 def train(options: argparse.Namespace) -> None:
     """Run it, and show the result."""
     run = load(options)
-    from capaboost_text.squad.experiment import prepare
+    from capaboost.runs.squad import prepare
 
     run_and_show(run, options, prepare)
 

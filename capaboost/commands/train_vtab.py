@@ -38,7 +38,7 @@ from capaboost.shipped import shipped
 from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:
-    from capaboost.vtab_run import VtabRun
+    from capaboost.runs.settings import VtabRun
 
 GRID = "1e-4,3e-4,1e-3,3e-3"
 
@@ -46,7 +46,7 @@ GRID = "1e-4,3e-4,1e-3,3e-3"
 def vtab_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog, add_help=False)
     add_data_flags(parser)
-    add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>", "capaboost.vtab_run.VtabRun")
+    add_run_flags(parser, GRID, "runs/vtab/<dataset>/<model>/<method>-seed<seed>", "capaboost.runs.settings.VtabRun")
     return parser
 
 
@@ -79,16 +79,16 @@ def load(options: argparse.Namespace) -> VtabRun:
     Raises:
         UserError: If one is wrong.
     """
-    from capaboost.vtab_run import VtabRun, config_file
-    from capaboost_core.training.run_config import load_run
+    from capaboost.runs.settings import VtabRun, vtab_config_file
+    from capaboost.training.settings import load_run
 
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
     _take_data(options)
     flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
-    path = options.config or config_file(shipped("configs") / "vtab", options.dataset)
+    path = options.config or vtab_config_file(shipped("configs") / "vtab", options.dataset)
     run = load_run(VtabRun, path, flags, options.method, options.set)
     say_if_shortened(path, options)
-    from capaboost_vision.sources import check  # imports timm, which wrong settings need not wait for
+    from capaboost_vision.vtab.sources import check
 
     check(run.data.dataset, run.data.source, run.data.dir)
     return budgeted(run, options)
@@ -108,7 +108,7 @@ def _take_data(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     """Run it, and show the result."""
     run = load(options)
-    from capaboost_vision.experiment import prepare
+    from capaboost.runs.vtab import prepare
 
     run_and_show(run, options, prepare)
 

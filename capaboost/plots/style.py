@@ -1,11 +1,20 @@
-"""How plots look: colours, marks and labels."""
+"""Figures as files: PNG and SVG, with the same bytes each time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+
+from capaboost_core.files import write_atomically
+
+# How plots look: colours, marks and labels.
+
 
 INK, QUIET = "#1f2328", "#57606a"
 COLORS = {1: "#57606a", 2: "#8250df", 4: "#d1660a"}
@@ -45,3 +54,18 @@ def label(panel: Axes, text: str, x: float, y: float, color: str, offset=(7, 0),
     panel.annotate(
         text, (x, y), offset, textcoords="offset points", color=color, va="center", path_effects=outline, **style
     )
+
+
+METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+
+
+def image_files(stem: Path) -> list[Path]:
+    """The files of a figure: the stem with each suffix."""
+    return [stem.with_name(f"{stem.name}.{suffix}") for suffix in METADATA]
+
+
+def write_figure(figure: Figure, stem: Path) -> Iterator[Path]:
+    """Write the figure in each format, and name each file when it is there."""
+    for path, (suffix, metadata) in zip(image_files(stem), METADATA.items(), strict=True):
+        write_atomically(path, partial(figure.savefig, format=suffix, metadata=metadata))
+        yield path

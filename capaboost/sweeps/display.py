@@ -1,9 +1,13 @@
-"""What a sweep shows while it runs: one live screen on a terminal, and elsewhere a line for each run that ends."""
+"""The list of a sweep's runs with their times, estimated."""
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -11,11 +15,96 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 
-from capaboost.sweeps.folder import DONE, FAILURE, SweepFolder
-from capaboost.sweeps.plan import Plan
-from capaboost.sweeps.progress import Progress
-from capaboost.sweeps.runs import Run
+from capaboost.console import show_table
+from capaboost.sweeps.estimate import Estimator, measured_speed
+from capaboost.sweeps.folder import DONE, FAILURE, RUNNING, WAITING, SweepFolder
+from capaboost.sweeps.plan import Plan, plan_of
+from capaboost.sweeps.runs import Run, final_runs, groups
+from capaboost.sweeps.sweep_file import SweepFile, combinations
+
+# How far a sweep is, read from its folder: the same whatever engine works on it, and on which machine.
+
+
+@dataclass(frozen=True)
+class Running:
+    """A run in progress."""
+
+    run: Run
+    epoch: int
+    epochs: int
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best method of a task so far, by its mean over the seeds that are done."""
+
+    task: str
+    method: str
+    metric: str
+    mean: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a sweep.
+
+    Attributes:
+        states: Runs by state; `undecided` ones wait for tuning.
+        seconds_left: Of all that is left, one after another.
+    """
+
+    states: Counter[str]
+    undecided: int
+    running: list[Running]
+    best: list[Best]
+    seconds_left: float
+
+    @property
+    def total(self) -> int:
+        return sum(self.states.values()) + self.undecided
+
+    @property
+    def over(self) -> int:
+        return self.states[DONE] + self.states[FAILURE]
+
+
+def progress_of(folder: SweepFolder, plan: Plan, estimator: Estimator) -> Progress:
+    """Read the folder."""
+    states = [(run, folder.state(run)) for run in plan.runs]
+    running = [_running(folder, run, estimator) for run, state in states if state == RUNNING]
+    waiting = [run for run, state in states if state == WAITING]
+    left = sum(each.seconds_left for each in running) + sum(map(estimator.seconds, waiting))
+    if plan.undecided:  # a final run takes about what a tuning run takes
+        left += plan.undecided * statistics.fmean(map(estimator.seconds, plan.runs))
+    done = [run for run, state in states if state == DONE and not run.tuning]
+    return Progress(Counter(state for _, state in states), plan.undecided, running, _best(folder, done), left)
+
+
+def _running(folder: SweepFolder, run: Run, estimator: Estimator) -> Running:
+    epochs, done = estimator.settings_of(run).train.epochs, folder.epochs_done(run)
+    return Running(run, done, epochs, estimator.seconds(run) * (1 - min(done / epochs, 1.0)))
+
+
+def _best(folder: SweepFolder, done: list[Run]) -> list[Best]:
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for run in done:
+        groups.setdefault(run.group, []).append(folder.result(run))
+    best: dict[str, Best] = {}
+    for (task, *names), results in groups.items():
+        values = [result["value"] for result in results if result["value"] is not None]
+        method = " ".join(filter(None, names))
+        found = Best(task, method, results[0]["metric"], statistics.fmean(values), len(values)) if values else None
+        if found and (task not in best or found.mean > best[task].mean):
+            best[task] = found
+    return list(best.values())
+
+
+# What a sweep shows while it runs: one live screen on a terminal, and elsewhere a line for each run that ends.
+
 
 READ_SECONDS = 2.0  # between two readings of the folder
 
@@ -109,3 +198,47 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.{1 if unit == 'h' else 0}f} {unit}"
     return f"{seconds / 86400:.1f} days"
+
+
+def list_runs(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int], tera: float | None) -> None:
+    """Print every run, and the total.
+
+    Args:
+        sweep: What is to be run.
+        folder: Where finished runs may be.
+        shard: The part that is meant.
+        tera: 10^12 multiply-adds a second; None measures this device.
+
+    Raises:
+        UserError: If a run's settings are wrong.
+    """
+    runs = all_runs(sweep, folder, shard)
+    speed = tera * 1e12 if tera else measured_speed()
+    estimator = Estimator(folder, speed, runs)
+    table = Table("run", "epochs", "10^12 multiply-adds", "time", "state")
+    for run in tqdm(runs, "counting", leave=False, disable=None):
+        settings, work = estimator.settings_of(run), estimator.work(run)
+        table.add_row(run.name, str(settings.train.epochs), f"{work / 1e12:,.1f}", duration(estimator.seconds(run)),
+                      folder.state(run))  # fmt: skip
+    show_table(table)
+    total = sum(estimator.seconds(run) for run in runs)
+    open_time = sum(estimator.seconds(run) for run in runs if folder.is_open(run))
+    basis = "by finished runs" if estimator.speeds else f"at {speed / 1e12:.2g} x 10^12 multiply-adds a second"
+    more = 0 if sweep.tune else plan_of(sweep, folder, shard).undecided
+    around = f"; then at most {more} at the best of each map" if more else ""
+    total, left = duration(total), duration(open_time)
+    start = duration(time.process_time())  # of this command, which imports and builds the same
+    print(f"{len(runs)} runs, {total} one after another, of which {left} are left ({basis}){around}; {start} to start")
+
+
+def all_runs(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int]) -> list[Run]:
+    """Every run that there will be, as far as no grid widens; what tuning still has to choose stands at its first
+    value.
+    """
+    plan, (part, parts) = plan_of(sweep, folder, shard), shard
+    known = {run.name for run in plan.runs}
+    if sweep.tune is None:
+        return plan.runs
+    first = combinations(sweep.tune.grid)[0]
+    later = [run for group in groups(sweep)[part - 1 :: parts] for run in final_runs(sweep, group, first)]
+    return plan.runs + [run for run in later if run.name not in known]

@@ -9,20 +9,17 @@ from typing import Protocol
 from tqdm import tqdm
 
 from capaboost.sweeps.claims import alone
-from capaboost.sweeps.display import Display
-from capaboost.sweeps.dry_run import all_runs
+from capaboost.sweeps.display import Display, Progress, all_runs, progress_of
 from capaboost.sweeps.estimate import Estimator, measured_speed
 from capaboost.sweeps.folder import CLAIMS, FAILURE, WAITING, SweepFolder
-from capaboost.sweeps.inputs import check_inputs
 from capaboost.sweeps.plan import Plan, plan_of
-from capaboost.sweeps.progress import Progress, progress_of
 from capaboost.sweeps.runs import Run
-from capaboost.sweeps.sweep_file import SweepFile
+from capaboost.sweeps.sweep_file import SweepFile, check_inputs
+from capaboost.training.checkpoint import differences
+from capaboost.training.result import write_result
+from capaboost.training.run_folder import check_folder
+from capaboost.training.settings import to_dict
 from capaboost_core.errors import UserError
-from capaboost_core.training.checkpoint import differences
-from capaboost_core.training.result import write_result
-from capaboost_core.training.run_config import to_dict
-from capaboost_core.training.run_folder import check_folder
 
 
 class Engine(Protocol):

@@ -8,13 +8,95 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from capaboost.subjects import Sizes, make_subject
+from capaboost.budget import refuse_given, solve, subject_of, told
+from capaboost.console import tell
+from capaboost.report.counting import dispatched_products
+from capaboost.report.models import Sizes, make_subject
 from capaboost.sweeps.folder import SweepFolder
-from capaboost.sweeps.runs import Run
-from capaboost.sweeps.sizes import rows_of
+from capaboost.sweeps.runs import Run, final_runs, groups
+from capaboost.sweeps.sweep_file import SweepFile, Values
 from capaboost.sweeps.work import command_of, options_of
 from capaboost_core.errors import UserError
-from capaboost_core.report.flop_modes import dispatched_products
+
+# How many rows a task trains on and is tested on, to estimate how long a run takes.
+
+
+# Test rows of VTAB-1k, whose training rows are 1,000 (google-research/task_adaptation, and the data sets' own pages).
+VTAB_TEST = {
+    "caltech101": 6084, "cifar": 10000, "dtd": 1880, "oxford_flowers102": 6149, "oxford_iiit_pet": 3669, "svhn": 26032,
+    "sun397": 21750, "patch_camelyon": 32768, "eurosat": 5400, "resisc45": 6300, "diabetic_retinopathy": 42670,
+    "clevr_count": 15000, "clevr_dist": 15000, "dmlab": 22735, "kitti": 711, "dsprites_loc": 73728,
+    "dsprites_ori": 73728, "smallnorb_azi": 12150, "smallnorb_ele": 12150, "digits": 797,
+}  # fmt: skip
+# Rows to train on and of dev (Wang et al., 2019; Rajpurkar et al., 2016 and 2018).
+TEXT = {
+    "cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "stsb": (5749, 1500), "qqp": (363846, 40430),
+    "mnli": (392702, 19647), "qnli": (104743, 5463), "rte": (2490, 277), "squad_v1": (87599, 10570),
+    "squad_v2": (130319, 11873),
+}  # fmt: skip
+UNKNOWN = (1000, 2000)
+
+
+def rows_of(task: str, most: int | None) -> tuple[int, int]:
+    """Rows to train on, at most so many, and to test on."""
+    train, test = (1000, VTAB_TEST[task]) if task in VTAB_TEST else TEXT.get(task, UNKNOWN)
+    return min(train, most or train), test
+
+
+# What a sweep leaves to the settings of its runs: the knob of each method that meets its budget, by the model of the
+# first task, and the epoch by which tuning runs are judged.
+
+
+def within_budget(sweep: SweepFile) -> SweepFile:
+    """The sweep with the knob of each method that comes nearest to its budget, told in a line each; without a budget
+    itself. A method that has no knob takes part as it is, and so does one whose own settings in the file give it.
+
+    Raises:
+        UserError: If a setting is wrong, the budget is no number, or a knob is given for all methods.
+    """
+    if sweep.budget is None:
+        return sweep
+    task, varied = next(iter(sweep.tasks)), next(iter(sweep.varied))
+    methods = {name: _settings(sweep, (task, name, varied)) for name in sweep.methods}
+    return sweep.replace(methods=methods, budget=None)
+
+
+def judged_alike(sweep: SweepFile) -> SweepFile:
+    """The sweep whose tuning runs are judged by the epoch that its final runs test, where the file does not say.
+
+    Raises:
+        UserError: If a setting is wrong.
+    """
+    if sweep.tune is None or sweep.tune.epoch is not None:
+        return sweep
+    run = final_runs(sweep, groups(sweep)[0], {})[0]
+    try:
+        settings = command_of(run).load(options_of(run))
+    except UserError as error:
+        raise UserError(f"{run.name}: {error}") from error
+    selects = settings.data.protocol == settings.selecting and settings.train.select is None
+    return sweep.replace(tune=sweep.tune.replace(epoch="best" if selects else "last"))
+
+
+def _settings(sweep: SweepFile, group: tuple[str, ...]) -> Values:
+    own = sweep.methods[group[1]]
+    run = final_runs(sweep, group, {})[0]
+    try:
+        settings = command_of(run).load(options_of(run))
+        knob = settings.adapter.budget
+        if knob is None:
+            tell(f"budget: {group[1]} has no knob and takes part as it is")
+            return own
+        if f"adapter.{knob}" in own:
+            tell(f"budget: {group[1]} keeps its own {knob}, {own[f'adapter.{knob}']}")
+            return own
+        refuse_given(settings.adapter, {**run.values, **(sweep.tune.grid if sweep.tune else {})})
+        found = solve(subject_of(settings), settings.adapter, sweep.budget, sweep.nearest)
+    except UserError as error:
+        raise UserError(f"{run.name}: {error}") from error
+    tell(told(found))
+    return own | {f"adapter.{knob}": getattr(found.method, knob)}
+
 
 SETUP_SECONDS = 5.0  # of a run beside its steps: data, model, checkpoints, adapter; about those of the embedded digits
 
@@ -111,7 +193,7 @@ def measured_speed() -> float:
     """
     import torch
 
-    from capaboost_core.training.precision import has_native_bf16
+    from capaboost.training.optimize import has_native_bf16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size, dtype = 1024 if device.type == "cpu" else 8192, torch.bfloat16 if has_native_bf16(device) else torch.float32

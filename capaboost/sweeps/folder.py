@@ -13,11 +13,10 @@ from typing import Any
 from capaboost.sweeps.claims import alone, is_held
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.sweep_file import SweepFile
+from capaboost.training.result import read_result
+from capaboost.training.run_folder import METRICS, RESULT, to_json
 from capaboost_core.errors import UserError
 from capaboost_core.files import read_text, write_atomically
-from capaboost_core.training.json_text import to_json
-from capaboost_core.training.result import read_result
-from capaboost_core.training.run_folder import METRICS, RESULT
 
 SWEEP, CLAIMS, FAILED, LOG = "sweep.json", "claims", "failed.json", "log.txt"
 RECORDED = ("error", "kind", "command")  # of a failure

@@ -1,16 +1,58 @@
-"""What is to be run now: tuning first, over grids that widen, then the seeds with the settings that were best."""
+"""More seeds where a map is best: what a sweep's `seeds_at_best` runs."""
 
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from capaboost.sweeps.around_best import most_around_best, runs_around_best
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import Run, final_runs, groups, tuning_runs
-from capaboost.sweeps.scores import best_of, have_ended, mean_loss, mean_value
 from capaboost.sweeps.sweep_file import WIDEN, SweepFile, Tune, Values, are_numbers, combinations, label
+
+# What the runs of one choice scored, and which choice is best.
+
+
+Mean = float | None  # None where a run diverged, or its metric is undefined
+LOSS = "_loss"  # ends the name of the loss on the rows for selection, for tasks that give it
+
+
+def have_ended(folder: SweepFolder, runs: list[Run]) -> bool:
+    """Whether each is done, or diverged, which is a result as well; any other failure leaves the choice open."""
+    return all(folder.is_done(run) or _diverged(folder, run) for run in runs)
+
+
+def mean_value(folder: SweepFolder, runs: list[Run]) -> Mean:
+    values = [folder.result(run)["value"] if folder.is_done(run) else None for run in runs]
+    return None if None in values else statistics.fmean(values)
+
+
+def mean_loss(folder: SweepFolder, runs: list[Run]) -> Mean:
+    """The mean loss on the rows for selection; None where a run has none."""
+    metrics = [folder.result(run).get("metrics", {}) if folder.is_done(run) else {} for run in runs]
+    losses = [value for each in metrics for name, value in each.items() if name.endswith(LOSS)]
+    return statistics.fmean(losses) if len(losses) == len(runs) and None not in losses else None
+
+
+def best_of(means: Sequence[Mean], losses: Sequence[Mean] | None = None) -> int | None:
+    """The place of the highest mean, of equal ones that of the lowest loss, then the first; None if there is none."""
+    losses = losses or [None] * len(means)
+
+    def rank(i: int) -> tuple[float, float]:
+        return (-math.inf if means[i] is None else means[i], -math.inf if losses[i] is None else -losses[i])
+
+    return None if all(mean is None for mean in means) else max(range(len(means)), key=rank)
+
+
+def _diverged(folder: SweepFolder, run: Run) -> bool:
+    return folder.is_failed(run) and folder.failure(run)["kind"] == "diverged"
+
+
+# What is to be run now: tuning first, over grids that widen, then the seeds with the settings that were best.
+
 
 Grid = dict[str, tuple[Any, ...]]
 
@@ -143,3 +185,28 @@ def _widen(values: tuple[Any, ...], end: Any) -> tuple[Any, ...]:
     beyond = float(f"{end * end / near:.2g}")
     beyond = round(beyond) if all(isinstance(value, int) for value in values) and beyond >= 1 else beyond
     return tuple(sorted({*values, beyond}))
+
+
+def runs_around_best(sweep: SweepFile, folder: SweepFolder, task: str, method: str) -> list[Run] | None:
+    """Runs of `seeds_at_best` at the best combination of `vary`, and at all that are at most one value of each
+    setting away from it; None while the map of the other seeds is not whole.
+    """
+    cells = [(task, method, varied) for varied in sweep.varied]
+    of_cells = [final_runs(sweep, cell, {}) for cell in cells]
+    if not all(have_ended(folder, runs) for runs in of_cells):
+        return None
+    best = best_of([mean_value(folder, runs) for runs in of_cells])
+    if best is None:
+        return []
+    places = list(itertools.product(*(range(len(values)) for values in sweep.vary.values())))
+    near = [cell for cell, place in zip(cells, places, strict=True) if _distance(place, places[best]) <= 1]
+    return [run for cell in near for run in final_runs(sweep, cell, {}, sweep.seeds_at_best)]
+
+
+def most_around_best(sweep: SweepFile) -> int:
+    """How many runs these are at most, of one task and method."""
+    return len(sweep.seeds_at_best) * math.prod(min(3, len(values)) for values in sweep.vary.values())
+
+
+def _distance(place: tuple[int, ...], other: tuple[int, ...]) -> int:
+    return max(abs(i - j) for i, j in zip(place, other, strict=True))

@@ -1,4 +1,4 @@
-"""What a sweep file says: the tasks, methods and seeds that are run, and what is tuned for each method."""
+"""What a sweep reads: its file, and the files and folders that its runs name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from capaboost.report.sizes import check_budget
+from capaboost.shipped import shipped
 from capaboost_core.errors import UserError
-from capaboost_core.report.budget import check_budget
-from capaboost_core.settings.base import Settings, Text
+from capaboost_core.settings.base import Settings, Text, hint
 from capaboost_core.settings.yaml_file import read_yaml
+
+# What a sweep file says: the tasks, methods and seeds that are run, and what is tuned for each method.
+
 
 Values = dict[str, Any]  # settings by section.key, such as train.lr
 OWN_NAMES = {"tasks": "task", "methods": "preset"}  # the key for the real name, where a sweep calls it otherwise
@@ -236,3 +240,34 @@ def _check_keys(place: str, values: Values) -> None:
             raise ValueError(f"{place}: {key!r} is not of the form section.key; type for example train.lr")
         if key in OWN_FLAGS:
             raise ValueError(f"{place}: the sweep sets {key} itself; use seeds, methods or tune")
+
+
+def file_of(name: Path) -> Path:
+    """The file of a path, or of the name of a shipped sweep.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    files = {path.stem: path for path in sorted((shipped("configs") / "sweeps").glob("*.yaml"))}
+    if str(name) in files:
+        return files[str(name)]
+    if not name.exists():
+        raise UserError(f"there is no file {name}, and no shipped sweep of this name; {hint(name, files)}")
+    return name
+
+
+def check_inputs(settings: Any) -> None:
+    """Refuse a file or folder that is missing, of which else every run would fail by itself.
+
+    Args:
+        settings: Of a run, as its command reads them.
+
+    Raises:
+        UserError: It names the setting.
+    """
+    named = {"model.weights": getattr(settings.model, "weights", None), "data.dir": settings.data.dir}
+    if getattr(settings.data, "source", None) == "tfds":  # which makes its folder
+        del named["data.dir"]
+    for key, path in named.items():
+        if path and not Path(path).exists():
+            raise UserError(f"{key}: {path} does not exist, seen from {Path.cwd()}")

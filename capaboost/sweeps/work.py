@@ -1,25 +1,33 @@
-"""One run of a sweep in this process: claimed, trained, and its result or its error left in its folder."""
+"""A worker process of the local engine: takes one open run after another until none is left."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import importlib
+import multiprocessing
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from capaboost.console import tell
+from capaboost.exit_code import DISK
 from capaboost.sweeps.claims import claimed
 from capaboost.sweeps.folder import LOG, SweepFolder
+from capaboost.sweeps.plan import plan_of
 from capaboost.sweeps.runs import Run
+from capaboost.training.run_folder import InUse, check_folder
+from capaboost.training.stopping import Stopped
 from capaboost_core.errors import DivergedError, UserError, is_no_memory, no_memory_line
-from capaboost_core.training.folder_lock import InUse
-from capaboost_core.training.run_folder import check_folder
-from capaboost_core.training.shared import share
+from capaboost_core.task import share
+
+# One run of a sweep in this process: claimed, trained, and its result or its error left in its folder.
+
 
 PARSERS = {  # of a command: its module in capaboost.commands, and the function that makes its parser
     "train-vtab": ("train_vtab", "vtab_parser"),
@@ -117,3 +125,53 @@ def _logged(log: Path, typed: str) -> Iterator[None]:
         except Exception as error:
             print(f"error: {error}") if isinstance(error, UserError) else traceback.print_exc()
             raise
+
+
+POLL_SECONDS = 1.0
+REFUSED = 2  # what a worker ends with that said in a line why none can work in this folder
+
+
+def work_all(folder: SweepFolder, shard: tuple[int, int]) -> None:
+    """Work until nothing is open, and leave early if the process of the sweep is gone.
+
+    While others train what is left, their tuning may open new runs: then it waits.
+
+    Raises:
+        Stopped: After a signal.
+    """
+    share()
+    sweep = multiprocessing.parent_process()
+    while sweep is None or sweep.is_alive():
+        runs = plan_of(folder.sweep(), folder, shard).runs
+        if any(work(folder, run) for run in runs):
+            continue  # the plan may be another now
+        if not any(folder.is_open(run) for run in runs):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def exit_code(path: Path, shard: tuple[int, int]) -> int:
+    """Work, and what the process ends with."""
+    try:
+        work_all(SweepFolder(path), shard)
+    except (Stopped, KeyboardInterrupt) as stop:
+        return 128 + getattr(stop, "number", 2)
+    except UserError as error:  # in the sweep's folder; what is wrong in a run is recorded there
+        tell(f"error: {error}")
+        return REFUSED
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        tell(f"error: cannot write in {path}: {error.strerror}; free some space, or choose another --output-dir")
+        return REFUSED
+    return 0
+
+
+def main(path: Path, shard: tuple[int, int], environment: dict[str, str]) -> None:
+    """What the process runs. It may be a fork that has its libraries from before this environment was known."""
+    os.environ.clear()
+    os.environ.update(environment)
+    import torch
+
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    sys.exit(exit_code(path, shard))

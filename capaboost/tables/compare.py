@@ -9,10 +9,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from capaboost.tables.groups import Group, Task, group_runs
-from capaboost.tables.labels import label_groups, natural_order
-from capaboost.tables.statistics import Difference, Spread, paired, paired_difference, spread_of
-from capaboost.tables.verdicts import Verdict, judge, pooled_deviation
+from capaboost.tables.groups import Group, Task, group_runs, label_groups, natural_order
+from capaboost.tables.statistics import (
+    Difference,
+    Spread,
+    Verdict,
+    judge,
+    paired,
+    paired_difference,
+    pooled_deviation,
+    spread_of,
+)
 from capaboost_core import UserError
 from capaboost_core.errors import shown
 

@@ -8,8 +8,8 @@ from itertools import product
 
 from capaboost.tables.compare import Comparison, ordering_task
 from capaboost.tables.groups import Group, Task, unlike
-from capaboost.tables.verdicts import FEW, MARGIN, POWER
-from capaboost.tables.vtab_means import told_means
+from capaboost.tables.rows import told_means
+from capaboost.tables.statistics import FEW, MARGIN, POWER
 
 
 def varying(tasks: list[Task]) -> list[str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import Tensor, distributed, nn
 
 from capaboost_core.account import account_of
-from capaboost_core.adapted import Adapted
 from capaboost_core.adapter_files.base_model import fingerprint
 from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, write_adapter
 from capaboost_core.adapter_files.record import FORMAT, Record
 from capaboost_core.errors import UserError
 from capaboost_core.injection import Injection, adapted_layers, injection_of, mask_checksum
+from capaboost_core.layers import Adapted
 from capaboost_core.wrappers import clean, is_partitioned, is_sharded, unwrap, whole
 
 __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]

@@ -3,35 +3,38 @@
 So settings, help and a wrong name need no torch: the names stand here, in the order of lists.
 """
 
-from capaboost_core.methods.base import Method, resolve_config
-from capaboost_core.methods.registry import METHODS, PRESETS, announce, load_plugins, register_method
+from capaboost_core.methods.method import (
+    METHODS,
+    PRESETS,
+    Method,
+    announce,
+    load_plugins,
+    register_method,
+    resolve_config,
+)
 
-MODULES = {  # in this folder, each with its presets; those with `capaboost-` are tied kinds of the method so named
-    "lora": ("capaboost-lora", "lora"),
-    "allocated_lora": ("capaboost-lora-allocated", "lora-allocated"),
-    "padapter": ("capaboost-padapter", "padapter"),
-    "hadapter": ("capaboost-hadapter", "hadapter"),
-    "prefix": ("capaboost-prefix", "prefix"),
-    "adaptformer": ("capaboost-adaptformer", "adaptformer"),
-    "vpt": ("capaboost-vpt-deep", "vpt-deep", "capaboost-vpt-shallow", "vpt-shallow"),
-    "repadapter": ("capaboost-repadapter", "repadapter"),
-    "fact": ("capaboost-fact-tt", "fact-tt", "capaboost-fact-tk", "fact-tk"),
-    "bitfit": ("bitfit",),
-    "ssf": ("ssf",),
-    "hadamard": ("hadamard",),
-    "adakron": ("capaboost-adakron", "adakron", "capaboost-madakron", "madakron", "capaboost-madakron-partial",
-                "madakron-partial"),
-    "adamix": ("capaboost-adamix", "adamix", "capaboost-adamix-lora", "adamix-lora"),
-    "compacter": ("capaboost-compacter", "compacter", "capaboost-compacter++", "compacter++"),
-    "propetl": ("propetl-lora", "propetl-padapter", "propetl-prefix"),
-    "unipelt": ("capaboost-unipelt-ap", "unipelt-ap", "capaboost-unipelt", "unipelt"),
-    "noah": ("capaboost-noah", "noah"),
-    "noah_supernet": ("capaboost-noah-supernet", "noah-supernet"),
-    "linear": ("linear",),
-    "full": ("full",),
-    "from_peft.table": ("adalora", "dora", "rslora", "pissa", "vera", "loha", "lokr", "ia3", "randlora", "shira"),
-}  # fmt: skip
-for module, presets in MODULES.items():
+MODULES = (  # in this folder, with presets in the order of lists; those with `capaboost-` are tied kinds of the method
+    ("lora", ("capaboost-lora", "lora")),
+    ("allocated_lora", ("capaboost-lora-allocated", "lora-allocated")),
+    ("bottleneck", ("capaboost-padapter", "padapter", "capaboost-hadapter", "hadapter")),
+    ("prefix", ("capaboost-prefix", "prefix")),
+    ("adaptformer", ("capaboost-adaptformer", "adaptformer")),
+    ("vpt", ("capaboost-vpt-deep", "vpt-deep", "capaboost-vpt-shallow", "vpt-shallow")),
+    ("repadapter", ("capaboost-repadapter", "repadapter")),
+    ("fact", ("capaboost-fact-tt", "fact-tt", "capaboost-fact-tk", "fact-tk")),
+    ("baselines", ("bitfit",)),
+    ("ssf", ("ssf", "hadamard")),
+    ("adakron", ("capaboost-adakron", "adakron", "capaboost-madakron", "madakron", "capaboost-madakron-partial",
+                 "madakron-partial")),
+    ("adamix", ("capaboost-adamix", "adamix", "capaboost-adamix-lora", "adamix-lora")),
+    ("compacter", ("capaboost-compacter", "compacter", "capaboost-compacter++", "compacter++")),
+    ("propetl", ("propetl-lora", "propetl-padapter", "propetl-prefix")),
+    ("unipelt", ("capaboost-unipelt-ap", "unipelt-ap", "capaboost-unipelt", "unipelt")),
+    ("noah", ("capaboost-noah", "noah", "capaboost-noah-supernet", "noah-supernet")),
+    ("baselines", ("linear", "full")),
+    ("from_peft.table", ("adalora", "dora", "rslora", "pissa", "vera", "loha", "lokr", "ia3", "randlora", "shira")),
+)  # fmt: skip
+for module, presets in MODULES:
     announce(f"{__name__}.{module}", presets)
 CapaBoostConfig = Method  # `CapaBoostConfig(method="lora", r=4)` is the method of that name with its settings
 

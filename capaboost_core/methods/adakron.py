@@ -7,13 +7,12 @@ from typing import Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from capaboost_core.methods.adapter_settings import AfterFeedForward
-from capaboost_core.methods.bottleneck import Bottleneck
-from capaboost_core.methods.experts import ExpertBottleneck, Mixture
-from capaboost_core.methods.registry import register_method
-from capaboost_core.methods.scaled import Scaling
+from capaboost_core.methods.adamix import ExpertBottleneck, Mixture
+from capaboost_core.methods.bottleneck import AfterFeedForward, Bottleneck
+from capaboost_core.methods.low_rank import Scaling
+from capaboost_core.methods.method import register_method
 from capaboost_core.settings.base import refuse
-from capaboost_core.sharing.settings import PLAIN, TIED
+from capaboost_core.sharing.tied import PLAIN, TIED
 
 
 class KroneckerBottleneck(Bottleneck):

@@ -7,13 +7,12 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted
-from capaboost_core.methods.base import Method
+from capaboost_core.layers import Adapted
 from capaboost_core.methods.bottleneck import Bottleneck
-from capaboost_core.methods.registry import register_method
+from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
-from capaboost_core.sharing.settings import PLAIN, TIED, Tying
+from capaboost_core.sharing.tied import PLAIN, TIED, Tying
 
 
 @register_method("adaptformer", capaboost_adaptformer=TIED, adaptformer=PLAIN)

@@ -1,23 +1,30 @@
-"""CapaBoost adapters: tied bottlenecks."""
+"""CapaBoost-HAdapter, and the plain adapter of Houlsby et al. (2019)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Product, dropout_of, empty_like_weight, products_of
-from capaboost_core.first_values import FirstValues
-from capaboost_core.sharing.borrowing import Borrower
+from capaboost_core.errors import UserError
+from capaboost_core.layers import Adapted, Product, dropout_of, empty_like_weight, products_of
+from capaboost_core.methods.low_rank import WORDS, Scaled
+from capaboost_core.methods.method import register_method
+from capaboost_core.plan import Target
+from capaboost_core.roles import Roles
+from capaboost_core.settings.base import refuse
 from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.parameters import Borrower, FirstValues
+from capaboost_core.sharing.tied import PLAIN, TIED
 
-if TYPE_CHECKING:
-    from capaboost_core.methods.adapter_settings import AdapterSettings
+# CapaBoost adapters: tied bottlenecks.
+
 
 Filler = Callable[[Tensor], Any]  # fills a tensor in place
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
@@ -100,3 +107,201 @@ class Bottleneck(FirstValues, Borrower):
     def products(self, needs_gradient: bool) -> list[Product]:
         """Of the input's projections, then of up; `Adapted.products` of the layer that it stands in."""
         return products_of([[getattr(self, name) for name in self.downs], [self.up]], needs_gradient)
+
+
+# The places of adapters: after a frozen linear layer or its dropout, or inside a residual norm.
+
+
+class AdapterMaker(Protocol):
+    """What a layer with an adapter asks of its method's settings."""
+
+    def make_adapter(self, path: str, width: int, weight: Tensor) -> nn.Module:
+        """A module (..., width) -> (..., width) with `products`, on the device of a frozen weight.
+
+        Args:
+            path: Module path of the layer that it stands in.
+            width: Size of what it adds to.
+            weight: A frozen weight.
+        """
+
+
+class AdapterLayer(Adapted):
+    """A frozen layer with a module `adapter`, whose output is added to what the layer computes."""
+
+    adapter: nn.Module
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        return self.adapter.products(needs_gradient)
+
+
+class AdapterLinear(AdapterLayer, nn.Linear):
+    """Linear layer h = x W^T + b, then h + adapter(h).
+
+    Where a block adds its residual after the norm (timm's ViTs), PAdapter follows the feed-forward part
+    and HAdapter the attention's output as well; Houlsby et al. (2019) place it so in any encoder.
+
+    Args:
+        base: The frozen layer to adopt.
+        config: Makes the adapter.
+        target: Path of the layer.
+    """
+
+    def __init__(self, base: nn.Linear, config: AdapterMaker, target: Target):
+        self.adopt(base, target.path)
+        self.adapter = config.make_adapter(target.path, base.out_features, base.weight)
+        self.train(base.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        h = F.linear(x, self.weight, self.bias)
+        return h + self.adapter(h) if self.enabled else h
+
+
+class AdapterNorm(AdapterLayer, nn.LayerNorm):
+    """Layer norm of a residual sum s, then norm(s + adapter(norm(s))) with the same frozen norm twice.
+
+    That is Pfeiffer et al. (2021) in encoders that norm after the sum, s = h + x, as the authors' code
+    has it: y = adapter(norm(h + x)) + h, then norm(y + x).
+
+    Args:
+        base: The frozen norm to adopt.
+        config: Makes the adapter.
+        target: Path of the norm.
+    """
+
+    def __init__(self, base: nn.LayerNorm, config: AdapterMaker, target: Target):
+        self.adopt(base, target.path)
+        self.adapter = config.make_adapter(target.path, base.normalized_shape[-1], base.weight)
+        self.train(base.training)
+
+    def forward(self, s: Tensor) -> Tensor:
+        """s (..., width) -> (..., width)."""
+        normed = super().forward(s)
+        return super().forward(s + self.adapter(normed)) if self.enabled else normed
+
+
+class AdapterDropout(AdapterLayer, nn.Dropout):
+    """Dropout z = dropout(h) of a layer's output, then z + adapter(z).
+
+    That is Houlsby et al. (2019) as adapter-transformers and AdaLoRA's code have it.
+
+    Args:
+        base: The dropout to adopt.
+        config: Makes the adapter.
+        target: Path of the dropout.
+        linear: The layer that the dropout follows.
+
+    Raises:
+        UserError: If the target does not name that layer.
+    """
+
+    def __init__(self, base: nn.Dropout, config: AdapterMaker, target: Target, linear: nn.Linear | None = None):
+        if linear is None:
+            raise UserError(
+                f"target {target.path} is a dropout; name the linear layer that it follows: Target.follows"
+            )
+        self.adopt(base, target.path)
+        self.adapter = config.make_adapter(target.path, linear.out_features, linear.weight)
+        self.train(base.training)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h (..., width) -> (..., width)."""
+        z = super().forward(h)
+        return z + self.adapter(z) if self.enabled else z
+
+
+ADAPTERS: dict[type[nn.Module], type[Adapted]] = {
+    nn.Linear: AdapterLinear,
+    nn.LayerNorm: AdapterNorm,
+    nn.Dropout: AdapterDropout,
+}
+
+
+# Settings that adapters have in common.
+
+
+class AdapterSettings(Scaled):
+    """Tied bottlenecks after frozen layers."""
+
+    wanted: ClassVar[str] = "nn.Linear or nn.LayerNorm"
+    recipe: ClassVar[str] = "padapter"
+
+    activation: Literal["relu", "swish", "gelu"] = Field("relu", description="Of the bottleneck.")
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        if self.targets in WORDS:
+            refuse("targets", self.targets, f"it means nothing to method {self.name}; drop it")
+        return self
+
+    @classmethod
+    def used(cls, values: Mapping[str, Any]) -> set[str]:
+        """Without the named targets, which are LoRA's, though files of 0.1.0 hold them."""
+        return super().used(values) - ({"targets"} if values.get("targets") in WORDS else set())
+
+    def make_adapter(self, path: str, width: int, weight: Tensor) -> nn.Module:
+        """The module that a layer adds; see `AdapterMaker`."""
+        return Bottleneck(self, path, width, weight)
+
+
+class AfterFeedForward(AdapterSettings):
+    """An adapter on the output of each feed-forward part, before dropout and norm, as AdaMix's code has it.
+
+    Start, activation and r are that code's for BERT-base (microsoft/AdaMix bert_base_mnli_expert_soup.sh,
+    src/transformers/models/bert/modeling_bert.py:435-455@d361e9d).
+    """
+
+    layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: AdapterLinear}
+    wanted: ClassVar[str] = "nn.Linear"
+    starts_as_base: ClassVar[bool] = False
+
+    r: int = Field(48, ge=1, le=65536, description="Width of the bottleneck.")
+    init: Literal["lora", "official"] = Field("official", description="lora: up = 0; official: N(0, 0.02) everywhere.")
+    activation: Literal["relu", "swish", "gelu"] = Field("gelu", description="Of the bottleneck.")
+
+    def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
+        return roles.targets(("f2",))
+
+
+# CapaBoost-PAdapter, and the plain adapter of Pfeiffer et al. (2021).
+
+
+RELU = {"activation": "relu"}
+
+
+@register_method("padapter", capaboost_padapter=TIED | RELU, padapter=PLAIN | RELU)
+class PAdapter(AdapterSettings):
+    """A bottleneck after each feed-forward part, inside the norm of the residual sum where there is one."""
+
+    layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = ADAPTERS
+
+    def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
+        blocks = roles.each_block()
+        return tuple(Target((block.playing(["norm"]) or block.playing(["f2"]))[-1].path) for block in blocks)
+
+
+SWISH = {"activation": "swish"}  # as its sources have it
+
+
+@register_method("hadapter", capaboost_hadapter=TIED | SWISH, hadapter=PLAIN | SWISH)
+class HAdapter(AdapterSettings):
+    """A bottleneck after each attention and after each feed-forward part."""
+
+    layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = ADAPTERS
+
+    after_dropout: bool = Field(
+        False,
+        description="In an encoder of BERT's form the bottleneck follows the dropout after the layer, as in its "
+        "sources, and not the layer.",
+    )
+
+    def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
+        """o and f2 of each block, or the dropouts after them."""
+        if not self.after_dropout:
+            return roles.targets(("o", "f2"))
+        blocks = [(b.playing(["o_dropout", "f2_dropout"]), b.playing(["o", "f2"])) for b in roles.each_block()]
+        if any(len(dropouts) != len(layers) for dropouts, layers in blocks):
+            kind = type(model).__name__
+            raise UserError(f"after_dropout: {kind} has no dropout after both layers; set it to false")
+        pairs = [pair for dropouts, layers in blocks for pair in zip(dropouts, layers, strict=True)]
+        return tuple(Target(dropout.path, follows=layer.path) for dropout, layer in pairs)

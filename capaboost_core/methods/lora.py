@@ -9,15 +9,15 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
-from capaboost_core.methods.capa_linear import CapaLinear
-from capaboost_core.methods.registry import register_method
-from capaboost_core.methods.scaled import WORDS, Scaled
+from capaboost_core.layers import Adapted
+from capaboost_core.methods.lora_layer import CapaLinear
+from capaboost_core.methods.low_rank import WORDS, Scaled
+from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import MATRICES, Roles
 from capaboost_core.settings.base import Text, Texts
-from capaboost_core.sharing.settings import PLAIN, TIED
+from capaboost_core.sharing.tied import PLAIN, TIED
 
 
 @register_method("lora", capaboost_lora=TIED, lora=PLAIN)

@@ -2,19 +2,80 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted
 from capaboost_core.errors import UserError
-from capaboost_core.methods.base import Method
-from capaboost_core.methods.prefix_layer import Prefix
-from capaboost_core.methods.registry import register_method
+from capaboost_core.layers import Adapted, Product, empty_like_weight, products_of
+from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan
 from capaboost_core.roles import Roles
-from capaboost_core.sharing.settings import PLAIN, TIED, Tying
+from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.tied import PLAIN, TIED, Tying
+
+# CapaBoost-Prefix: tied keys and values in front of those of a frozen attention.
+
+
+class Prefix(nn.Module):
+    """Keys [P_k * mk_1; ..; P_k * mk_d; x W_k] and values [P_v * mv_1; ..; P_v * mv_d; x W_v] (Eq. 5).
+
+    P_k and P_v of shape (r, width) are trained; their d masked copies are d*r vectors, which every token
+    attends to (Li & Liang, 2021, without their MLP). A masked entry is a zero within its vector (Eq. 3):
+    the vector keeps its place in the softmax. There is no scaling, nothing to merge, and no start as the
+    base model: the softmax counts the prefix from the first step.
+
+    Both start from N(0, 0.02), the scale of BERT's and ViT's own embeddings. With near-zero keys the d*r
+    scores are near 0, and with near-zero values the prefix then just takes its share of the attention;
+    wider values would be noise that a frozen model has never seen.
+
+    Worked example: r = 64, d = 2, 12 heads of size 64, keys of 128 tokens in a batch of 32, that is
+    (32, 12, 128, 64): P_k is (64, 768), its copies (128, 768), by head (12, 128, 64), and the keys
+    become (32, 12, 256, 64); a mask (32, 1, 128, 128) becomes (32, 1, 128, 256).
+
+    Args:
+        config: The adapter's configuration; r is the length of one copy.
+        path: Module path that keys the masks.
+        width: Number of key heads times head size; heads are consecutive slices of it.
+        weight: A frozen weight, which gives device and precision.
+    """
+
+    def __init__(self, config: PrefixTuning, path: str, width: int, weight: Tensor):
+        super().__init__()
+        fill = partial(nn.init.normal_, std=0.02)
+        shape = (config.r, width)
+        for name in ("keys", "values"):
+            masks, initial = partial(mask_bits, config, path, name, shape), fill(empty_like_weight(weight, *shape))
+            setattr(self, name, config.make_weight(name, masks, initial, fill))
+        self.length = config.num_tied * config.r
+
+    def gate_of(self, x: Tensor) -> Tensor | None:
+        """What the prefix is multiplied by, (batch, 1, 1, 1), of the attention's input; None is 1."""
+
+    def prepend(self, key: Tensor, value: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values (batch, heads, tokens, size) -> (batch, heads, d*r + tokens, size)."""
+        return _before(self.keys, key, gate), _before(self.values, value, gate)
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        """Of keys, then of values; `Adapted.products` of the attention."""
+        return products_of([[self.keys], [self.values]], needs_gradient)
+
+    def extend(self, mask: Tensor | None) -> Tensor | None:
+        """Let a mask (..., tokens) show the prefix: 0 where it is added to scores, else True or 1."""
+        if mask is None:
+            return None
+        return F.pad(mask, (self.length, 0), value=0.0 if mask.is_floating_point() else 1)
+
+
+def _before(weight: nn.Module, tokens: Tensor, gate: Tensor | None) -> Tensor:
+    batch, heads, _, size = tokens.shape
+    by_head = weight.copies().reshape(-1, heads, size).transpose(0, 1).to(tokens.dtype)
+    by_head = by_head.expand(batch, -1, -1, -1) if gate is None else gate.to(tokens.dtype) * by_head
+    return torch.cat([by_head, tokens], dim=2)
 
 
 @register_method("prefix", capaboost_prefix=TIED, prefix=PLAIN)

@@ -8,16 +8,16 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted
+from capaboost_core.layers import Adapted
+from capaboost_core.methods.bottleneck import PAdapter
 from capaboost_core.methods.lora import LoRA
-from capaboost_core.methods.padapter import PAdapter
+from capaboost_core.methods.low_rank import Scaling
+from capaboost_core.methods.method import register_method
 from capaboost_core.methods.prefix import PrefixTuning
-from capaboost_core.methods.registry import register_method
-from capaboost_core.methods.scaled import Scaling
 from capaboost_core.plan import Plan
-from capaboost_core.sharing.borrowing import Borrower
 from capaboost_core.sharing.learned import LearnedMaskWeight
-from capaboost_core.sharing.settings import Tying
+from capaboost_core.sharing.parameters import Borrower
+from capaboost_core.sharing.tied import Tying
 
 
 class ProPETL(Tying):

@@ -12,18 +12,15 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, Product, dropout_of, empty_like_weight, products_of
 from capaboost_core.errors import UserError
-from capaboost_core.first_values import FirstValues
-from capaboost_core.mergeable import Mergeable
-from capaboost_core.methods.base import Method
-from capaboost_core.methods.registry import register_method
+from capaboost_core.layers import Adapted, Mergeable, Product, dropout_of, empty_like_weight, products_of
+from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
 from capaboost_core.settings.base import refuse
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.settings import PLAIN, TIED, Tying
-from capaboost_core.sharing.tied import TiedWeight
+from capaboost_core.sharing.parameters import FirstValues
+from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, Tying
 
 
 class LinearBottleneck(FirstValues):

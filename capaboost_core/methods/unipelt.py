@@ -6,19 +6,111 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted
-from capaboost_core.methods.base import Method
-from capaboost_core.methods.gates import GatedBottleneck, GatedLinear, GatedPrefix
+from capaboost_core.layers import Adapted, Product, empty_like_weight
+from capaboost_core.methods.bottleneck import Bottleneck, PAdapter
 from capaboost_core.methods.lora import LoRA
-from capaboost_core.methods.padapter import PAdapter
-from capaboost_core.methods.prefix import PrefixTuning
-from capaboost_core.methods.registry import register_method
-from capaboost_core.plan import Plan
+from capaboost_core.methods.lora_layer import CapaLinear, increments
+from capaboost_core.methods.low_rank import Scaled
+from capaboost_core.methods.method import Method, register_method
+from capaboost_core.methods.prefix import Prefix, PrefixTuning
+from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
-from capaboost_core.sharing.settings import PLAIN, TIED, Tying
+from capaboost_core.sharing.parameters import FirstValues
+from capaboost_core.sharing.tied import PLAIN, TIED, Tying
+
+# UniPELT's gates, and additions that they multiply.
+
+
+class Gate(FirstValues):
+    """mean over tokens of sigmoid(x G^T + g): for each example a number in (0, 1) for each of `size` additions.
+
+    G starts as N(0, 0.02), as BERT's layers do, so that a gate starts at about one half (Mao et al., 2022, arXiv
+    2110.07577; morningmoni/UniPELT lora_layers.py:166-169, transformers/adapters/modeling.py:121-127@53d3c35).
+
+    Args:
+        size: Number of gates.
+        width: Size of x.
+        weight: A frozen weight, which gives device and precision.
+    """
+
+    def __init__(self, size: int, width: int, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(empty_like_weight(weight, size, width))
+        self.bias = nn.Parameter(empty_like_weight(weight, size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, .., width) -> (batch, 1.., size)."""
+        gates = F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype)).sigmoid()
+        tokens = tuple(range(1, x.ndim - 1))
+        return gates.mean(tokens, keepdim=True) if tokens else gates
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        entries = self.weight.numel()
+        return [Product(entries, entries, self.weight.requires_grad, needs_gradient)]
+
+
+class GatedLinear(CapaLinear):
+    """x W^T + b, plus gate * sum_i x (A * ma_i)^T (B * mb_i)^T on each slice, with a gate in place of alpha / r."""
+
+    mergeable: ClassVar[bool] = False
+    low_rank: ClassVar[bool] = False
+    obstacle: ClassVar[str] = "a gate that depends on the input"
+
+    def __init__(self, base: nn.Linear, config: Scaled, target: Target):
+        super().__init__(base, config, target)
+        self.gate = Gate(len(self.slices), self.in_features, base.weight)
+        self.gate.train(base.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, .., in) -> (batch, .., out)."""
+        out = F.linear(x, self.matrix, self.bias)
+        if self.disabled:
+            return out
+        a, b = self.factors()
+        hidden = F.linear(self.dropout(x), a.to(x.dtype)).unflatten(-1, (len(self.slices), -1))
+        hidden = (hidden * self.gate(x).unsqueeze(-1)).flatten(-2).flatten(0, -2)
+        return out + increments(hidden, b.to(hidden.dtype), self.slices, self.out_features).view(out.shape)
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        return [*super().products(needs_gradient), *self.gate.products(needs_gradient)]
+
+
+class GatedBottleneck(Bottleneck):
+    """gate * bottleneck."""
+
+    def __init__(self, config: Any, path: str, width: int, weight: Tensor):
+        super().__init__(config, path, width, weight)
+        self.gate = Gate(1, width, weight)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h (batch, .., width) -> the same shape."""
+        return self.gate(h) * super().forward(h)
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        return [*super().products(needs_gradient), *self.gate.products(needs_gradient)]
+
+
+class GatedPrefix(Prefix):
+    """A prefix whose keys and values a gate multiplies, before the softmax."""
+
+    def __init__(self, config: Any, path: str, width: int, weight: Tensor):
+        super().__init__(config, path, width, weight)
+        self.gate = Gate(1, weight.shape[-1], weight)
+
+    def gate_of(self, x: Tensor) -> Tensor:
+        return self.gate(x).view(-1, 1, 1, 1)
+
+    def products(self, needs_gradient: bool) -> list[Product]:
+        return [*super().products(needs_gradient), *self.gate.products(needs_gradient)]
 
 
 class GatedPrefixTuning(PrefixTuning):

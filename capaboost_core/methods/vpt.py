@@ -11,15 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from capaboost_core.adapted import Adapted, Product, dropout_of, empty_like_weight
 from capaboost_core.errors import UserError
-from capaboost_core.methods.base import Method
-from capaboost_core.methods.registry import register_method
+from capaboost_core.layers import Adapted, Product, dropout_of, empty_like_weight
+from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.settings import PLAIN, TIED, Tying
-from capaboost_core.sharing.tied import TiedWeight
+from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, Tying
 
 
 class VPT(Tying, Method):

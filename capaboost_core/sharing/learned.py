@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.first_values import FirstValues
-from capaboost_core.sharing.borrowing import Borrower
+from capaboost_core.sharing.parameters import Borrower, FirstValues
 
 
 class LearnedMaskWeight(FirstValues, Borrower):

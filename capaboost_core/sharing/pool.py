@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capaboost_core.first_values import FirstValues
+from capaboost_core.sharing.parameters import FirstValues
 from capaboost_core.sharing.tied import TiedWeight
 
 if TYPE_CHECKING:
-    from capaboost_core.sharing.settings import Tying
+    from capaboost_core.sharing.tied import Tying
 
 NONE = -1  # the slot of a place without an entry
 

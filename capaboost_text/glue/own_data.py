@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from capaboost_core.errors import UserError, shown
-from capaboost_text.example import Example
-from capaboost_text.glue.data_section import DataSection
-from capaboost_text.glue.splits import Splits, check_classes
-from capaboost_text.glue.tasks import TextTask
+from capaboost_text.encode import Example, permutation, take
+from capaboost_text.glue.data import Splits, check_classes
+from capaboost_text.glue.tasks import GlueDataSection, TextTask
 from capaboost_text.hub import load_from_hub
-from capaboost_text.permutation import permutation, take
 from capaboost_text.table_file import check_characters, opened, read_json_rows, read_rows
 
 FORMATS = (".tsv", ".csv", ".jsonl")
@@ -25,12 +23,12 @@ LABELS = ("label", "class", "category", "target", "stars", "score", "rating")
 MOST_CLASSES = 100  # of labels that are all whole numbers
 
 
-def own_task(data: DataSection) -> TextTask:
+def own_task(data: GlueDataSection) -> TextTask:
     """What the settings say is predicted and reported."""
     return TextTask(name=data.task, labels=data.class_names, metrics=data.metric_names)
 
 
-def own_splits(data: DataSection) -> Splits:
+def own_splits(data: GlueDataSection) -> Splits:
     """The splits that the settings name.
 
     Raises:
@@ -108,7 +106,7 @@ def _are_measured(names: Sequence[str]) -> bool:
     return len(names) > MOST_CLASSES or not whole
 
 
-def read_own(data: DataSection, split: str) -> list[Example]:
+def read_own(data: GlueDataSection, split: str) -> list[Example]:
     """The checked rows of one split: a file below `data.dir`, or a split on the hub.
 
     Raises:
@@ -118,14 +116,14 @@ def read_own(data: DataSection, split: str) -> list[Example]:
     return [_example(data, where, *cells) for where, cells in rows]
 
 
-def _of_file(data: DataSection, path: Path) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _of_file(data: GlueDataSection, path: Path) -> Iterator[tuple[str, tuple[Any, ...]]]:
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path} has none of the endings {', '.join(FORMATS)}; rename it, or save it as one of them")
     read = read_json_rows if path.suffix.lower() == ".jsonl" else read_rows
     return ((f"{path}, line {line}", cells) for line, cells in read(path, (*data.columns, data.label)))
 
 
-def _of_hub(data: DataSection, split: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _of_hub(data: GlueDataSection, split: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
     place = " ".join(filter(None, (data.hub, data.subset)))
     advice = "check data.hub, data.subset and the names of the splits, or give files of your own"
     table = load_from_hub(data.hub, *([data.subset] if data.subset else []), split=split, otherwise=advice)
@@ -139,7 +137,7 @@ def _of_hub(data: DataSection, split: str) -> Iterator[tuple[str, tuple[Any, ...
     return ((f"{place} ({split}), row {i}", cells) for i, cells in enumerate(rows))
 
 
-def _example(data: DataSection, where: str, *cells: Any) -> Example:
+def _example(data: GlueDataSection, where: str, *cells: Any) -> Example:
     *texts, label = cells
     for name, text in zip(data.columns, texts, strict=True):
         if not isinstance(text, str):

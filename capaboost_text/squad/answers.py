@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from capaboost_core.errors import UserError
-from capaboost_text.squad.entry import Question
+from capaboost_text.squad.data import Question
 from capaboost_text.squad.windows import Window
 
 

@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from capaboost_core.errors import UserError
-from capaboost_text.squad.data import find_source
-from capaboost_text.squad.entry import Question
+from capaboost_text.squad.data import Question, find_source
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII only: quotes such as “ stay, as officially

@@ -5,7 +5,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from capaboost_core import CapaBoostConfig, Plan, Target, inject, trainable_parameters
-from capaboost_core.methods.capa_linear import CapaLinear
+from capaboost_core.methods.lora_layer import CapaLinear
 
 IN, OUT, RANK, ALPHA, DROPOUT = 12, 24, 4, 6, 0.3
 WHOLE, Q_AND_V = ((0, OUT),), ((0, 8), (16, 24))

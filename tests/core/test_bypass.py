@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, disable, inject, merged, trainable_parameters
-from capaboost_core.methods.capa_linear import CapaLinear
+from capaboost_core.methods.lora_layer import CapaLinear
 
 WIDTH = 16
 X = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(1))

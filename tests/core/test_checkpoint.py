@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from capaboost.training import result as provenance
+from capaboost.training.checkpoint import FORMAT
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject
 from capaboost_core.adapter_files.base_model import base_hash, beside_base
-from capaboost_core.training import provenance
-from capaboost_core.training.checkpoint import FORMAT
 from tests.core.toy_run import Toy, model, run, same, stopping_at
 
 
@@ -162,7 +162,7 @@ def test_another_number_of_threads_is_said(cut, capsys):
 
 @pytest.mark.hard_case("messages")
 def test_a_path_is_the_same_however_it_is_typed(tmp_path, monkeypatch):
-    from capaboost_core.training.checkpoint import differences
+    from capaboost.training.checkpoint import differences
 
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)

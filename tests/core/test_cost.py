@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from capaboost.report.cost import Subject, adapter_file_bytes, cost_of, optimizer_bytes, settings_of
+from capaboost.report.cost_report import bytes_text, choose_methods, make_report, occurrences, show, write_files
+from capaboost.report.peak_memory import peak_bytes, step_peak_bytes
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, save_adapter, trainable_parameters
 from capaboost_core.account import account_of
 from capaboost_core.methods import PRESETS
-from capaboost_core.report.cost import Subject, adapter_file_bytes, cost_of, optimizer_bytes, settings_of
-from capaboost_core.report.cost_report import choose_methods, make_report
-from capaboost_core.report.cost_table import bytes_text, occurrences, show, write_files
-from capaboost_core.report.peak_memory import peak_bytes, step_peak_bytes
 
 ROWS, WIDTH, CLASSES = 3, 32, 5
 PLAN = Plan((Target("0"), Target("2")), head=("4",))

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from capaboost.training.experiment import TaskSetup, run_experiment
+from capaboost.training.run_folder import claim
+from capaboost.training.settings import TrainSection
+from capaboost.training.tuning import parse_rates, run_grid
 from capaboost_core import CapaBoostConfig, UserError, inject
 from capaboost_core.plan import Plan, Target
 from capaboost_core.settings.base import Settings
-from capaboost_core.training.experiment import TaskSetup, run_experiment
-from capaboost_core.training.folder_lock import claim
-from capaboost_core.training.lr_grid import parse_rates, run_grid
-from capaboost_core.training.train_section import TrainSection
 from tests.core.toy_run import Toy, model, settings
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from capaboost_core import disable, merge
-from capaboost_core.methods.sliced import parts_of, pass_on
+from capaboost_core.methods.noah import parts_of, pass_on
 from capaboost_core.methods.vpt import PromptedBlock
 from tests.core.fast_path_case import IN, adapted
 from tests.core.fast_path_case import batch as make_batch

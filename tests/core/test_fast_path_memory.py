@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Target
-from capaboost_core.methods.capa_linear import CapaLinear
+from capaboost_core.methods.lora_layer import CapaLinear
 
 IN, OUT, RANK, ROWS = 96, 288, 4, 10
 WHOLE, Q_AND_V = ((0, OUT),), ((0, 96), (192, OUT))

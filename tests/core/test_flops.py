@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from capaboost.report.counting import dispatched_products
+from capaboost.report.flops import count_added, count_flops
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, disable, inject, merge
 from capaboost_core.injection import adapted_layers
-from capaboost_core.report.flop_modes import dispatched_products
-from capaboost_core.report.flops import count_flops
-from capaboost_core.report.tied_products import count_added
 
 ROWS, IN, OUT, R = 6, 16, 24, 4
 TOKENS = (2, 3, IN)  # two examples of three tokens: six rows
@@ -277,5 +276,5 @@ def test_refuses_what_it_cannot_count():
 
 
 def test_fvcore_is_imported_without_a_warning():
-    imported = [sys.executable, "-c", "import capaboost_core.report.flops"]
+    imported = [sys.executable, "-c", "import capaboost.report.flops"]
     assert subprocess.run(imported, capture_output=True, text=True).stderr == ""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from capaboost_core.console import Lasting, tell
-from capaboost_core.exit_code import exit_code_of
+from capaboost.console import Lasting, tell
+from capaboost.exit_code import exit_code_of
 from tests.core.toy_run import Toy, lines, run, same
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Target
-from capaboost_core.methods.adapter_layers import AdapterLinear, AdapterNorm
-from capaboost_core.methods.capa_linear import CapaLinear
+from capaboost_core.methods.bottleneck import AdapterLinear, AdapterNorm
+from capaboost_core.methods.lora_layer import CapaLinear
 
 KINDS = [("random", {}), ("nm", {"n": 2, "m": 4}), ("same", {})]
 

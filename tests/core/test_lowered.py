@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from capaboost_core.methods import lowered as module
-from capaboost_core.methods.lowered import lowered
+from capaboost_core.methods import lora_layer as module
+from capaboost_core.methods.lora_layer import lowered
 from tests.core.fast_path_case import IN, WHOLE, capa_linear
 
 LOW = torch.bfloat16
@@ -43,7 +43,7 @@ def test_gradients_are_those_of_copies_apart(monkeypatch):
 
     start = torch.randn(64, IN)
     shared = gradients(*layers(), start.clone().requires_grad_())
-    monkeypatch.setattr("capaboost_core.methods.fused.lowered", lambda x, dtype: x.to(dtype))
+    monkeypatch.setattr("capaboost_core.methods.lora_layer.lowered", lambda x, dtype: x.to(dtype))
     apart = gradients(*layers(), start.clone().requires_grad_())
     assert shared[0].dtype == torch.float32
     for one, other in zip(shared, apart, strict=True):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from capaboost.exit_code import exit_code_of
 from capaboost_core import UserError
 from capaboost_core.errors import is_no_memory
-from capaboost_core.exit_code import exit_code_of
 
 
 def raises(error: BaseException):

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from capaboost_core.training.optimize import make_accelerator
-from capaboost_core.training.precision import LAUNCHER, choose_precision, described, has_native_bf16
-from capaboost_core.training.train_section import TrainSection
+from capaboost.training.optimize import LAUNCHER, choose_precision, described, has_native_bf16, make_accelerator
+from capaboost.training.settings import TrainSection
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

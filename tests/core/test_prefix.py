@@ -19,9 +19,8 @@ from capaboost_core import (
     save_adapter,
     trainable_parameters,
 )
-from capaboost_core.adapted import Adapted
-from capaboost_core.methods.prefix import PrefixTuning
-from capaboost_core.methods.prefix_layer import Prefix
+from capaboost_core.layers import Adapted
+from capaboost_core.methods.prefix import Prefix, PrefixTuning
 from capaboost_core.sharing.masks import mask_bits
 from tests.core.prefix_by_hand import copies_by_hand
 

@@ -7,9 +7,9 @@ import pytest
 from accelerate import Accelerator
 
 from capaboost.command_line import exit_code
+from capaboost.training.optimize import make_accelerator
+from capaboost.training.processes import check_launch, wait_policy
 from capaboost_core import UserError
-from capaboost_core.training.optimize import make_accelerator
-from capaboost_core.training.processes import check_launch, wait_policy
 from tests.commands import torchrun
 from tests.core.toy_run import settings
 

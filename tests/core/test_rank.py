@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from capaboost.report.rank import draw_theorem, model_ranks, product_spectrum, spectrum
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, merge, trainable_parameters
-from capaboost_core.report.rank import model_ranks, product_spectrum, spectrum
-from capaboost_core.report.rank_theorem import draw_theorem
 
 
 def normal(*shape, seed=0, dtype=torch.float32):

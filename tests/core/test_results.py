@@ -6,10 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from capaboost.training.result import (
+    Result,
+    adapter_bytes,
+    counts_of,
+    device_name,
+    git_state,
+    library_versions,
+    print_table,
+    read_result,
+    write_result,
+)
 from capaboost_core import CapaBoostConfig, UserError, inject, save_adapter
-from capaboost_core.training.provenance import device_name, git_state, library_versions
-from capaboost_core.training.result import Result, adapter_bytes, counts_of, read_result, write_result
-from capaboost_core.training.result_table import print_table
 
 
 def result(**changes) -> Result:
@@ -94,7 +102,7 @@ def test_counts_leave_the_head_out(tmp_path):
 def test_outside_git_and_without_a_library_there_is_null(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert git_state() == {"commit": None, "dirty": None}
-    monkeypatch.setattr("capaboost_core.training.provenance.LIBRARIES", ("no-such-library",))
+    monkeypatch.setattr("capaboost.training.result.LIBRARIES", ("no-such-library",))
     assert library_versions()["no-such-library"] is None
 
 

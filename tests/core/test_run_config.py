@@ -7,14 +7,20 @@ from dataclasses import dataclass
 
 import pytest
 
+from capaboost.training.settings import (
+    TrainSection,
+    build_run,
+    load_run,
+    merge_settings,
+    parse_assignments,
+    read_config,
+    sections_of,
+    to_dict,
+)
 from capaboost_core import CapaBoostConfig, UserError
 from capaboost_core.methods import resolve_config
-from capaboost_core.settings.base import Settings
-from capaboost_core.settings.text import help_on
+from capaboost_core.settings.base import Settings, help_on
 from capaboost_core.settings.yaml_file import parse_yaml
-from capaboost_core.training.run_config import build_run, load_run, sections_of, to_dict
-from capaboost_core.training.run_file import merge_settings, parse_assignments, read_config
-from capaboost_core.training.train_section import TrainSection
 
 
 @dataclass(frozen=True)

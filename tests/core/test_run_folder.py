@@ -10,9 +10,8 @@ import sys
 
 import pytest
 
+from capaboost.training.run_folder import LOCK, check_folder, claim
 from capaboost_core import UserError
-from capaboost_core.training.folder_lock import claim
-from capaboost_core.training.run_folder import LOCK, check_folder
 from tests.commands import ROOT
 from tests.core.toy_run import run
 
@@ -144,7 +143,7 @@ def test_a_file_system_that_cannot_lock_folders_has_the_lock_file(tmp_path, monk
 @pytest.mark.hard_case(4)
 def test_the_lock_of_a_killed_process_blocks_nobody(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from capaboost_core.training.folder_lock import claim\n"
+        "import sys, time; from pathlib import Path; from capaboost.training.run_folder import claim\n"
         "with claim(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -5,9 +5,9 @@ import signal
 import pytest
 import torch
 
-from capaboost_core.exit_code import exit_code_of
-from capaboost_core.training import stopping
-from capaboost_core.training.stopping import Stopped, Watch
+from capaboost.exit_code import exit_code_of
+from capaboost.training import stopping
+from capaboost.training.stopping import Stopped, Watch
 from tests.commands import finish, ranks
 from tests.core.toy_run import lines, model, run, same, signalled
 
@@ -46,7 +46,7 @@ def test_long_epochs_are_saved_within(tmp_path, monkeypatch):
     monkeypatch.setattr(stopping, "SAVE_SECONDS", -1.0)
     saved = []
     monkeypatch.setattr(
-        "capaboost_core.training.record.Record.save",
+        "capaboost.training.record.Record.save",
         lambda self, state: saved.append((state.epoch, state.position and state.position["step"])),
     )
     run(tmp_path, epochs=2)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capaboost_core import CapaBoostConfig, Plan, Target, inject, trainable_parameters, unload
-from capaboost_core.sharing import together
+from capaboost_core.sharing import tied as together
 from tests.core.fast_path_case import ALPHA, DOUBLE, assert_near
 
 WIDTH, DEPTH = 12, 4

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from capaboost.training.optimize import shares
+from capaboost.training.settings import Schedule
 from capaboost_core import UserError
-from capaboost_core.training.optimize import shares
-from capaboost_core.training.schedule import Schedule
 from tests.commands import finish, ranks
 from tests.core.toy_run import Toy, lines, model, run, same, stopping_at
 

@@ -5,11 +5,10 @@ import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 
+from capaboost.training.optimize import Hooks, _adamw
+from capaboost.training.settings import TrainSection
 from capaboost_core import trainable_parameters
 from capaboost_core.sharing.tied import TiedWeight
-from capaboost_core.training.hooks import Hooks
-from capaboost_core.training.optimize import _adamw
-from capaboost_core.training.train_section import TrainSection
 from tests.core.toy_model import adapted
 
 METHODS = ("lora", "padapter", "hadapter")

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from capaboost_core.exit_code import exit_code_of
-from capaboost_core.training.optimize import make_accelerator
-from capaboost_core.training.train import FitResult, fit
-from capaboost_core.training.train_section import TrainSection
+from capaboost.exit_code import exit_code_of
+from capaboost.training.loop import FitResult, fit
+from capaboost.training.optimize import make_accelerator
+from capaboost.training.settings import TrainSection
 
 EXAMPLES = 23  # with batches of 5, slices are uneven, and the last batch of 3 is shorter than 4 slices
 

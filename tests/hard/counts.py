@@ -6,8 +6,8 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from capaboost.training.result import git_state, library_versions
 from capaboost_core.files import write_atomically
-from capaboost_core.training.provenance import git_state, library_versions
 
 COUNTS: dict[str, Counter] = defaultdict(Counter)
 BEGUN = time.monotonic()

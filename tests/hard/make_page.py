@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from capaboost.console import markdown_table
 from capaboost_core.files import write_atomically
-from capaboost_core.markdown import markdown_table
 from tests.hard.cases import CASES
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ from accelerate.state import AcceleratorState, GradientState
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capaboost.training import stopping
+from capaboost.training.checkpoint import FORMAT
 from capaboost_core.files import PARTIALS
-from capaboost_core.training import stopping
-from capaboost_core.training.checkpoint import FORMAT
 from tests.core.toy_run import model, run, same, signalled, stopping_at
 from tests.hard.oracle import attempt, refused, scratch, slow
 from tests.hard.values import SCALARS, damaged, mutated

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from capaboost_vision.sources import SPLITS, decode, num_classes, open_split
+from capaboost_vision.vtab.sources import SPLITS, decode, num_classes, open_split
 from tests.hard.oracle import attempt, refused, scratch
 from tests.hard.values import damaged
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capaboost.commands import train_glue, train_squad, train_vtab
-from capaboost_core.training.run_config import to_dict
+from capaboost.training.settings import to_dict
 from tests.hard.counts import count
 from tests.hard.oracle import check_line, contents, scratch
 from tests.hard.values import ANYTHING, NUMBERS, SCALARS, TEXTS, damaged, mutated

@@ -8,10 +8,8 @@ import torch.nn.functional as F
 
 from benchmarks.fake_cuda import fake_cuda
 from capaboost_core import merge, trainable_parameters
-from capaboost_core.injection import adapted_layers
-from capaboost_core.methods.consistency import disagreement
-from capaboost_core.methods.experts import ExpertWeight
-from capaboost_core.weight_decay import weight_decay_groups
+from capaboost_core.injection import adapted_layers, weight_decay_groups
+from capaboost_core.methods.adamix import ExpertWeight, disagreement
 from tests.compatibility.models import drawn, logits
 from tests.fake_cuda import OnDevice
 from tests.methods.cases import adapted, settings, trained

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from capaboost.report.cost import adapter_file_bytes
 from capaboost_core import UserError, load_adapter, merge, parameter_counts, save_adapter, save_peft
 from capaboost_core.account import account_of
 from capaboost_core.injection import adapted_layers, trainable_parameters
 from capaboost_core.methods import resolve_config
-from capaboost_core.methods.allocation import Places
-from capaboost_core.report.cost import adapter_file_bytes
+from capaboost_core.methods.allocated_lora import Places
 from tests.compatibility.models import base, drawn, logits
 from tests.methods.cases import R, out, put_in
 

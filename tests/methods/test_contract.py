@@ -12,6 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from capaboost.report.cost import Cost, Subject, cost_of
+from capaboost.training.loop import fit
+from capaboost.training.optimize import make_accelerator
+from capaboost.training.settings import TrainSection
 from capaboost_core import (
     UserError,
     disable,
@@ -25,10 +29,6 @@ from capaboost_core import (
 )
 from capaboost_core.injection import adapted_layers
 from capaboost_core.methods import METHODS, PRESETS, Method, resolve_config
-from capaboost_core.report.cost import Cost, Subject, cost_of
-from capaboost_core.training.optimize import make_accelerator
-from capaboost_core.training.train import fit
-from capaboost_core.training.train_section import TrainSection
 from tests.compatibility.models import base, drawn, logits
 from tests.methods.cases import (
     ADDED,

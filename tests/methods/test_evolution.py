@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 
+from capaboost.report.subnets import Evolution, Search
 from capaboost_core import UserError
-from capaboost_core.methods.evolution import Evolution, Search
-from capaboost_core.methods.subnets import Space, Subnet
+from capaboost_core.methods.noah import Space, Subnet
 
 SMALL = Space(dims=(1, 2, 4), depths=(1, 2), blocks=2)
 LARGE = Space(dims=(1, 2, 4, 8), depths=(2, 4, 6), blocks=6)

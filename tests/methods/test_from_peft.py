@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
+from capaboost.report.cost import adapter_file_bytes
+from capaboost.report.rank import model_ranks
 from capaboost_core import (
     UserError,
     disable,
@@ -18,8 +20,6 @@ from capaboost_core import (
 )
 from capaboost_core.account import account_of
 from capaboost_core.injection import adapted_layers, own_parameters
-from capaboost_core.report.cost import adapter_file_bytes
-from capaboost_core.report.rank import model_ranks
 from tests.compatibility.models import base, drawn, logits
 from tests.methods.cases import KINDS, PEFT, SHAPES, R, adapted, out, put_in, settings, trained
 

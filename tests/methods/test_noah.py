@@ -11,8 +11,7 @@ from torch import nn
 import capaboost_vision
 from benchmarks.fake_cuda import autocast, backward, fake_cuda
 from capaboost_core import UserError, parameter_counts, resolve_config, trainable_parameters
-from capaboost_core.methods.sliced import cut, parts_of
-from capaboost_core.methods.subnets import Subnet
+from capaboost_core.methods.noah import Subnet, cut, parts_of
 from tests.compatibility.models import base, drawn
 from tests.fake_cuda import OnDevice
 from tests.methods.cases import WIDTH, adapted, out, put_in, trained

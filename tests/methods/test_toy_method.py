@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import capaboost_vision  # noqa: F401  registers the argument `capaboost`
+from capaboost.training.optimize import Hooks, Stepper, make_accelerator
 from capaboost_core import (
     Plan,
     Target,
@@ -29,16 +30,12 @@ from capaboost_core import (
     save_adapter,
     trainable_parameters,
 )
-from capaboost_core.adapted import Adapted, empty_like_weight
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from capaboost_core.injection import adapted_layers
-from capaboost_core.methods.base import Method, resolve_config
-from capaboost_core.methods.registry import METHODS, PRESETS, register_method
+from capaboost_core.layers import Adapted, empty_like_weight
+from capaboost_core.methods.method import METHODS, PRESETS, Method, register_method, resolve_config
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.settings import Tying
-from capaboost_core.sharing.tied import TiedWeight
-from capaboost_core.training.hooks import Hooks
-from capaboost_core.training.optimize import Stepper, make_accelerator
+from capaboost_core.sharing.tied import TiedWeight, Tying
 from tests.commands import finish, ranks
 from tests.core.toy_run import EXAMPLES, Toy, model, run, same, settings, signalled, stopping_at
 

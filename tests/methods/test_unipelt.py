@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from capaboost_core import UserError, unload
 from capaboost_core.injection import adapted_layers
-from capaboost_core.methods.gates import Gate, GatedBottleneck, GatedLinear
+from capaboost_core.methods.unipelt import Gate, GatedBottleneck, GatedLinear
 from tests.compatibility.models import base, drawn
 from tests.methods.cases import WIDTH, out, put_in, settings, trained
 

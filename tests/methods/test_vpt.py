@@ -9,7 +9,7 @@ import torch
 import capaboost_vision
 from capaboost_core import UserError, disable, parameter_counts, trainable_parameters
 from capaboost_core.injection import adapted_layers
-from capaboost_core.methods.sliced import parts_of, pass_on
+from capaboost_core.methods.noah import parts_of, pass_on
 from capaboost_core.methods.vpt import PromptedBlock
 from tests.compatibility.models import VIT, base
 from tests.core.prefix_by_hand import copies_by_hand

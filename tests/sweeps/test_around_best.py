@@ -2,7 +2,7 @@
 
 import pytest
 
-from capaboost.sweeps.dry_run import list_runs
+from capaboost.sweeps.display import list_runs
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
 from capaboost_core.errors import UserError

@@ -6,11 +6,10 @@ import socket
 import pytest
 from rich.console import Console
 
-from capaboost.sweeps.display import duration, line, screen
+from capaboost.sweeps.display import duration, line, progress_of, screen
 from capaboost.sweeps.estimate import SETUP_SECONDS, Estimator
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
-from capaboost.sweeps.progress import progress_of
 from tests.sweeps.case import put_result, sweep_file
 
 

@@ -12,7 +12,7 @@ from capaboost.commands import sweep as command
 from capaboost.sweeps.engines.local import LocalEngine
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
-from capaboost.sweeps.worker import exit_code
+from capaboost.sweeps.work import exit_code
 from capaboost_core import UserError
 from tests.sweeps.case import put_result, sweep_file, write_file
 
@@ -84,7 +84,7 @@ def test_a_worker_that_cannot_write_says_so_and_the_sweep_ends(tmp_path, monkeyp
     def work(*arguments):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("capaboost.sweeps.worker.work", work)
+    monkeypatch.setattr("capaboost.sweeps.work.work", work)
     code = exit_code(tmp_path, (1, 1))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: cannot write in {tmp_path}: {os.strerror(number)}; ")

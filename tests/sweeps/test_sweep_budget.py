@@ -2,7 +2,7 @@
 
 import pytest
 
-from capaboost.sweeps.budget import judged_alike, within_budget
+from capaboost.sweeps.estimate import judged_alike, within_budget
 from capaboost_core import UserError
 from tests.sweeps.case import TINY, sweep_file
 

@@ -6,7 +6,7 @@ import pytest
 
 from capaboost.commands import sweep as command
 from capaboost.shipped import shipped
-from capaboost.sweeps.dry_run import all_runs
+from capaboost.sweeps.display import all_runs
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.sweep_file import read_sweep
 from capaboost.sweeps.work import command_of, options_of

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from capaboost.commands import sweep as command
-from capaboost.sweeps.dry_run import all_runs
+from capaboost.sweeps.display import all_runs
 from capaboost.sweeps.estimate import Estimator
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import final_runs, groups, tuning_runs

@@ -6,7 +6,7 @@ import pytest
 
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.work import command_line
-from capaboost_core.training.run_file import parse_assignments
+from capaboost.training.settings import parse_assignments
 
 
 @pytest.mark.parametrize(("place", "shown"), [("out/run", "out/run"), ("/elsewhere/run", "/elsewhere/run")])

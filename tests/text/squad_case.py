@@ -5,8 +5,7 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from capaboost_text.squad.data import load_squad
-from capaboost_text.squad.entry import Question, Reference
+from capaboost_text.squad.data import Question, Reference, load_squad
 from tests.real_data import real_data
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}

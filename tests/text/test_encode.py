@@ -10,7 +10,7 @@ from transformers import BertConfig, DebertaV2Config, ModernBertConfig, RobertaC
 from capaboost_core import UserError
 from capaboost_text import from_pretrained
 from capaboost_text.encode import load_tokenizer
-from capaboost_text.glue.load import load_split
+from capaboost_text.glue.data import load_split
 from capaboost_text.squad.data import load_squad
 from tests.text.tiny_encoder import save_encoder
 

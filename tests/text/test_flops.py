@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, DebertaV2Config, RobertaConfig
 
-from capaboost_core.report.flops import count_flops
+from capaboost.report.flops import count_flops
 from capaboost_text import inject
 
 ROBERTA = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)

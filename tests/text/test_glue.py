@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from capaboost_core.errors import UserError
-from capaboost_text.glue.metrics import METRICS, compute_metrics
-from capaboost_text.glue.splits import PROTOCOLS, TASKS, Example, find_task, load_split, splits
+from capaboost_text.glue.data import PROTOCOLS, TASKS, Example, find_task, load_split, splits
+from capaboost_text.glue.tasks import METRICS, compute_metrics
 from tests.real_data import real_data
 from tests.text.glue_files import row_of, write, write_all
 

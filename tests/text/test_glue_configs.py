@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from capaboost.commands import train_glue
+from capaboost.runs.settings import GlueRun, family_of, glue_config_file
+from capaboost.training.settings import build_run, load_run, read_config
+from capaboost.training.tuning import parse_rates
 from capaboost_core import parameter_counts
-from capaboost_core.training.lr_grid import parse_rates
-from capaboost_core.training.run_config import build_run, load_run
-from capaboost_core.training.run_file import read_config
 from capaboost_text import architectures, inject
-from capaboost_text.glue.run import GlueRun, config_file, family_of
-from capaboost_text.glue.splits import PROTOCOLS, TASKS
+from capaboost_text.glue.data import PROTOCOLS, TASKS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "glue"
 ROOT = Path(__file__).parents[2]
@@ -108,7 +107,7 @@ def test_comments(model, method, task):
 
 def run_of(model, task, method, *assignments):
     """As `train_glue.py --model MODEL --task TASK --method METHOD` has it."""
-    path = config_file(FOLDER, task, model, method)
+    path = glue_config_file(FOLDER, task, model, method)
     return load_run(GlueRun, path, {}, method, list(assignments))
 
 

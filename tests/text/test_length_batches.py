@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from capaboost_text.length_batches import token_batches, train_batches
+from capaboost_text.encode import token_batches, train_batches
 
 LENGTHS = np.random.default_rng(0).integers(4, 128, size=1003)
 

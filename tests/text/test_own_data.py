@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from capaboost.runs.settings import GlueRun
+from capaboost.training.settings import build_run
 from capaboost_core import UserError
-from capaboost_core.training.run_config import build_run
-from capaboost_text.example import Example
-from capaboost_text.glue.data_section import DataSection
+from capaboost_text.encode import Example
 from capaboost_text.glue.own_data import own_splits, own_task, read_own
-from capaboost_text.glue.run import GlueRun
+from capaboost_text.glue.tasks import GlueDataSection
 from tests import commands
 from tests.text.tiny_encoder import save_encoder
 
@@ -23,9 +23,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "text.md"
 SETTINGS = dict(task="mine", train="train.tsv", test="train.tsv", texts="text", label="label", classes=["no", "yes"])
 
 
-def section(folder=None, **changes) -> DataSection:
+def section(folder=None, **changes) -> GlueDataSection:
     values = SETTINGS | ({"dir": str(folder)} if folder else {}) | changes
-    return DataSection.from_dict({name: value for name, value in values.items() if value is not None}, "data.")
+    return GlueDataSection.from_dict({name: value for name, value in values.items() if value is not None}, "data.")
 
 
 FILES = {

@@ -18,13 +18,13 @@ from transformers import (
     RobertaPreLayerNormConfig,
 )
 
+from capaboost.runs.glue import prepare
+from capaboost.runs.settings import GlueRun
+from capaboost.training.settings import build_run
 from capaboost_core import UserError
-from capaboost_core.training.run_config import build_run
 from capaboost_text import from_pretrained
 from capaboost_text.encode import Encoded, check_fit, load_tokenizer
-from capaboost_text.glue.experiment import prepare
 from capaboost_text.glue.own_data import read_own
-from capaboost_text.glue.run import GlueRun
 from tests.text.squad_case import TEXT, tokenizer
 from tests.text.tiny_encoder import save_encoder
 

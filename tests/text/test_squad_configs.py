@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from capaboost.runs.settings import SquadRun
+from capaboost.training.settings import load_run, read_config
 from capaboost_core import parameter_counts
-from capaboost_core.training.run_config import load_run
-from capaboost_core.training.run_file import read_config
 from capaboost_text import architectures, inject
-from capaboost_text.squad.run import SquadRun
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "squad"

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from capaboost_core.errors import UserError
-from capaboost_text.squad.entry import Question, Reference
+from capaboost_text.squad.data import Question, Reference
 from capaboost_text.squad.metrics import best_threshold, evaluate, normalise, score_question
 from tests.text.squad_case import squad
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from capaboost_core.errors import UserError
-from capaboost_text.squad.batch import collate, strip_padding
+from capaboost_text.squad.task import collate, strip_padding
 from capaboost_text.squad.windows import make_windows
 from tests.text.squad_case import FAMILIES, SPECIAL, TEXT, ask, squad, tokenizer
 

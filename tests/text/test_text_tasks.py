@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from capaboost_text.glue.classification import Classification
-from capaboost_text.glue.splits import TASKS, Example, Splits
+from capaboost_text.glue.data import TASKS, Example, Splits
+from capaboost_text.glue.task import Classification
 from capaboost_text.squad.answers import predict
 from capaboost_text.squad.metrics import evaluate
-from capaboost_text.squad.question_answering import QuestionAnswering, QuestionSplit
+from capaboost_text.squad.task import QuestionAnswering, QuestionSplit
 from capaboost_text.squad.windows import make_windows
 from tests.text.squad_case import TEXT, ask, tokenizer
 from tests.text.tiny_encoder import save_encoder

@@ -7,8 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import capaboost_vision  # noqa: F401
+from capaboost.report.flops import count_flops
 from capaboost_core import merge
-from capaboost_core.report.flops import count_flops
 
 MODELS = [
     "vit_tiny_patch16_224",

@@ -8,13 +8,14 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 
-from capaboost.vtab_run import DataSection, ModelSection, VtabRun
+from capaboost.runs.settings import VisionDataSection, VisionModelSection, VtabRun
+from capaboost.runs.vtab import prepare
+from capaboost.training.settings import TrainSection
 from capaboost_core import CapaBoostConfig
 from capaboost_core.errors import UserError
-from capaboost_core.training.train_section import TrainSection
-from capaboost_vision.experiment import prepare
-from capaboost_vision.sources import class_names, num_classes, open_split, own
-from capaboost_vision.sources.own import read_own
+from capaboost_vision.vtab import own
+from capaboost_vision.vtab.own import read_own
+from capaboost_vision.vtab.sources import class_names, num_classes, open_split
 
 
 def image(path: Path, value: int = 0) -> None:
@@ -140,8 +141,8 @@ def test_what_cannot_train_is_one_line(case, tmp_path):
 def test_a_run_lists_the_images_once_and_the_next_run_anew(photos, monkeypatch):
     listed = []
     monkeypatch.setattr(own, "_of_folders", lambda root, read=own._of_folders: listed.append(root) or read(root))
-    data = DataSection(dataset="mine", source="images", dir=str(photos))
-    model = ModelSection(name="test_vit", pretrained=False)
+    data = VisionDataSection(dataset="mine", source="images", dir=str(photos))
+    model = VisionModelSection(name="test_vit", pretrained=False)
     run = VtabRun(model, data, TrainSection(epochs=1, batch_size=2), CapaBoostConfig(r=2))
     assert prepare(run, Accelerator(cpu=True)).task.classes == ("cat", "dog", "Ünï çode")
     assert len(listed) == 1

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from capaboost_core.errors import UserError
-from capaboost_vision.sources import ResizedImages, open_split, pixels
-from capaboost_vision.sources.pixels import check_image, is_turned, open_rgb, to_rgb
+from capaboost_vision.vtab import pixels
+from capaboost_vision.vtab.pixels import check_image, is_turned, open_rgb, to_rgb
+from capaboost_vision.vtab.sources import ResizedImages, open_split
 
 DEEP = np.linspace(0, 65535, 30).round().astype(np.uint16).reshape(5, 6)
 EIGHT = np.round(DEEP / 257).astype(np.uint8)

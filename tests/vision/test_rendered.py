@@ -9,12 +9,11 @@ import pytest
 from accelerate import Accelerator
 from scipy import ndimage
 
-from capaboost.vtab_run import VtabRun, config_file
-from capaboost_core.training.run_config import load_run
-from capaboost_vision.experiment import prepare
-from capaboost_vision.sources import SPLITS, num_classes, open_split
-from capaboost_vision.sources.rendered import TASKS, Rendered
-from capaboost_vision.sources.rendered.raster import FULL_TURN, Sprites, paint
+from capaboost.runs.settings import VtabRun, vtab_config_file
+from capaboost.runs.vtab import prepare
+from capaboost.training.settings import load_run
+from capaboost_vision.vtab.rendered import FULL_TURN, RENDERED, Rendered, Sprites, paint
+from capaboost_vision.vtab.sources import SPLITS, num_classes, open_split
 
 FOLDER = Path(__file__).parents[2] / "configs" / "vtab"
 PARTS = ("train800", "val200", "test")
@@ -68,7 +67,7 @@ def rows(task: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([s.images for s in splits]), np.concatenate([s.labels for s in splits])
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", RENDERED)
 def test_checksums(task):
     for split in PARTS:
         made = drawn(task, split)
@@ -84,7 +83,7 @@ def keys(task: str, split: str) -> list[bytes]:
     return [image.tobytes() for image in drawn(task, split).images]
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if not memorised(task)])
+@pytest.mark.parametrize("task", [task for task in RENDERED if not memorised(task)])
 def test_no_image_is_drawn_twice(task):
     train, val, both, test = (keys(task, split) for split in SPLITS)
     assert (len(train), len(val), len(test)) == (800, 200, 2000)
@@ -133,7 +132,7 @@ def test_the_note_counts_the_rows_for_selection():
 WEIGHTS = {"dsprites_ori": [3, 2] * 8}  # 40 orientations in 16 bins of 2.5
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", RENDERED)
 def test_classes_are_as_frequent_as_their_factors(task):
     labels, classes = rows(task)[1], num_classes(task, "rendered", None)
     weights = np.array(WEIGHTS.get(task, [1] * classes))
@@ -262,14 +261,14 @@ def test_a_heart_stands_on_its_tip():
     assert widths[tall[len(tall) // 4]] > widths[tall[3 * len(tall) // 4]]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", RENDERED)
 def test_a_run_says_what_the_rows_are(task):
     tiny = ["model.name=test_vit", "model.pretrained=false", "data.source=rendered"]
-    run = load_run(VtabRun, config_file(FOLDER, task), {}, "linear", tiny)
+    run = load_run(VtabRun, vtab_config_file(FOLDER, task), {}, "linear", tiny)
     setup = prepare(run, Accelerator(cpu=True))
     assert setup.split_note.startswith("rendered here")
     assert ("not VTAB rows" in setup.split_note) == task.startswith("dsprites")
-    assert setup.model.num_classes == TASKS[task].num_classes
+    assert setup.model.num_classes == RENDERED[task].num_classes
 
 
 def test_images_reach_the_task_as_they_are_drawn():
@@ -282,6 +281,6 @@ def test_images_reach_the_task_as_they_are_drawn():
 SHADES = {"dsprites_loc": {0, 255}, "dsprites_ori": {0, 255}}  # the others hold 0 to 4 quarters of a pixel
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", RENDERED)
 def test_shades(task):
     assert set(np.unique(rows(task)[0])) == SHADES.get(task, {0, 63, 127, 191, 255})

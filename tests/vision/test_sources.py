@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from capaboost.vtab_run import DataSection, ModelSection, VtabRun
+from capaboost.runs.settings import VisionDataSection, VisionModelSection, VtabRun
+from capaboost.runs.vtab import prepare
+from capaboost.training.settings import TrainSection
 from capaboost_core import CapaBoostConfig
 from capaboost_core.errors import UserError
-from capaboost_core.training.train_section import TrainSection
-from capaboost_vision.experiment import prepare
-from capaboost_vision.sources import SPLITS, decode, num_classes, open_split
+from capaboost_vision.vtab.sources import SPLITS, decode, num_classes, open_split
 from tests.real_data import real_data
 
 REAL = {"cifar": (800, 200, 1000, 10000), "oxford_flowers102": (800, 200, 1000, 6149)}
@@ -89,8 +89,8 @@ def test_a_gap_in_the_labels_makes_no_class(label, gap, folder):
 def test_one_class_is_no_task(count, protocol, folder):
     for path in (folder / "mine").glob("train*.txt"):
         path.write_text("images/a.png 0\nimages/b c.png 0\n")
-    data = DataSection(dataset="mine", source="folder", dir=str(folder), num_classes=count, protocol=protocol)
-    run = VtabRun(ModelSection(name="test_vit", pretrained=False), data, TrainSection(), CapaBoostConfig())
+    data = VisionDataSection(dataset="mine", source="folder", dir=str(folder), num_classes=count, protocol=protocol)
+    run = VtabRun(VisionModelSection(name="test_vit", pretrained=False), data, TrainSection(), CapaBoostConfig())
     with pytest.raises(UserError, match=r"mine train.* has images of one class only; list images of two or more"):
         prepare(run, Accelerator(cpu=True))
 
@@ -205,8 +205,8 @@ def test_the_digits_split_stands_still():
 
 
 def folder_run(folder: Path, **train) -> VtabRun:
-    data = DataSection(dataset="mine", source="folder", dir=str(folder))
-    model = ModelSection(name="test_vit", pretrained=False, drop_path_rate=0.0)
+    data = VisionDataSection(dataset="mine", source="folder", dir=str(folder))
+    model = VisionModelSection(name="test_vit", pretrained=False, drop_path_rate=0.0)
     return VtabRun(model, data, TrainSection(**{"epochs": 1, "batch_size": 2} | train), CapaBoostConfig(r=2))
 
 

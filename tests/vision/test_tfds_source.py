@@ -7,9 +7,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from capaboost_core.errors import UserError
-from capaboost_vision.sources import decode, num_classes, open_split
-from capaboost_vision.sources import tfds as tfds_source
-from capaboost_vision.vtab import TASKS, VtabTask, kitti
+from capaboost_vision.vtab import sources as tfds_source
+from capaboost_vision.vtab.sources import decode, num_classes, open_split
+from capaboost_vision.vtab.tasks import TASKS, VtabTask, kitti
 from tests.vision.feature_examples import png, random_example
 
 SIZES = {"train": 810, "validation": 7, "test": 5}

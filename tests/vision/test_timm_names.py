@@ -15,10 +15,10 @@ from timm.models.xcit import Xcit
 from timm.utils.onnx import onnx_export
 from torch import nn
 
-from capaboost.vtab_run import ModelSection
+from capaboost.runs.settings import VisionModelSection
+from capaboost.runs.vtab import create_model
 from capaboost_core import PRESETS, UserError, load_adapter, parameter_counts, save_adapter, trainable_parameters
 from capaboost_vision import inject
-from capaboost_vision.pretrained import create_model
 
 NAME = "vit_tiny_patch16_224"
 SMALL = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -67,7 +67,7 @@ def test_a_model_from_a_folder_takes_an_adapter(folder, tmp_path):
     assert torch.equal(model.eval()(X), base.eval()(X))
     save_adapter(model, tmp_path / "adapter")
     load_adapter(timm.create_model(f"local-dir:{path}", pretrained=True), tmp_path / "adapter")
-    section = ModelSection(name=f"local-dir:{path}", pretrained=True)
+    section = VisionModelSection(name=f"local-dir:{path}", pretrained=True)
     assert create_model(section, 5, PRESETS["capaboost-lora"]).capaboost.base_model == NAME
 
 
@@ -78,7 +78,7 @@ def test_names_that_cannot_be_had_are_one_line(name, pretrained, monkeypatch, tm
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=name.split("/")[0]) as caught:
-        create_model(ModelSection(name=name, pretrained=pretrained), 5, PRESETS["capaboost-lora"])
+        create_model(VisionModelSection(name=name, pretrained=pretrained), 5, PRESETS["capaboost-lora"])
     assert "\n" not in str(caught.value)
 
 

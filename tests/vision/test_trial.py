@@ -4,15 +4,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from capaboost.vtab_run import ModelSection, VtabRun
+from capaboost.runs.settings import VisionModelSection, VtabRun
+from capaboost.runs.vtab import create_model, prepare
+from capaboost.training.experiment import run_experiment
+from capaboost.training.loop import try_out
+from capaboost.training.run_state import RunState
+from capaboost.training.settings import build_run
 from capaboost_core import UserError
-from capaboost_core.training.experiment import run_experiment
-from capaboost_core.training.run_config import build_run
-from capaboost_core.training.run_state import RunState
-from capaboost_core.training.train import try_out
 from capaboost_vision.backbone import EMBEDDED
-from capaboost_vision.experiment import prepare
-from capaboost_vision.pretrained import create_model
 
 UNMADE = "timm cannot make "
 UNTRAINED = "the model cannot be trained on this data: "
@@ -59,7 +58,7 @@ PRETRAINED = {
 def test_with_pretrained_weights_the_setting_is_blamed_and_not_the_weights(case):
     kwargs, message = PRETRAINED[case]
     run = make(EMBEDDED)
-    section = ModelSection(name=EMBEDDED, pretrained=True, kwargs=kwargs)
+    section = VisionModelSection(name=EMBEDDED, pretrained=True, kwargs=kwargs)
     with pytest.raises(UserError, match=message) as caught:
         create_model(section, 10, run.adapter)
     assert f"--model {EMBEDDED}" not in str(caught.value)

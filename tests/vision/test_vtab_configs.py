@@ -7,13 +7,13 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from capaboost.vtab_run import VtabRun, config_file
+from capaboost.runs.settings import VtabRun, vtab_config_file
+from capaboost.runs.vtab import create_model
+from capaboost.training.settings import load_run, to_dict
 from capaboost_core import UserError, parameter_counts
-from capaboost_core.training.run_config import load_run, to_dict
 from capaboost_vision import inject
-from capaboost_vision.image_task import Normalize
-from capaboost_vision.pretrained import create_model
-from capaboost_vision.vtab import TASKS
+from capaboost_vision.vtab.task import Normalize
+from capaboost_vision.vtab.tasks import TASKS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "vtab"
 EMBEDDED = "capaboost_vit_micro_patch8_64"
@@ -21,7 +21,7 @@ VIT = "vit_base_patch16_224"
 
 
 def run_of(dataset="cifar", method=None, *assignments):
-    return load_run(VtabRun, config_file(FOLDER, dataset), {}, method, list(assignments))
+    return load_run(VtabRun, vtab_config_file(FOLDER, dataset), {}, method, list(assignments))
 
 
 @pytest.mark.parametrize("dataset", TASKS)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_bytes
 
+from capaboost.training.checkpoint import check_fingerprint
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_together
-from capaboost_core.training.checkpoint import check_fingerprint
-from capaboost_core.training.task import content_hash
+from capaboost_core.task import content_hash
 from pretraining.images import image_files, load_split
 from pretraining.recipe import Recipe
 from pretraining.run import Pretraining, top1

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import capaboost_vision  # noqa: F401  registers the architecture with timm
-from capaboost_core.weight_decay import weight_decay_groups
+from capaboost_core.injection import weight_decay_groups
 from pretraining.images import augment, mix, scaled
 from pretraining.recipe import Recipe
 

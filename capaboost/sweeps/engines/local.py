@@ -17,22 +17,22 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 
-from capaboost.sweeps import worker
+from capaboost.sweeps import work as worker
 from capaboost.sweeps.claims import holder
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.work import command_line
+from capaboost.training.processes import wait_policy
 from capaboost_core.errors import UserError
-from capaboost_core.training.processes import wait_policy
 
 MOST_DEATHS = 3  # of workers over one run, such as one that fills the memory
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0  # for a step and a checkpoint
 TRAINING = {  # what a command trains with
-    "train-vtab": "capaboost_vision.experiment",
-    "train-glue": "capaboost_text.glue.experiment",
-    "train-squad": "capaboost_text.squad.experiment",
+    "train-vtab": "capaboost.runs.vtab",
+    "train-glue": "capaboost.runs.glue",
+    "train-squad": "capaboost.runs.squad",
 }
 
 
@@ -65,7 +65,7 @@ class LocalEngine:
         """
         processes: dict[int, ForkServerProcess] = {}
         os.environ.update(wait_policy(side_by_side=self.workers > 1))
-        _start_server([] if self.gpus else ["capaboost.sweeps.worker", TRAINING[folder.sweep().command]])
+        _start_server([] if self.gpus else ["capaboost.sweeps.work", TRAINING[folder.sweep().command]])
         try:
             while True:
                 for slot in range(self.workers):

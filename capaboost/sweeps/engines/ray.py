@@ -14,9 +14,9 @@ from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import open_runs
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.work import work_elsewhere
+from capaboost.training.processes import wait_policy
 from capaboost_core.extras import need
-from capaboost_core.methods.registry import PLUGINS
-from capaboost_core.training.processes import wait_policy
+from capaboost_core.methods.method import PLUGINS
 
 POLL_SECONDS = 0.5
 

@@ -10,8 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from capaboost_core.methods.from_peft.layer import ADAPTER, PeftLayer
-from capaboost_core.methods.from_peft.method import FromPeft
+from capaboost_core.methods.from_peft.method import ADAPTER, FromPeft, PeftLayer
 from capaboost_core.plan import Target
 from capaboost_core.settings.base import refuse
 

@@ -2,15 +2,92 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import ShiraConfig
+from peft.tuners.shira.layer import Linear
 from pydantic import Field, create_model
+from torch import Tensor, nn
 
 from capaboost_core.methods.from_peft.adalora import AdaLoRA
-from capaboost_core.methods.from_peft.ia3 import IA3
-from capaboost_core.methods.from_peft.method import FromPeft, Row
-from capaboost_core.methods.from_peft.shira import SHiRA
-from capaboost_core.methods.registry import register_method
+from capaboost_core.methods.from_peft.method import ADAPTER, FromPeft, Row
+from capaboost_core.methods.method import register_method
+from capaboost_core.plan import Plan, Target
+from capaboost_core.roles import Roles
+from capaboost_core.sharing.masks import draw
+
+# (IA)^3's places (Liu et al., 2022): what k and v give, and what f2 takes.
+
+
+class IA3(FromPeft):
+    """A gain for each output of a layer; of f2, for each of its inputs."""
+
+    own_places: ClassVar[tuple[str, ...]] = ("k", "v", "f2")
+
+    def plan(self, model: nn.Module, roles: Roles) -> Plan:
+        plan = super().plan(model, roles)
+        inner = {place.path for block in roles.blocks for place in block.playing(["f2"])}
+        return replace(plan, targets=tuple(replace(t, of_input=t.path in inner) for t in plan.targets))
+
+
+# peft's SHiRA layer with a dense sum of weights; to be imported where peft is needed only.
+#
+# peft's own sum is sparse, which has no kernel on the meta device, and a cache in its forward keeps every layer alive.
+
+
+class ShiraLinear(Linear):
+    """x (W + S)^T + b, where S has trained values at fixed places and is zero elsewhere.
+
+    Args:
+        base: nn.Linear.
+        places: Positions of the values in the flat weight.
+        config: peft's.
+
+    Raises:
+        ValueError: If there are more values than the weight has entries.
+        TypeError: If the base is another layer, as in peft.
+    """
+
+    def __init__(self, base: nn.Module, places: np.ndarray, config: ShiraConfig):
+        if not isinstance(base, nn.Linear):
+            raise TypeError(f"SHiRA takes nn.Linear, not {type(base).__name__}")
+        super().__init__(base, None, ADAPTER, config=config, r=config.r)
+        self.register_buffer("places", torch.from_numpy(places).to(base.weight.device), persistent=False)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """S, dense."""
+        values = self.shira_weight[adapter] * self.scaling[adapter]
+        flat = values.new_zeros(self.out_features * self.in_features).index_copy(0, self.places, values)
+        return flat.view(self.out_features, self.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.base_layer.weight
+        return F.linear(x, (weight + self.get_delta_weight(ADAPTER)).to(weight.dtype), self.base_layer.bias)
+
+
+# SHiRA's places (Bhardwaj et al., 2024): entries of the weight, drawn for each layer.
+
+
+class SHiRA(FromPeft):
+    """r (in + out) entries of each weight. peft itself draws the same places for all layers of one shape."""
+
+    seed: int = Field(0, ge=0, lt=2**64, description="Seed of the places, independent of the run's own.")
+
+    def peft_layers(self, stand_ins: Mapping[Target, nn.Module]) -> dict[Target, nn.Module]:
+
+        config = self.peft_config()
+        return {target: ShiraLinear(layer, self._places(target, layer), config) for target, layer in stand_ins.items()}
+
+    def _places(self, target: Target, layer: nn.Module) -> np.ndarray:
+        """Positions in the flat weight, in rising order: those of the smallest draws."""
+        drawn = draw(f"{self.seed}/{target.path}/shira", (layer.weight.numel(),))
+        return np.sort(np.argsort(drawn, kind="stable")[: self.r * sum(layer.weight.shape)])
+
 
 FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "r": (int, dict(default=8, ge=1, le=65536, description="Inner dimension of the increment.")),

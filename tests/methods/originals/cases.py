@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from capaboost_core.injection import adapted_layers, own_parameters
 from capaboost_core.methods import resolve_config
 from capaboost_core.methods.adaptformer import ParallelBottleneck
-from capaboost_core.methods.gates import GatedLinear
-from capaboost_core.methods.sliced import cut
-from capaboost_core.methods.subnets import Subnet
+from capaboost_core.methods.noah import Subnet, cut
+from capaboost_core.methods.unipelt import GatedLinear
 from capaboost_core.plan import Target
 from capaboost_core.sharing.learned import LearnedMaskWeight
 from capaboost_vision import inject

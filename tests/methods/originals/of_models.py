@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.injection import adapted_layers
-from capaboost_core.methods.sliced import parts_of
+from capaboost_core.methods.noah import parts_of
 from tests.compatibility.models import VIT, base, logits
 from tests.methods.originals.cases import IMAGES, SUBNET, R
 

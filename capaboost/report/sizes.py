@@ -1,0 +1,132 @@
+"""One budget for any method: the value of its knob whose trained parameters come nearest to a number."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from capaboost.report.cost import Subject
+from capaboost_core.errors import UserError
+from capaboost_core.injection import parameter_counts
+from capaboost_core.methods import Method
+
+SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "m": 1e6, "B": 1e9, "G": 1e9}
+LARGEST = 65536  # of a knob
+TOLERANCE = 0.1  # share of the budget by which the nearest size may miss it
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """A method within a budget.
+
+    Attributes:
+        method: With the knob that was found.
+        trainable: Its trained parameters, the head's not among them.
+        width: That of the model: how many inputs most of its linear layers have.
+    """
+
+    method: Method
+    trainable: int
+    width: int
+
+
+def parse_budget(text: str) -> int:
+    """`0.22M`, `220k` or `221184` -> a number of parameters.
+
+    Raises:
+        UserError: If it is no number above 0.
+    """
+    plain, factor = (text[:-1], SUFFIXES[text[-1]]) if text[-1:] in SUFFIXES else (text, 1)
+    try:
+        entries = float(plain) * factor
+    except ValueError:
+        entries = 0.0
+    if not 1 <= entries < 1e15:
+        raise UserError(f"budget is {text!r}; type a number of parameters, such as 220000, 220k or 0.22M")
+    return round(entries)
+
+
+def check_budget(text: str) -> None:
+    """Refuse what is neither a number of parameters nor a percentage.
+
+    Raises:
+        UserError: If so.
+    """
+    (parse_percent if text.endswith("%") else parse_budget)(text)
+
+
+def parse_percent(text: str) -> float:
+    """`0.26%` -> 0.26.
+
+    Raises:
+        UserError: If it is no number above 0, up to 100.
+    """
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = 0.0
+    if not 0 < percent <= 100:
+        raise UserError(f"a budget of {text}: type a number above 0, up to 100")
+    return percent
+
+
+def within_budget(subject: Subject, method: Method, entries: int, nearest: bool = False) -> Budgeted:
+    """The method with the knob that `Method.budget` names, so that what it trains is nearest to the budget.
+
+    Counts rise with the knob, so a search by halves finds the two values around the budget. Where they rise no
+    further, as with LoKr, whose layer bounds r, a second search finds where that began; the nearest of all is taken.
+
+    Args:
+        subject: The base model, on the meta device.
+        method: All other settings.
+        entries: Trained parameters, the head's not among them.
+        nearest: Take the nearest size however far it is.
+
+    Raises:
+        UserError: If the method has no knob, the model does not take it, or no size is within a tenth of the budget.
+    """
+    knob = method.budget
+    if knob is None:
+        raise UserError(f"method {method.label} has no setting that a budget changes; leave --budget out for it")
+
+    def at(steps: int) -> Method:
+        return method.replace(**{knob: steps * method.budget_step})
+
+    counts: dict[int, int] = {}
+
+    def count(steps: int) -> int:
+        if steps not in counts:
+            counts[steps] = parameter_counts(subject.inject(subject.build(), at(steps))).trainable
+        return counts[steps]
+
+    low, high = 1, 2
+    while count(high) < entries and 2 * high * method.budget_step <= LARGEST:
+        low, high = high, 2 * high
+    low, high = _around(entries, count, low, high)
+    if count(low) == count(high):  # the knob does nothing here; count where that begins too
+        _around(count(low), count, 0, low)
+    best = min(sorted(counts), key=lambda steps: abs(counts[steps] - entries))
+    found = Budgeted(at(best), counts[best], _width(subject))
+    if not nearest and abs(found.trainable - entries) > TOLERANCE * entries:
+        raise UserError(
+            f"method {method.label} comes no nearer to a budget of {entries:,} than {found.trainable:,} parameters, "
+            f"with {knob} {getattr(found.method, knob)}; pass --nearest (nearest: true in a sweep) to take that, or "
+            "another budget"
+        )
+    return found
+
+
+def _width(subject: Subject) -> int:
+    layers = [module for module in subject.build().modules() if isinstance(module, nn.Linear)]
+    return statistics.mode(layer.in_features for layer in layers) if layers else 0
+
+
+def _around(entries: int, count: Callable[[int], int], low: int, high: int) -> tuple[int, int]:
+    """Neighbours between the two, of which the second is the first value that has as many entries."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < entries else (low, middle)
+    return low, high

@@ -1,0 +1,205 @@
+"""Training of any model on any task, from its folder's check to the weights that it ends with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from capaboost.training.checkpoint import Position, here, start_streams
+from capaboost.training.processes import on_main
+from capaboost.training.record import Progress, Record
+from capaboost.training.run_folder import check_folder, check_space
+from capaboost.training.run_state import RunState
+from capaboost.training.settings import TrainSection
+from capaboost.training.stopping import SAVE, Stopped, Watch
+from capaboost_core.account import changing
+from capaboost_core.errors import UserError, is_no_memory, reason_of
+from capaboost_core.modes import merged
+from capaboost_core.task import Task
+
+# The loop: epochs of steps, each followed by metrics, a checkpoint, and the answer to signals.
+#
+# Nothing in an epoch makes the host wait for the device.
+
+
+class Loop:
+    """Trains a state on a task, and records it."""
+
+    def __init__(self, task: Task, state: RunState, record: Record):
+        self.task, self.state, self.record, self.stepper = task, state, record, state.stepper
+        self.accelerator, self.settings, self.steps = state.accelerator, state.settings, state.steps
+        self.bare = self.accelerator.unwrap_model(self.stepper.model)
+
+    def run(self, done: int, position: Position | None) -> None:
+        """Train what is left after the finished epochs and a position in the next."""
+        self.record.start(done, self.state.metrics)
+        seen = done * self.task.examples
+        seen += sum(map(len, self.task.batches(done)[: position.step])) if position else 0
+        shown, device = self.accelerator.is_main_process, self.accelerator.device
+        self.progress = Progress(self.settings.epochs, self.task.examples, seen, self.task.unit, device, shown)
+        self.state.since = time.monotonic()
+        try:
+            with Watch(self.accelerator.num_processes) as self.watch:
+                for epoch in range(done, self.settings.epochs):
+                    self._epoch(epoch, position if epoch == done else None)
+        finally:
+            self.progress.close()
+            self.record.close()
+        self.bare.eval()
+
+    def _epoch(self, epoch: int, position: Position | None) -> None:
+        loss, trained = self._train(epoch, position)
+        self.state.check_finite(loss, epoch)
+        self.bare.eval()
+        with torch.no_grad(), merged(self.bare):
+            evaluated = self.task.evaluate(self.bare)
+        self.progress.evaluated(evaluated)
+        self.state.train_seconds += trained
+        self.state.end_epoch({"epoch": epoch + 1, "loss": loss, "lr": self.stepper.lr, **evaluated})
+        speed = {f"{self.task.unit}_per_second": self.task.examples / trained}
+        self.record.line(self.state.metrics | speed)
+        self.record.save(self.state.snapshot(epoch + 1))
+        order = self.watch.order()
+        if order > SAVE:
+            raise self._stopped(order, f"after epoch {epoch + 1}")
+
+    def _train(self, epoch: int, position: Position | None) -> tuple[float, float]:
+        """The epoch's mean loss, and the seconds that its steps took."""
+        self.bare.train()
+        start_streams(self.settings.seed, epoch, self.accelerator.process_index)
+        total, done, begun = torch.zeros((), device=self.accelerator.device), 0, time.monotonic()
+        if position:
+            total = position.restore(self.accelerator.process_index, self.accelerator.device)
+            done, begun = position.step, begun - position.seconds
+        self.progress.start_epoch(epoch)
+        for step, batch in enumerate(self.task.batches(epoch)[done:], start=done):
+            loss = self.stepper.step(epoch * self.steps + step, batch, self.task.loss)
+            total += loss * (len(batch) / self.task.examples)
+            self.progress.advance(len(batch), loss)
+            order = self.watch.order()
+            if order:
+                self._save_within(epoch, step + 1, time.monotonic() - begun, total, order)
+        loss = self.accelerator.reduce(total, "sum").item()
+        return loss, time.monotonic() - begun
+
+    def _save_within(self, epoch: int, step: int, seconds: float, total: Tensor, order: int) -> None:
+        """Save the place in the epoch; where a signal ordered it, the run ends there."""
+        position = Position(step, seconds, self.watch.gather(here(total)))
+        self.state.check_finite(float(sum(process["loss"] for process in position.processes)), epoch)
+        self.record.save(self.state.snapshot(epoch, position))
+        self.accelerator.wait_for_everyone()  # a process that ends makes the launcher end the others
+        self.watch.saved = time.monotonic()
+        if order > SAVE:
+            raise self._stopped(order, f"in epoch {epoch + 1}, after step {step} of {self.steps}")
+
+    def _stopped(self, order: int, place: str) -> Stopped:
+        name = Signals(order).name
+        return Stopped(
+            order, f"stopped by {name} {place}; the same command with --resume goes on from {self.record.folder}"
+        )
+
+
+# In sizes of the trained parameters: each checkpoint holds them, two moments, and the best epoch's; the adapter once.
+CHECKPOINTS_AND_ADAPTER, SMALL_FILES = 9, 300_000
+TRIAL_ROWS = 2
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run went; times are summed over interruptions.
+
+    Attributes:
+        metrics: The last epoch's line of `metrics.jsonl`, or the selected epoch's metrics.
+        epoch: The epoch, from 1, whose weights the model has now.
+        data_hash: The task's fingerprint, if it has one.
+        weights_hash: Of the pretrained weights.
+    """
+
+    metrics: dict[str, float]
+    epoch: int
+    examples_per_second: float
+    wall_seconds: float
+    data_hash: str | None = None
+    weights_hash: str | None = None
+
+
+def fit(
+    accelerator: Accelerator,
+    model: nn.Module,
+    task: Task,
+    settings: TrainSection,
+    folder: Path,
+    fingerprint: dict[str, Any],
+    select_by: str | None = None,
+    resume: bool = False,
+) -> FitResult:
+    """Train the model's trainable parameters, on the model itself.
+
+    After each epoch the folder has a line more in `metrics.jsonl` and an atomic checkpoint. SIGTERM and SIGINT
+    finish the step, and save.
+
+    Args:
+        accelerator: As `make_accelerator` makes it.
+        model: Adapted already, on any device.
+        task: Batches, loss and evaluation.
+        settings: How to train.
+        folder: Where the run lives.
+        fingerprint: The configuration; a resumed run must have the same.
+        select_by: Metric of `task.evaluate` whose first best epoch gives the final weights; without it
+            they are the last epoch's.
+        resume: Continue from the folder's checkpoint; the result is bit-identical to that of an uninterrupted run.
+
+    Raises:
+        UserError: If the folder holds another run, its disk is too small, or training diverges.
+        Stopped: After a signal; the run is saved.
+    """
+    check_folder(folder, resume)
+    size = sum(tensor.nbytes for tensor in changing(model).values())
+    on_main(lambda: check_space(folder, CHECKPOINTS_AND_ADAPTER * size + SMALL_FILES))
+    fingerprint = fingerprint | {"processes": accelerator.num_processes, "examples": task.examples}
+    data_hash = task.fingerprint() if hasattr(task, "fingerprint") else None
+    if data_hash:
+        fingerprint["training rows and labels"] = data_hash
+    state = RunState(accelerator, model, settings, len(task.batches(0)), fingerprint, select_by)
+    record = Record(accelerator, folder)
+    done, position = state.load(record.checkpoints) if resume else (0, None)
+    try_out(state, task)
+    accelerator.wait_for_everyone()  # no process writes before all have checked
+    Loop(task, state, record).run(done, position)
+    metrics = state.finish()
+    speed = settings.epochs * task.examples / state.train_seconds
+    return FitResult(metrics, metrics["epoch"], speed, state.wall_seconds, data_hash, state.base_hash)
+
+
+def try_out(state: RunState, task: Task) -> None:
+    """One forward and one backward pass of a few rows, of which nothing remains.
+
+    So a model that cannot read the data is found before the first step, and not in the last batch of a run.
+
+    Raises:
+        UserError: If the model fails on these rows.
+    """
+    model = state.accelerator.unwrap_model(state.stepper.model)
+    was_training = model.training
+    model.eval()  # without dropout, which would draw random numbers, and with running statistics that stay
+    try:
+        loss = task.trial(model) if hasattr(task, "trial") else task.loss(model, task.batches(0)[0][:TRIAL_ROWS])
+        trained = [parameter for parameter in state.stepper.parameters if parameter.requires_grad]
+        if trained and loss.requires_grad:
+            torch.autograd.grad(loss, trained, allow_unused=True)
+    except Exception as error:  # models fail in many ways on what they do not expect
+        if isinstance(error, UserError) or is_no_memory(error):
+            raise
+        raise UserError(
+            f"the model cannot be trained on this data: {reason_of(error)}; correct the sections model and data, "
+            "which have to fit each other"
+        ) from error
+    finally:
+        model.train(was_training)

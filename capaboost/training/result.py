@@ -1,0 +1,206 @@
+"""The record of a run, `result.json`: the outcome with everything needed to repeat and assess it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from capaboost.console import show_table
+from capaboost.training.run_folder import RESULT, is_number, to_json
+from capaboost_core.adapter_files.save import WEIGHTS
+from capaboost_core.errors import UserError
+from capaboost_core.files import read_text, write_atomically
+from capaboost_core.injection import parameter_counts
+
+# Where a result comes from: versions, commit, device and command.
+
+
+LIBRARIES = ("capaboost", "torch", "timm", "transformers", "accelerate", "safetensors", "numpy")
+
+
+def library_versions() -> dict[str, str | None]:
+    """Versions of Python and the libraries; None for one that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What may change a result by rounding: device, threads and versions."""
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "versions": library_versions()}
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code and whether it was changed since; both None outside a git checkout."""
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if commit is None or status is None else bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def command_line() -> str:
+    """The running command, quoted for a shell."""
+    return shlex.join(sys.argv)
+
+
+# The table that a command prints of its results.
+
+
+COLUMNS = {
+    "task": "task",
+    "model": "model",
+    "method": "method",
+    "protocol": "protocol",
+    "value": "value",
+    "trainable_parameters": "trainable",
+    "percent_trainable": "% trainable",
+    "wall_seconds": "seconds",
+}
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """Show results, one a row."""
+    table = Table()
+    for title in COLUMNS.values():
+        table.add_column(title, overflow="fold")
+    for result in results:
+        table.add_row(*(_cell(result, name) for name in COLUMNS))
+    show_table(table)
+
+
+def _cell(result: dict[str, Any], name: str) -> str:
+    value = result[name]
+    if name == "value":
+        return f"{result['metric']} {'undefined' if value is None else f'{value:.2f}'}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run measured, and how.
+
+    Attributes:
+        value: The metric on the test split, of which `test_metrics` holds all figures; `metrics` has
+            those of the last or the selected epoch.
+        selected_by: The one of `metrics` that selected the epoch, if any.
+        percent_trainable: 100 * trainable / total, the head in neither.
+        wall_seconds: Summed over interruptions.
+        split_note: Which rows the splits hold.
+        config: Every setting of the run.
+        data_hash: Of the rows and labels that the run trained on, where its task knows one.
+        weights_hash: Of the pretrained weights, bit for bit: the base as it was before training, without its head.
+    """
+
+    task: str
+    method: str
+    model: str
+    seed: int
+    protocol: str
+    metric: str
+    value: float
+    trainable_parameters: int
+    head_parameters: int
+    total_parameters: int
+    percent_trainable: float
+    epochs: int
+    selected_epoch: int
+    selected_by: str | None
+    metrics: dict[str, float]
+    test_metrics: dict[str, float]
+    unit: str
+    examples_per_second: float
+    wall_seconds: float
+    adapter_file_bytes: int
+    split_note: str
+    processes: int
+    device: str
+    config: dict[str, Any]
+    data_hash: str | None = None
+    weights_hash: str | None = None
+    versions: dict[str, str | None] = field(default_factory=library_versions)
+    git: dict[str, Any] = field(default_factory=git_state)
+    command: str = field(default_factory=command_line)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the speed is named after the unit, such as `images_per_second`."""
+        values = asdict(self)
+        values[f"{values.pop('unit')}_per_second"] = values.pop("examples_per_second")
+        return values
+
+
+def counts_of(model: nn.Module) -> dict[str, Any]:
+    """The four parameter fields of a result."""
+    counts = parameter_counts(model)
+    return {
+        "trainable_parameters": counts.trainable,
+        "head_parameters": counts.head,
+        "total_parameters": counts.total,
+        "percent_trainable": counts.percent,
+    }
+
+
+def adapter_bytes(folder: Path) -> int:
+    """Size of the trained weights' file, head included."""
+    return (folder / WEIGHTS).stat().st_size
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> Path:
+    """Write `result.json` atomically."""
+    text = to_json(result, indent=2) + "\n"
+    write_atomically(folder / RESULT, lambda file: file.write(text.encode()))
+    return folder / RESULT
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result file's content; a value that is not finite is None, as `write_result` has it.
+
+    Raises:
+        UserError: If it cannot be read, or somebody changed what resuming and sweeps need of it.
+    """
+    try:
+        result = json.loads(read_text(path), parse_constant=lambda name: None)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is missing or no JSON; delete it to run its task again") from error
+    values = result if isinstance(result, dict) else {}
+    wrong = [name for name, fits in NEEDED.items() if not fits(values.get(name))]
+    if wrong:
+        raise UserError(f"{path} lacks a usable {', '.join(wrong)}; delete it to run its task again")
+    return result
+
+
+NEEDED: dict[str, Callable[[Any], bool]] = {
+    "value": lambda value: value is None or is_number(value),
+    "metric": lambda value: isinstance(value, str),
+    "wall_seconds": lambda value: is_number(value) and value >= 0,
+    "config": lambda value: isinstance(value, dict),
+}

@@ -1,0 +1,103 @@
+"""Who was taken for whom: `confusion.csv` beside the result of a classification."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from capaboost_core.files import write_atomically
+
+# What the training loop asks of a task.
+
+
+class Task(Protocol):
+    """Examples to train on, with their loss and their metrics.
+
+    A task may have a method `fingerprint() -> str`, by `content_hash`, over the rows and labels that it trains and
+    selects on: a run does not go on once they have changed. It may have a method `write_report(folder)`, called after
+    `test`, which leaves what is to be looked at beside the result; and a method `trial(model) -> Tensor`: the mean
+    loss of a few rows that are hardest for a model to read, such as the longest, after a pass over others that are
+    only evaluated on.
+
+    Attributes:
+        unit: What an example is called, such as `images`.
+        examples: Training examples of an epoch.
+    """
+
+    unit: str
+    examples: int
+
+    def batches(self, epoch: int) -> Sequence[Any]:
+        """Global batches of examples in an order that depends on (seed, epoch) only; each can be sliced."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Mean loss of (a slice of) a batch."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics after an epoch, equal in every process; may be empty."""
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """Metrics on the test split, equal in every process; called once, after training."""
+
+
+def content_hash(arrays: Iterable[np.ndarray]) -> str:
+    """Twelve hexadecimal digits that change with any value, shape or type of the arrays, or their order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:12]
+
+
+# What several runs in one process make but once, such as decoded images.
+
+
+Made = TypeVar("Made")
+MOST = 4  # values that are held; decoded training images are 150 MB a task at 224 px
+
+_made: OrderedDict[Hashable, Any] | None = None
+
+
+def share() -> None:
+    """From now on `once` keeps what it makes. A run by itself does not: its data may have changed since the last."""
+    global _made
+    _made = OrderedDict() if _made is None else _made
+
+
+def once(key: Hashable, make: Callable[[], Made]) -> Made:
+    """The value of the key: made, or after `share` the one that was made before. Nobody may change it."""
+    if _made is None:
+        return make()
+    if key not in _made:
+        _made[key] = make()
+    _made.move_to_end(key)
+    while len(_made) > MOST:
+        _made.popitem(last=False)
+    return _made[key]
+
+
+CONFUSION = "confusion.csv"
+
+
+def write_confusion(folder: Path, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    """A row for each true class: its name, rows, accuracy in percent, and how many were taken for each class.
+
+    Args:
+        folder: The run's.
+        classes: Names in the order of the labels.
+        counts: (true class, predicted class).
+    """
+    rows = [["class", "rows", "accuracy", *classes]]
+    for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
+        rows.append([name, sum(row), f"{100 * row[i] / sum(row):.2f}" if sum(row) else "", *row])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(folder / CONFUSION, lambda file: file.write(text.getvalue().encode()))
