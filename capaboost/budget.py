@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capaboost.report.cost import Subject
+    from capaboost.report.cost import ModelFactory
     from capaboost.report.sizes import Budgeted
 
 
@@ -44,7 +44,7 @@ def budgeted(run: Any, options: argparse.Namespace) -> Any:
     refuse_given(run.adapter, flat(parse_assignments(options.set)))
     found = solve(subject_of(run), run.adapter, budget, options.nearest)
     if is_first():
-        tell(told(found))
+        tell(describe_budget(found))
     return dataclasses.replace(run, adapter=found.method)
 
 
@@ -72,11 +72,11 @@ def refuse_given(method: Any, given: Iterable[str]) -> None:
     """
     from capaboost_core.errors import UserError
 
-    if (knob := f"adapter.{method.budget}") in given:
-        raise UserError(f"{knob} is given beside a budget, which sets it; leave one of them out")
+    if (size_field := f"adapter.{method.budget}") in given:
+        raise UserError(f"{size_field} is given beside a budget, which sets it; leave one of them out")
 
 
-def solve(subject: Subject, method: Any, budget: str, nearest: bool = False) -> Budgeted:
+def solve(subject: ModelFactory, method: Any, budget: str, nearest: bool = False) -> Budgeted:
     """The method within the budget, on a model.
 
     Args:
@@ -93,7 +93,7 @@ def solve(subject: Subject, method: Any, budget: str, nearest: bool = False) -> 
     return within_budget(subject, method, entries_of(subject, method, budget), nearest)
 
 
-def entries_of(subject: Subject, method: Any, budget: str) -> int:
+def entries_of(subject: ModelFactory, method: Any, budget: str) -> int:
     """A budget as trained parameters of the method on a model.
 
     Raises:
@@ -108,7 +108,7 @@ def entries_of(subject: Subject, method: Any, budget: str) -> int:
     return round(total * parse_percent(budget) / 100)
 
 
-def subject_of(run: Any) -> Subject:
+def subject_of(run: Any) -> ModelFactory:
     """The run's base model without weights.
 
     Raises:
@@ -122,17 +122,17 @@ def subject_of(run: Any) -> Subject:
 
 
 @cache
-def _subject(name: str, image_size: int | None) -> Subject:
+def _subject(name: str, image_size: int | None) -> ModelFactory:
     """One for all methods of a sweep, as a subject copies the model that it built first."""
     from capaboost.report.models import Sizes, make_subject
 
     return make_subject(name, Sizes(image_size=image_size))
 
 
-def told(found: Budgeted) -> str:
+def describe_budget(found: Budgeted) -> str:
     """`budget: lora with r 6 trains 221,184 parameters`, and where a rank is beyond the model's width that it is."""
-    method, knob = found.method, found.method.budget
-    value = getattr(method, knob)
-    beyond = knob == "r" and value > found.width > 0
+    method, size_field = found.method, found.method.budget
+    value = getattr(method, size_field)
+    beyond = size_field == "r" and value > found.width > 0
     note = f"; r is {value / found.width:.1f} times the model's width of {found.width}" if beyond else ""
-    return f"budget: {method.label} with {knob} {value} trains {found.trainable:,} parameters{note}"
+    return f"budget: {method.label} with {size_field} {value} trains {found.trainable:,} parameters{note}"

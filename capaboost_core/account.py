@@ -11,7 +11,7 @@ from capaboost_core.injection import Injection, adapted_layers, injection_of, ow
 from capaboost_core.layers import Adapted
 from capaboost_core.plan import in_prefix
 from capaboost_core.statistics import moving, statistics
-from capaboost_core.wrappers import clean, named_parameters, unwrap
+from capaboost_core.wrappers import named_parameters, strip_wrappers, unwrap
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def parts(
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
     """The buffers that a state dict holds, under the names that they have in the bare model."""
     return {
-        clean(f"{path}.{name}" if path else name): buffer
+        strip_wrappers(f"{path}.{name}" if path else name): buffer
         for path, module in model.named_modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and name not in module._non_persistent_buffers_set

@@ -21,7 +21,7 @@ from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import Plan, in_prefix
 from capaboost_core.roles import Roles, classifier_of
 from capaboost_core.sharing.masks import checksum
-from capaboost_core.sharing.tied import Together
+from capaboost_core.sharing.tied import MaskedCopyCache
 from capaboost_core.statistics import rest, statistics
 from capaboost_core.wrappers import check_bare, kind_if_no_floats, named_parameters, swap, timm_cfg, unwrap
 
@@ -89,7 +89,7 @@ class Injection:
     plan: Plan
     base_model: str
     switched: tuple[tuple[str, str], ...] = ()  # the plan's switches that were off before
-    together: Together | None = field(default=None, compare=False, repr=False)  # its hooks on the model
+    together: MaskedCopyCache | None = field(default=None, compare=False, repr=False)  # its hooks on the model
     watch: Watch | None = field(default=None, compare=False, repr=False)
     hooks: Sequence[RemovableHandle] = field(default=(), compare=False, repr=False)  # the other ones on the model
     statistics: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # of the base
@@ -185,7 +185,7 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
             setattr(model.get_submodule(path), attribute, True)
     tied = [weight for layer in layers.values() for weight in layer.tied_weights().values()]
     of_base = {name: buffer.detach().clone() for name, buffer in statistics(model).items()}
-    together, watch = Together(model, tied) if tied else None, Watch(model) if layers else None
+    together, watch = MaskedCopyCache(model, tied) if tied else None, Watch(model) if layers else None
     hooks = _register_hooks(model, injection.config)
     model.capaboost = replace(injection, together=together, watch=watch, hooks=hooks, statistics=of_base)
     rest(model, injection.plan.head, injection.config.trains)

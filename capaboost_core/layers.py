@@ -40,7 +40,7 @@ PARTS = ("_orig", "_mask", "_g", "_v", "_u")
 
 
 @dataclass(frozen=True)
-class Product:
+class MacCount:
     """Multiply-adds with one trained weight for each row of the layer's input.
 
     Attributes:
@@ -66,23 +66,23 @@ class Product:
 class Adapted(nn.Module):
     """Mixin of layers that adopt a base layer's parameters and children, so that its state-dict keys stay.
 
-    It stands before the base's class: `class CapaLinear(Adapted, nn.Linear)`.
+    It stands before the base's class: `class LoRALinear(Adapted, nn.Linear)`.
 
     Attributes:
         path: Its module path in the base model.
         mergeable: Whether its weight and bias can hold its addition; it then is a `Mergeable`.
         obstacle: What keeps it from that.
         low_rank: Whether its addition is low-rank increments of its weight; it then has `slices` and
-            `factors_by_slice`, as `CapaLinear`.
-        traced: Whether its cost is in a trace of the model, as more tokens for frozen layers, and not in `products`.
+            `factors_by_slice`, as `LoRALinear`.
+        traced: Whether its cost is in a trace of the model, as more tokens for frozen layers, and not in `macs`.
         lacked: Whether the state dict that is being loaded, or was last, has nothing of any addition.
         contexts: How many `disable` contexts each thread is in, by its number; under `ANY`, for all threads.
     """
 
     mergeable: ClassVar[bool] = False
-    obstacle: ClassVar[str] = "a nonlinearity"
+    not_mergeable_because: ClassVar[str] = "a nonlinearity"
     low_rank: ClassVar[bool] = False
-    traced: ClassVar[bool] = False
+    counted_in_trace: ClassVar[bool] = False
 
     def adopt(self, base: nn.Module, path: str) -> None:
         """Adopt everything that the base holds; called in place of its class's constructor."""
@@ -150,7 +150,7 @@ class Adapted(nn.Module):
         """What is drawn from a seed by name, which no file holds: its masks."""
         return {name: tied.bits.cpu().numpy() for name, tied in self.tied_weights().items()}
 
-    def products(self, needs_gradient: bool) -> list[Product]:
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
         """The products of its addition; a layer whose trained matrices are not tied weights overrides it.
 
         The first half of the tied weights (A, down, keys) meets the layer's input, or a frozen image of it; the second
@@ -160,7 +160,7 @@ class Adapted(nn.Module):
             needs_gradient: Whether the layer's input needs one.
         """
         weights = list(self.tied_weights().values())
-        return products_of([weights[: len(weights) // 2], weights[len(weights) // 2 :]], needs_gradient)
+        return macs_of([weights[: len(weights) // 2], weights[len(weights) // 2 :]], needs_gradient)
 
 
 def _concerned(contexts: dict[int | None, int]) -> bool:
@@ -236,7 +236,7 @@ def settle_weights(layer: nn.Module) -> None:
         vars(layer)[kind] = OrderedDict(kept)
 
 
-def products_of(stages: Iterable[Iterable[TiedWeight]], needs_gradient: bool) -> list[Product]:
+def macs_of(stages: Iterable[Iterable[TiedWeight]], needs_gradient: bool) -> list[MacCount]:
     """The products of tied weights, each stage of which meets what the one before made, the first the input.
 
     Args:
@@ -245,7 +245,7 @@ def products_of(stages: Iterable[Iterable[TiedWeight]], needs_gradient: bool) ->
     """
     products = []
     for stage in stages:
-        products += [Product(w.executed, w.kept, w.trains, needs_gradient) for w in stage]
+        products += [MacCount(w.executed, w.kept, w.trains, needs_gradient) for w in stage]
         needs_gradient = needs_gradient or any(weight.trains for weight in stage)
     return products
 
@@ -260,7 +260,7 @@ def empty_like_weight(weight: torch.Tensor, *shape: int) -> torch.Tensor:
     return torch.empty(*shape, device=weight.device, dtype=dtype)
 
 
-class Sums(nn.Module):
+class MergedWeights(nn.Module):
     """A weight, and a bias where that differs too, with the addition in them; they move as a layer does, unsaved."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
@@ -272,33 +272,33 @@ class Sums(nn.Module):
 class Mergeable(Adapted):
     """An adapted layer that computes with its sums while it is merged.
 
-    They are made once and kept beside the frozen parameters, which never change: the state dict is the same, merged
-    or not. A subclass calls `allow_merging` at the end of its constructor, makes the sums in `summed`, and computes
-    with what `current_sums` gives, if that is not None.
+    The merged weights are made once and kept beside the frozen parameters, which never change: the state dict is the
+    same, merged or not. A subclass calls `allow_merging` at the end of its constructor, makes them in `merged_weight`,
+    and computes with what `current_merged` gives, if that is not None.
     """
 
     mergeable: ClassVar[bool] = True
 
     def allow_merging(self) -> None:
-        self.register_module("sums", None)
+        self.register_module("merged_weights", None)
         self.stays_merged, self.merging = False, 0
         self.register_load_state_dict_post_hook(_merge_anew)
 
-    def summed(self) -> tuple[Tensor, Tensor | None]:
+    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
         """The weight with the addition in its precision, and the bias; None leaves the bias as it is."""
         raise NotImplementedError
 
     @property
     def merged(self) -> bool:
-        return self.sums is not None
+        return self.merged_weights is not None
 
-    def current_sums(self) -> Sums | None:
+    def current_merged(self) -> MergedWeights | None:
         """The sums while merged, read once: another thread may let go of them.
 
         Raises:
             UserError: In a training step while merged, which would leave the addition without gradients.
         """
-        sums = self.sums
+        sums = self.merged_weights
         in_training = sums is not None and self.training and torch.is_grad_enabled()
         if in_training and any(parameter.requires_grad for parameter in self.own_parameters().values()):
             raise UserError(f"{self.path} is merged and cannot be trained; call unmerge(model), or model.eval()")
@@ -318,21 +318,21 @@ class Mergeable(Adapted):
 
     def _settle(self, stays_merged: bool, merging: int) -> None:
         if not (stays_merged or merging):
-            self.sums = None
+            self.merged_weights = None
         elif not self.merged:
-            self.sums = self._make_sums()
+            self.merged_weights = self._make_merged()
         self.stays_merged, self.merging = stays_merged, merging
 
     @torch.inference_mode(False)  # a tensor made there could not take part in a gradient later
     @torch.no_grad()
-    def _make_sums(self) -> Sums:
+    def _make_merged(self) -> MergedWeights:
         compute_weights(self)
         with torch.autocast(self.weight.device.type, enabled=False):
-            return Sums(*self.summed())
+            return MergedWeights(*self.merged_weight())
 
     def plain_merged(self) -> nn.Module:
         """A plain layer that holds the sums."""
-        layer, sums = self.plain(), self.sums or self._make_sums()
+        layer, sums = self.plain(), self.merged_weights or self._make_merged()
         settle_weights(layer)
         layer.weight = nn.Parameter(self.as_stored(sums.weight), self.weight.requires_grad)
         if sums.bias is not None:
@@ -351,7 +351,7 @@ class Mergeable(Adapted):
 def _merge_anew(layer: Mergeable, _: Any) -> None:
     """Merge again after a state dict was loaded: the old sums are out of date."""
     if layer.merged:
-        layer.sums = layer._make_sums()
+        layer.merged_weights = layer._make_merged()
 
 
 _merge_anew.of_adapted = True

@@ -124,9 +124,9 @@ def _count_disabled(layers: list[Adapted], thread: int, change: int) -> None:
 def _mergeable_layers(model: nn.Module) -> list[Adapted]:
     method = injection_of(model).config.method
     layers = adapted_layers(model)
-    obstacle = next((layer.obstacle for layer in layers if not layer.mergeable), None)
-    if obstacle:
-        raise UserError(f"{method} has {obstacle} and cannot be merged into a weight; run it as it is")
+    reason = next((layer.not_mergeable_because for layer in layers if not layer.mergeable), None)
+    if reason:
+        raise UserError(f"{method} has {reason} and cannot be merged into a weight; run it as it is")
     if any(map(_sharded, layers)):
         raise UserError(
             "the weights are sharded over processes and cannot be merged; "

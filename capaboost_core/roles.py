@@ -37,7 +37,7 @@ class Block:
 
     places: Mapping[str, tuple[Place, ...]]
 
-    def playing(self, roles: Iterable[str]) -> list[Place]:
+    def modules_for(self, roles: Iterable[str]) -> list[Place]:
         """The places of the roles that the block has, role by role."""
         return [place for role in roles for place in self.places.get(role, ())]
 
@@ -81,7 +81,7 @@ class Roles:
             UserError: If the blocks are not known.
         """
         roles = tuple(roles)
-        return tuple(target for block in self.each_block() for target in _targets(block.playing(roles), whole))
+        return tuple(target for block in self.each_block() for target in _targets(block.modules_for(roles), whole))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ class Architecture:
         pattern = re.compile(rf"(?:^|\.)(?:{self.blocks})$")
         modules = dict(model.named_modules())
         below = {path: self._block(model, path, modules) for path in modules if pattern.search(path)}
-        blocks = {path: block for path, block in below.items() if block.playing(["o"]) and block.playing(["f2"])}
+        blocks = {
+            path: block for path, block in below.items() if block.modules_for(["o"]) and block.modules_for(["f2"])
+        }
         return Roles(
             blocks=tuple(blocks.values()),
             embedding=self.embedding if self.embedding in modules else None,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from capaboost_core.layers import Adapted
 from capaboost_core.plan import in_prefix
-from capaboost_core.wrappers import clean
+from capaboost_core.wrappers import strip_wrappers
 
 # Of norms, and of the power iteration of spectral norm as a parametrization and as a hook.
 MOVED = {"running_mean", "running_var", "_u", "_v", "weight_u", "weight_v"}
@@ -76,7 +76,7 @@ def _named(path: str, module: nn.Module) -> dict[str, Tensor]:
     """A module's own persistent buffers, if training moves some of them, by their names in the bare model."""
     hidden = module._non_persistent_buffers_set
     held = {name: b for name, b in module._buffers.items() if b is not None and name not in hidden}
-    return {clean(f"{path}.{name}").lstrip("."): b for name, b in held.items()} if held.keys() & MOVED else {}
+    return {strip_wrappers(f"{path}.{name}").lstrip("."): b for name, b in held.items()} if held.keys() & MOVED else {}
 
 
 def _trains(module: nn.Module) -> bool:

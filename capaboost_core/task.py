@@ -66,14 +66,14 @@ MOST = 4  # values that are held; decoded training images are 150 MB a task at 2
 _made: OrderedDict[Hashable, Any] | None = None
 
 
-def share() -> None:
-    """From now on `once` keeps what it makes. A run by itself does not: its data may have changed since the last."""
+def keep_cached() -> None:
+    """From now on `cached` keeps what it makes. A run by itself does not: its data may have changed since the last."""
     global _made
     _made = OrderedDict() if _made is None else _made
 
 
-def once(key: Hashable, make: Callable[[], Made]) -> Made:
-    """The value of the key: made, or after `share` the one that was made before. Nobody may change it."""
+def cached(key: Hashable, make: Callable[[], Made]) -> Made:
+    """The value of the key: made, or after `keep_cached` the one that was made before. Nobody may change it."""
     if _made is None:
         return make()
     if key not in _made:

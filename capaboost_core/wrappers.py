@@ -46,18 +46,18 @@ def check_bare(model: nn.Module, paths: Iterable[str]) -> None:
     if unwrap(model) is not model:
         raise UserError(f"the model is in a {type(model).__name__}; inject into the model in it, and wrap it then")
     for path in paths:
-        if clean(path) != path:
+        if strip_wrappers(path) != path:
             raise UserError(f"target {path} is compiled or checkpointed by a wrapper; inject first, and wrap it then")
 
 
-def clean(name: str) -> str:
+def strip_wrappers(name: str) -> str:
     """A dotted name without the parts that wrappers of inner modules add."""
     return ".".join(part for part in name.split(".") if part not in INNER)
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All parameters under the names that they have in the bare model."""
-    return {clean(name): parameter for name, parameter in unwrap(model).named_parameters()}
+    return {strip_wrappers(name): parameter for name, parameter in unwrap(model).named_parameters()}
 
 
 def swap(module: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:
@@ -97,7 +97,7 @@ def is_partitioned(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_id") and not tensor.numel()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_full(tensor: Tensor) -> Tensor:
     """The values of a tensor; of a DTensor all of them, gathered from all processes, which must call it together."""
     tensor = tensor.detach()
     return tensor.full_tensor() if is_sharded(tensor) else tensor

@@ -26,10 +26,10 @@ from capaboost_core.adapter_files.peft import PREFIX
 from capaboost_core.errors import UserError
 from capaboost_core.liveness import close_fast_paths
 from capaboost_core.methods import Method
-from capaboost_core.methods.lora_layer import incremented_linear, precision
+from capaboost_core.methods.lora_layer import low_rank_linear, precision
 from capaboost_core.plan import SWITCHES
 from capaboost_core.sharing.masks import checksum, mask_bits
-from capaboost_core.sharing.tied import TiedWeight, Together
+from capaboost_core.sharing.tied import MaskedCopyCache, TiedWeight
 from capaboost_core.wrappers import is_sharded
 from capaboost_peft.config import CapaBoostConfig, peft_type, rows_of
 from capaboost_peft.quantized import check_merge, is_quantized, rounding_class, stated
@@ -41,7 +41,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Factor(TiedWeight):
     """One factor of an increment as peft's layers use it: a module with a `weight`, whose parameter is `packed`.
 
-    Its entries, their order and their masks are those of `CapaLinear.lora_A` and `lora_B`.
+    Its entries, their order and their masks are those of `LoRALinear.lora_A` and `lora_B`.
 
     Args:
         method: Gives num_tied and the kind of mask.
@@ -111,7 +111,7 @@ def side_by_side(copies: Tensor, rows: Rows, width: int) -> Tensor:
 
 
 class Linear(lora.Linear):
-    """peft's layer, which for one active adapter computes as `CapaLinear` does, in one step of autograd."""
+    """peft's layer, which for one active adapter computes as `LoRALinear` does, in one step of autograd."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter = None if args or kwargs else self._single(x)
@@ -123,7 +123,7 @@ class Linear(lora.Linear):
         dtype = precision(x)
         factors = a.copies(dtype=dtype).flatten(0, 2), self.lora_B[adapter].copies(dtype=dtype).flatten(0, 1)
         dropped = dropout(x) if drops else None
-        return incremented_linear(x, weight, base.bias, a.rows, *factors, self.scaling[adapter], dropped)
+        return low_rank_linear(x, weight, base.bias, a.rows, *factors, self.scaling[adapter], dropped)
 
     def _single(self, x: Tensor) -> str | None:
         """The one active adapter, if nothing about the layer or its base needs peft's own way."""
@@ -155,7 +155,7 @@ class CapaBoostModel(LoraModel):
                 "other paths or sizes here; load it into its base model (to train anew, set mask_checksum to None)"
             )
         close_fast_paths(model, [name for name, _ in layers])
-        Together(model, [factor for _, layer in layers for factor in factors_of(layer, adapter_name)])
+        MaskedCopyCache(model, [factor for _, layer in layers for factor in factors_of(layer, adapter_name)])
 
     def _prepare_model(self, peft_config: CapaBoostConfig, model: nn.Module) -> None:
         """peft calls this before it changes the model: refuse targets that cannot carry the adapter."""

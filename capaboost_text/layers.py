@@ -24,11 +24,11 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaOutpu
 from transformers.pytorch_utils import Conv1D
 
 from capaboost_core.errors import UserError
-from capaboost_core.layers import Adapted, Product
+from capaboost_core.layers import Adapted, MacCount
 from capaboost_core.methods.adaptformer import AdaptFormer, ParallelFeedForward
 from capaboost_core.methods.from_peft.method import FromPeft, PeftLayer
 from capaboost_core.methods.lora import LoRA
-from capaboost_core.methods.lora_layer import Incremented
+from capaboost_core.methods.lora_layer import LoRALayer
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.plan import SHAPES, Target
 
@@ -50,8 +50,8 @@ class Transposed(Conv1D):
         return self.nf
 
 
-class CapaConv1D(Incremented, Transposed):
-    """Conv1D with increments as `CapaLinear` has them."""
+class CapaConv1D(LoRALayer, Transposed):
+    """Conv1D with increments as `LoRALinear` has them."""
 
     fan_in_fan_out: ClassVar[bool] = True
 
@@ -159,8 +159,8 @@ class PrefixAttention(Adapted):
         gates = {} if gate is None else {"prefix_gate": gate}
         return super().forward(hidden_states, *args, **kwargs, **gates)
 
-    def products(self, needs_gradient: bool) -> list[Product]:
-        return self.prefix.products(needs_gradient)
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
+        return self.prefix.macs(needs_gradient)
 
     def check_implementation(self) -> None:
         """Refuse block masks, and a local window that the implementation draws itself, over the prefix too."""

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.layers import Adapted, Product
+from capaboost_core.layers import Adapted, MacCount
 from capaboost_core.methods.adaptformer import AdaptFormer, ParallelFeedForward
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.methods.ssf import ScaleShiftMethod, ScaleShiftNorm
@@ -82,8 +82,8 @@ class PrefixAttention(Adapted, Attention):
             out = out * self.gate(x).sigmoid()
         return self.proj_drop(self.proj(out))
 
-    def products(self, needs_gradient: bool) -> list[Product]:
-        return self.prefix.products(needs_gradient)
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
+        return self.prefix.macs(needs_gradient)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if self.fused_attn:

@@ -40,12 +40,12 @@ class GainLinear(Mergeable, nn.Linear):
         """x (..., in) -> (..., out)."""
         if self.disabled:
             return F.linear(x, self.weight, self.bias)
-        sums = self.current_sums()  # while merged
+        sums = self.current_merged()  # while merged
         if sums is not None:
             return F.linear(x, sums.weight, sums.bias)
         return (1 + self.gain) * F.linear(x, self.weight, self.bias)
 
-    def summed(self) -> tuple[Tensor, Tensor | None]:
+    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
         """The weight and the bias that hold the gain."""
         bias = None if self.bias is None else (1 + self.gain) * self.bias
         return (1 + self.gain).unsqueeze(1) * self.weight, bias

@@ -29,18 +29,18 @@ def count(method) -> int:
 @pytest.mark.parametrize("preset", KNOBS)
 def test_no_other_value_of_the_knob_comes_nearer(preset):
     method = resolve_config(preset)
-    knob = method.budget
+    size_field = method.budget
     goal = round(1.3 * count(method)) + 7
     try:
         found = within_budget(SUBJECT, method, goal, nearest=True)
     except UserError as refusal:
         pytest.skip(str(refusal))
-    value = getattr(found.method, knob)
+    value = getattr(found.method, size_field)
     assert found.trainable == count(found.method)
     assert value % method.budget_step == 0
     for other in (value - method.budget_step, value + method.budget_step):
         if other >= 1:
-            assert abs(count(method.replace(**{knob: other})) - goal) >= abs(found.trainable - goal)
+            assert abs(count(method.replace(**{size_field: other})) - goal) >= abs(found.trainable - goal)
 
 
 def test_a_budget_below_the_least_gives_the_least():

@@ -23,12 +23,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaboost.budget import add_budget_flags, budget_of, check_nearest, refuse_given, solve, told
+from capaboost.budget import add_budget_flags, budget_of, check_nearest, describe_budget, refuse_given, solve
 from capaboost.command_line import at_least_one, exit_code, make_parser
 from capaboost.shipped import shipped
 
 if TYPE_CHECKING:
-    from capaboost.report.cost_report import Sheet
+    from capaboost.report.cost_report import ReportTable
     from capaboost.report.models import Sizes
     from capaboost.report.paper import Comparison
     from capaboost_core.methods import Method
@@ -85,7 +85,7 @@ def report_methods(options: argparse.Namespace) -> None:
         if budget is None:
             return config
         refuse_given(config, [f"adapter.{name}" for name in changes])
-        found.append(told(solved := solve(subject, config, budget, options.nearest)))
+        found.append(describe_budget(solved := solve(subject, config, budget, options.nearest)))
         return solved.method
 
     peak, how = memory_probe(options, sizes) if options.memory else (None, "not measured; pass --memory")
@@ -159,7 +159,9 @@ def compare_paper(model: str | None = None) -> tuple[list[Comparison], dict[str,
     return comparisons, facts(tables, comparisons) if comparisons else {}
 
 
-def finish(options: argparse.Namespace, record: dict[str, Any], facts: dict[str, str], tables: list[Sheet]) -> None:
+def finish(
+    options: argparse.Namespace, record: dict[str, Any], facts: dict[str, str], tables: list[ReportTable]
+) -> None:
     """Show the report, and write it if `--output` is given."""
     from capaboost.report.cost_report import show, write_files
     from capaboost.training.result import git_state, library_versions

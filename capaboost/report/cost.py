@@ -16,7 +16,7 @@ from capaboost_core.errors import UserError
 from capaboost_core.injection import parameter_counts, trainable_parameters
 from capaboost_core.methods import METHODS, Method, resolve_config
 from capaboost_core.settings.base import hint
-from capaboost_core.sharing.tied import Tying
+from capaboost_core.sharing.tied import TyingSettings
 
 BACKWARD = ("backward", "tied_backward")  # operators of a step's backward pass
 DTYPES = {
@@ -29,7 +29,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelFactory:
     """A base model that is built afresh for each method, how it is adapted, and what it is fed."""
 
     build: Callable[[], nn.Module]
@@ -77,7 +77,7 @@ class Cost:
         return 100 * self.trainable / self.total
 
 
-def cost_of(subject: Subject, config: Method) -> Cost:
+def cost_of(subject: ModelFactory, config: Method) -> Cost:
     """Adapt a fresh model and count.
 
     Raises:
@@ -121,9 +121,9 @@ def settings_of(preset: str, changes: dict[str, Any]) -> Method:
             raise UserError(f"unknown adapter setting {name}; {hint(name, known)}")
     if not type(config).model_fields:
         return config
-    plain = isinstance(config, Tying) and config.is_plain
+    plain = isinstance(config, TyingSettings) and config.is_plain
     return config.replace(
-        **{name: value for name, value in changes.items() if not (plain and name in Tying.model_fields)}
+        **{name: value for name, value in changes.items() if not (plain and name in TyingSettings.model_fields)}
     )
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from capaboost.console import markdown_table, show_table
-from capaboost.report.cost import Cost, Subject, cost_of, settings_of
+from capaboost.report.cost import Cost, ModelFactory, cost_of, settings_of
 from capaboost.report.counting import Call, half_of_torch
 from capaboost.report.flops import FlopCounts, count_flops
 from capaboost_core.errors import UserError
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ReportTable:
     """One table as a reader sees it: a title, column names, and a line of texts for each row."""
 
     title: str
@@ -36,7 +36,7 @@ class Sheet:
     lines: tuple[tuple[str, ...], ...]
 
 
-def show(facts: dict[str, str], sheets: list[Sheet]) -> None:
+def show(facts: dict[str, str], sheets: list[ReportTable]) -> None:
     """Print tables, then facts."""
     for sheet in sheets:
         table = Table(title=sheet.title, title_justify="left")
@@ -49,7 +49,7 @@ def show(facts: dict[str, str], sheets: list[Sheet]) -> None:
         print(f"{name}: {fact}")
 
 
-def write_files(stem: Path, record: dict[str, Any], facts: dict[str, str], sheets: list[Sheet]) -> list[Path]:
+def write_files(stem: Path, record: dict[str, Any], facts: dict[str, str], sheets: list[ReportTable]) -> list[Path]:
     """Write STEM.json (the whole record), STEM.csv (its rows) and STEM.md (tables and facts).
 
     Each file is written atomically.
@@ -72,7 +72,7 @@ def to_csv(rows: list[Row]) -> str:
     return out.getvalue()
 
 
-def to_markdown(facts: dict[str, str], sheets: list[Sheet]) -> str:
+def to_markdown(facts: dict[str, str], sheets: list[ReportTable]) -> str:
     parts = []
     for sheet in sheets:
         parts.append(f"### {sheet.title}\n\n{markdown_table(sheet.columns, sheet.lines)}")
@@ -102,7 +102,7 @@ def occurrences(operators: dict[str, dict[str, int]]) -> str:
     return ", ".join(texts) or "none"
 
 
-def _numeric(sheet: Sheet, index: int) -> bool:
+def _numeric(sheet: ReportTable, index: int) -> bool:
     return all(line[index][:1].isdigit() or line[index][:1] in "-+" for line in sheet.lines)
 
 
@@ -144,16 +144,16 @@ class Report:
     negligible: dict[str, dict[str, int]]
     unsupported: dict[str, dict[str, int]]
 
-    def sheets(self) -> list[Sheet]:
+    def sheets(self) -> list[ReportTable]:
         """A table of parameters and bytes, and two of multiply-adds."""
         sizes = {name: column for name, column in SIZES.items() if any(name in row for row in self.rows)}
         lines = tuple((row["method"], *(text(row[name]) for name, (_, text) in sizes.items())) for row in self.rows)
         titles = tuple(title for title, _ in sizes.values())
-        return [Sheet("Parameters and bytes", ("method", *titles), lines), *map(self._counts, KINDS)]
+        return [ReportTable("Parameters and bytes", ("method", *titles), lines), *map(self._counts, KINDS)]
 
-    def _counts(self, kind: str) -> Sheet:
+    def _counts(self, kind: str) -> ReportTable:
         lines = tuple((row["method"], *(_products(row, f"{name}_{kind}") for name in PASSES)) for row in self.rows)
-        return Sheet(f"Millions of multiply-adds, {kind} (times LoRA's)", ("method", *PASSES.values()), lines)
+        return ReportTable(f"Millions of multiply-adds, {kind} (times LoRA's)", ("method", *PASSES.values()), lines)
 
     def facts(self) -> dict[str, str]:
         """What a reader must know about the numbers."""
@@ -184,7 +184,7 @@ def choose_methods(text: str) -> list[str]:
 
 
 def make_report(
-    subject: Subject,
+    subject: ModelFactory,
     methods: Sequence[str],
     changes: dict[str, Any],
     strict: bool,

@@ -155,7 +155,7 @@ def forward_operators(call: Call, known: Iterable[nn.Module] = ()) -> tuple[Coun
     analysis = FlopCountAnalysis(call, call.inputs).clear_op_handles().set_op_handle(**HANDLES)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     with torch.no_grad(), _MetaConvolutions() as convolutions:
-        counts = analysis.by_operator() + convolutions.products
+        counts = analysis.by_operator() + convolutions.macs
     products = Counter({name: int(count) for name, count in counts.items() if "::" not in name})
     others = analysis.unsupported_ops() + Counter({n: count for n, count in counts.items() if "::" in n})
     names = {module: name for name, module in call.named_modules()}
@@ -189,7 +189,7 @@ def backward_operators(call: Call, outputs: list[Tensor]) -> tuple[int, Counter[
         raise UserError("nothing in the model is trainable; leave backward out, or inject a method first")
     with _Dispatched() as dispatched:
         torch.autograd.grad(outputs, trainable, [output.detach() for output in outputs], allow_unused=True)
-    return dispatched.products, dispatched.others
+    return dispatched.macs, dispatched.others
 
 
 def dispatched_products(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
@@ -204,7 +204,7 @@ def dispatched_products(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
         with _Dispatched() as dispatched:
             outputs = forward_outputs(call)
         backward, _ = backward_operators(call, outputs)
-    return dispatched.products + backward, dispatched.products
+    return dispatched.macs + backward, dispatched.macs
 
 
 @contextmanager
@@ -223,14 +223,14 @@ class _MetaConvolutions(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.products: Counter[str] = Counter()
+        self.macs: Counter[str] = Counter()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func not in (torch.conv1d, torch.conv2d, torch.conv3d) or not args[0].is_meta:
             return func(*args, **(kwargs or {}))
         with untraced():
             shape = tuple(func(*args, **(kwargs or {})).shape)
-            self.products["conv"] += prod(shape) * args[1][0].numel()
+            self.macs["conv"] += prod(shape) * args[1][0].numel()
         return args[0].new_empty(shape)
 
 
@@ -239,16 +239,16 @@ class _Dispatched(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.products, self.others = 0, Counter()
+        self.macs, self.others = 0, Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::").rstrip("_")  # addmm_ is addmm in place
         formula = flop_registry.get(getattr(torch.ops.aten, name, None))
         if name == "convolution_backward":
-            self.products += _convolution_backward(*args)
+            self.macs += _convolution_backward(*args)
         elif formula is not None:
-            self.products += formula(*args, **(kwargs or {}), out_val=output) // 2  # two a multiply-add in torch
+            self.macs += formula(*args, **(kwargs or {}), out_val=output) // 2  # two a multiply-add in torch
         elif not func.is_view:
             self.others[func._schema.name] += 1
         return output

@@ -92,7 +92,7 @@ def tied_products(calls: list[LayerCall], kind: Literal["executed", "kept"], bac
     """Multiply-adds of the additions: `tied`, and with `backward` those of their gradients as `tied_backward`."""
     counts = Counter()
     for call in calls:
-        for product in call.layer.products(call.needs_gradient):
+        for product in call.layer.macs(call.needs_gradient):
             number = (1 if product.per_call else call.rows) * getattr(product, kind)
             counts["tied"] += number
             counts["tied_backward"] += backward * number * product.gradients

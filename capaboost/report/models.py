@@ -13,7 +13,7 @@ from functools import cache, partial
 import torch
 from torch import nn
 
-from capaboost.report.cost import Subject
+from capaboost.report.cost import ModelFactory
 from capaboost_core import UserError
 from capaboost_core.settings.base import hint
 from capaboost_text import architectures
@@ -31,7 +31,7 @@ class Sizes:
     classes: int = 2
 
 
-def make_subject(name: str, sizes: Sizes, device: str = "meta") -> Subject:
+def make_subject(name: str, sizes: Sizes, device: str = "meta") -> ModelFactory:
     """A base model with random weights, or with none on the meta device.
 
     Raises:
@@ -55,14 +55,14 @@ def architecture(name: str) -> str:
     return str(architectures.SHIPPED.get(name) or name.partition(".")[0])
 
 
-def describe(subject: Subject) -> str:
+def describe(subject: ModelFactory) -> str:
     """Batch and size of the inputs in words."""
     ((name, value),) = subject.inputs.items()
     size = f"image {' x '.join(map(str, value.shape[1:]))}" if name == "x" else f"sequence length {value.shape[1]}"
     return f"batch {value.shape[0]}, {size}"
 
 
-def _text(name: str, sizes: Sizes, device: str) -> Subject:
+def _text(name: str, sizes: Sizes, device: str) -> ModelFactory:
     if sizes.image_size:
         raise UserError(f"--image-size is for timm models; for {name} type --sequence-length")
     import capaboost_text
@@ -77,13 +77,13 @@ def _text(name: str, sizes: Sizes, device: str) -> Subject:
         raise UserError(f"--sequence-length is {length}; {name} takes up to {limit}")
     shape = (sizes.batch_size, length)
     if device == "meta":  # tokens without values would be asked whether they are padding
-        return Subject(
+        return ModelFactory(
             build, capaboost_text.inject, {"inputs_embeds": torch.zeros(*shape, config.hidden_size, device=device)}
         )
-    return Subject(build, capaboost_text.inject, {"input_ids": torch.full(shape, 2, device=device)})
+    return ModelFactory(build, capaboost_text.inject, {"input_ids": torch.full(shape, 2, device=device)})
 
 
-def _image(name: str, sizes: Sizes, device: str) -> Subject:
+def _image(name: str, sizes: Sizes, device: str) -> ModelFactory:
     if sizes.sequence_length:
         raise UserError(f"--sequence-length is for text models; for {name} type --image-size")
     import timm
@@ -101,7 +101,7 @@ def _image(name: str, sizes: Sizes, device: str) -> Subject:
         reason = str(error).splitlines()[0] if str(error) else "it does not fit"
         attempt = f"--image-size {sizes.image_size} for" if size else "cannot build"
         raise UserError(f"{attempt} {name}: {reason}; {'leave it out' if size else 'choose another model'}") from error
-    return Subject(
+    return ModelFactory(
         _on(device, create), capaboost_vision.inject, {"x": torch.zeros(sizes.batch_size, *shape, device=device)}
     )
 

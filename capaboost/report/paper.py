@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from capaboost.report.cost import Subject, settings_of
-from capaboost.report.cost_report import Sheet
+from capaboost.report.cost import ModelFactory, settings_of
+from capaboost.report.cost_report import ReportTable
 from capaboost.report.flops import count_added
 from capaboost_core.errors import UserError
 from capaboost_core.injection import ParameterCounts, parameter_counts
@@ -34,7 +34,7 @@ class PaperCounter:
         subject_of: Gives a base model by its name.
     """
 
-    def __init__(self, subject_of: Callable[[str], Subject]):
+    def __init__(self, subject_of: Callable[[str], ModelFactory]):
         self.subject, self.counts, self.added = cache(subject_of), cache(self._counts), cache(self._added)
 
     def _counts(self, model: str, config: Method) -> ParameterCounts:
@@ -126,12 +126,12 @@ def facts(tables: list[dict[str, Any]], comparisons: list[Comparison]) -> dict[s
     }
 
 
-def sheets(comparisons: list[Comparison]) -> list[Sheet]:
+def sheets(comparisons: list[Comparison]) -> list[ReportTable]:
     """One sheet a model."""
     reasons = _reasons(comparisons)
     models = dict.fromkeys(comparison.model for comparison in comparisons)
     lines = {model: tuple(c.cells(reasons) for c in comparisons if c.model == model) for model in models}
-    return [Sheet(f"The paper's numbers for {model}", COLUMNS, lines[model]) for model in models]
+    return [ReportTable(f"The paper's numbers for {model}", COLUMNS, lines[model]) for model in models]
 
 
 def _reasons(comparisons: list[Comparison]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from capaboost.report.cost import Subject
+from capaboost.report.cost import ModelFactory
 from capaboost_core.errors import UserError
 from capaboost_core.injection import parameter_counts
 from capaboost_core.methods import Method
@@ -73,7 +73,7 @@ def parse_percent(text: str) -> float:
     return percent
 
 
-def within_budget(subject: Subject, method: Method, entries: int, nearest: bool = False) -> Budgeted:
+def within_budget(subject: ModelFactory, method: Method, entries: int, nearest: bool = False) -> Budgeted:
     """The method with the knob that `Method.budget` names, so that what it trains is nearest to the budget.
 
     Counts rise with the knob, so a search by halves finds the two values around the budget. Where they rise no
@@ -88,12 +88,12 @@ def within_budget(subject: Subject, method: Method, entries: int, nearest: bool 
     Raises:
         UserError: If the method has no knob, the model does not take it, or no size is within a tenth of the budget.
     """
-    knob = method.budget
-    if knob is None:
+    size_field = method.budget
+    if size_field is None:
         raise UserError(f"method {method.label} has no setting that a budget changes; leave --budget out for it")
 
     def at(steps: int) -> Method:
-        return method.replace(**{knob: steps * method.budget_step})
+        return method.replace(**{size_field: steps * method.budget_step})
 
     counts: dict[int, int] = {}
 
@@ -113,13 +113,13 @@ def within_budget(subject: Subject, method: Method, entries: int, nearest: bool 
     if not nearest and abs(found.trainable - entries) > TOLERANCE * entries:
         raise UserError(
             f"method {method.label} comes no nearer to a budget of {entries:,} than {found.trainable:,} parameters, "
-            f"with {knob} {getattr(found.method, knob)}; pass --nearest (nearest: true in a sweep) to take that, or "
-            "another budget"
+            f"with {size_field} {getattr(found.method, size_field)}; pass --nearest (nearest: true in a sweep) to "
+            "take that, or another budget"
         )
     return found
 
 
-def _width(subject: Subject) -> int:
+def _width(subject: ModelFactory) -> int:
     layers = [module for module in subject.build().modules() if isinstance(module, nn.Linear)]
     return statistics.mode(layer.in_features for layer in layers) if layers else 0
 

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
-from capaboost.report.cost import Subject
+from capaboost.report.cost import ModelFactory
 from capaboost.runs.settings import VtabRun
 from capaboost.runs.vtab import prepare
 from capaboost.training.experiment import TaskSetup
@@ -45,7 +45,7 @@ class SubnetCosts:
         UserError: If the model does not take the method.
     """
 
-    def __init__(self, subject: Subject, supernet: NOAHSupernet):
+    def __init__(self, subject: ModelFactory, supernet: NOAHSupernet):
         widths = filter(None, supernet.dims)
         self.counts = {width: _counts(subject, NOAH(r=width, **supernet.shared())) for width in widths}
         self.blocks = len(next(iter(self.counts.values()))[0])
@@ -59,7 +59,7 @@ class SubnetCosts:
         )
 
 
-def _counts(subject: Subject, method: NOAH) -> list[list[int]]:
+def _counts(subject: ModelFactory, method: NOAH) -> list[list[int]]:
     """Of each kind of part by block."""
     model = subject.inject(subject.build(), method)
     return [[sum(p.numel() for p in part.added()) for part in parts] for parts in parts_of(model)]

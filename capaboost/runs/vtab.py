@@ -18,7 +18,7 @@ from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.methods import Method
 from capaboost_core.network import offline_unless_reachable
 from capaboost_core.settings.base import hint
-from capaboost_core.task import once
+from capaboost_core.task import cached
 from capaboost_vision.backbone import EMBEDDED
 from capaboost_vision.timm_register import inject
 from capaboost_vision.vtab.own import listed_once
@@ -168,7 +168,7 @@ def prepare(run: RunSettings, accelerator: Accelerator) -> TaskSetup:
         accelerator.print(f"{data.dir}: {remark}")
     names = class_names(data.source, data.dir)
     task.classes = (*names, *map(str, range(len(names), classes)))
-    turned = once(("looked through", data, run.train.test), lambda: look_through(data, run.train.test))
+    turned = cached(("looked through", data, run.train.test), lambda: look_through(data, run.train.test))
     return TaskSetup(
         model=model,
         task=task,
@@ -240,7 +240,7 @@ def inference_record(run: RunSettings, task: ImageTask) -> dict[str, Any]:
 def _decoded(data: DataSection, split: str, images: ResizedImages, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     rows = data.dataset, data.source, data.dir, data.selection_rows, data.holdout, data.split_seed
     key = ("decoded", *rows, split, size)
-    return once(key, lambda: decode(images, split))
+    return cached(key, lambda: decode(images, split))
 
 
 def _open(data: DataSection, split: str, size: tuple[int, int]) -> ResizedImages:

@@ -57,7 +57,7 @@ def claimed(path: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def folder_mutex(folder: Path) -> Iterator[None]:
     """One process at a time, of all that share the folder. The lock's file is open for writing, as NFS wants it.
 
     Raises:
@@ -97,7 +97,7 @@ def is_held(path: Path) -> bool:
 
 
 def _take(path: Path, mine: dict[str, Any]) -> bool:
-    with alone(path.parent), explained("write", path):  # between removing an expired claim and making one
+    with folder_mutex(path.parent), explained("write", path):  # between removing an expired claim and making one
         if is_held(path):
             return False
         path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from capaboost.sweeps.claims import alone
+from capaboost.sweeps.claims import folder_mutex
 from capaboost.sweeps.display import Display, Progress, all_runs, progress_of
 from capaboost.sweeps.estimate import Estimator, measured_speed
 from capaboost.sweeps.folder import CLAIMS, FAILURE, WAITING, SweepFolder
@@ -86,7 +86,7 @@ def note_tuning(folder: SweepFolder, plan: Plan) -> None:
             continue
         result = folder.result(run)
         if result.get("tuning") != tuned.to_dict():
-            with alone(folder.path / CLAIMS):  # another sweep in this folder notes the same
+            with folder_mutex(folder.path / CLAIMS):  # another sweep in this folder notes the same
                 write_result(folder.place(run), result | {"tuning": tuned.to_dict()})
 
 

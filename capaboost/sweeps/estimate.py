@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from capaboost.budget import refuse_given, solve, subject_of, told
+from capaboost.budget import describe_budget, refuse_given, solve, subject_of
 from capaboost.console import tell
 from capaboost.report.counting import dispatched_products
 from capaboost.report.models import Sizes, make_subject
@@ -83,19 +83,19 @@ def _settings(sweep: SweepFile, group: tuple[str, ...]) -> Values:
     run = final_runs(sweep, group, {})[0]
     try:
         settings = command_of(run).load(options_of(run))
-        knob = settings.adapter.budget
-        if knob is None:
+        size_field = settings.adapter.budget
+        if size_field is None:
             tell(f"budget: {group[1]} has no knob and takes part as it is")
             return own
-        if f"adapter.{knob}" in own:
-            tell(f"budget: {group[1]} keeps its own {knob}, {own[f'adapter.{knob}']}")
+        if f"adapter.{size_field}" in own:
+            tell(f"budget: {group[1]} keeps its own {size_field}, {own[f'adapter.{size_field}']}")
             return own
         refuse_given(settings.adapter, {**run.values, **(sweep.tune.grid if sweep.tune else {})})
         found = solve(subject_of(settings), settings.adapter, sweep.budget, sweep.nearest)
     except UserError as error:
         raise UserError(f"{run.name}: {error}") from error
-    tell(told(found))
-    return own | {f"adapter.{knob}": getattr(found.method, knob)}
+    tell(describe_budget(found))
+    return own | {f"adapter.{size_field}": getattr(found.method, size_field)}
 
 
 SETUP_SECONDS = 5.0  # of a run beside its steps: data, model, checkpoints, adapter; about those of the embedded digits

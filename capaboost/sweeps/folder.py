@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from capaboost.sweeps.claims import alone, is_held
+from capaboost.sweeps.claims import folder_mutex, is_held
 from capaboost.sweeps.runs import Run
 from capaboost.sweeps.sweep_file import SweepFile
 from capaboost.training.result import read_result
@@ -40,7 +40,7 @@ class SweepFolder:
 
     def write_sweep(self, sweep: SweepFile) -> None:
         """What the workers are to do. Another sweep may be starting in the same folder."""
-        with alone(self.path / CLAIMS):
+        with folder_mutex(self.path / CLAIMS):
             _write(self.path / SWEEP, sweep.to_dict())
 
     def sweep(self) -> SweepFile:

@@ -24,7 +24,7 @@ from capaboost.sweeps.runs import Run
 from capaboost.training.run_folder import InUse, check_folder
 from capaboost.training.stopping import Stopped
 from capaboost_core.errors import DivergedError, UserError, is_no_memory, no_memory_line
-from capaboost_core.task import share
+from capaboost_core.task import keep_cached
 
 # One run of a sweep in this process: claimed, trained, and its result or its error left in its folder.
 
@@ -60,7 +60,7 @@ def work_elsewhere(path: Path, run: Run, here: Path) -> bool:
         Whether the run is over.
     """
     os.chdir(here)
-    share()
+    keep_cached()
     folder = SweepFolder(path)
     work(folder, run)
     return not folder.is_open(run)
@@ -139,7 +139,7 @@ def work_all(folder: SweepFolder, shard: tuple[int, int]) -> None:
     Raises:
         Stopped: After a signal.
     """
-    share()
+    keep_cached()
     sweep = multiprocessing.parent_process()
     while sweep is None or sweep.is_alive():
         runs = plan_of(folder.sweep(), folder, shard).runs

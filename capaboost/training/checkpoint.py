@@ -58,7 +58,7 @@ def start_streams(seed: int, epoch: int, process: int) -> None:
     set_seed(int(np.random.SeedSequence((seed, epoch, process)).generate_state(1)[0]))
 
 
-def here(loss: Tensor) -> dict[str, Any]:
+def capture_rng(loss: Tensor) -> dict[str, Any]:
     """This process's part of a position."""
     _, keys, *rest = np.random.get_state()
     device = loss.device

@@ -12,13 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from capaboost.training.checkpoint import Position, here, start_streams
+from capaboost.training.checkpoint import Position, capture_rng, start_streams
 from capaboost.training.processes import on_main
 from capaboost.training.record import Progress, Record
 from capaboost.training.run_folder import check_folder, check_space
 from capaboost.training.run_state import RunState
 from capaboost.training.settings import TrainSection
-from capaboost.training.stopping import SAVE, Stopped, Watch
+from capaboost.training.stopping import SAVE, SignalGuard, Stopped
 from capaboost_core.account import changing
 from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.modes import merged
@@ -46,7 +46,7 @@ class Loop:
         self.progress = Progress(self.settings.epochs, self.task.examples, seen, self.task.unit, device, shown)
         self.state.since = time.monotonic()
         try:
-            with Watch(self.accelerator.num_processes) as self.watch:
+            with SignalGuard(self.accelerator.num_processes) as self.watch:
                 for epoch in range(done, self.settings.epochs):
                     self._epoch(epoch, position if epoch == done else None)
         finally:
@@ -66,7 +66,7 @@ class Loop:
         speed = {f"{self.task.unit}_per_second": self.task.examples / trained}
         self.record.line(self.state.metrics | speed)
         self.record.save(self.state.snapshot(epoch + 1))
-        order = self.watch.order()
+        order = self.watch.poll()
         if order > SAVE:
             raise self._stopped(order, f"after epoch {epoch + 1}")
 
@@ -83,7 +83,7 @@ class Loop:
             loss = self.stepper.step(epoch * self.steps + step, batch, self.task.loss)
             total += loss * (len(batch) / self.task.examples)
             self.progress.advance(len(batch), loss)
-            order = self.watch.order()
+            order = self.watch.poll()
             if order:
                 self._save_within(epoch, step + 1, time.monotonic() - begun, total, order)
         loss = self.accelerator.reduce(total, "sum").item()
@@ -91,7 +91,7 @@ class Loop:
 
     def _save_within(self, epoch: int, step: int, seconds: float, total: Tensor, order: int) -> None:
         """Save the place in the epoch; where a signal ordered it, the run ends there."""
-        position = Position(step, seconds, self.watch.gather(here(total)))
+        position = Position(step, seconds, self.watch.gather(capture_rng(total)))
         self.state.check_finite(float(sum(process["loss"] for process in position.processes)), epoch)
         self.record.save(self.state.snapshot(epoch, position))
         self.accelerator.wait_for_everyone()  # a process that ends makes the launcher end the others

@@ -143,7 +143,7 @@ def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
     return accelerator
 
 
-def shares(batch: Sequence[Any], process: int, processes: int, slices: int) -> Iterator[tuple[Any, float]]:
+def split_batch(batch: Sequence[Any], process: int, processes: int, slices: int) -> Iterator[tuple[Any, float]]:
     """A process's slices of a global batch, each with its share of the batch.
 
     A batch shorter than processes * slices leaves some empty; these get its first example at weight
@@ -190,7 +190,7 @@ class Stepper:
             group["lr"] = self.schedule(index) * group.get("lr_factor", 1.0)
         processes, slices = self.accelerator.num_processes, self.settings.gradient_accumulation_steps
         total = torch.zeros((), device=self.accelerator.device)
-        for part, weight in shares(batch, self.accelerator.process_index, processes, slices):
+        for part, weight in split_batch(batch, self.accelerator.process_index, processes, slices):
             with self.accelerator.accumulate(self.model):
                 last = self.accelerator.sync_gradients
                 loss = self.hooks.objective(loss_of, self.model, part) * weight

@@ -76,7 +76,7 @@ def _open(folder: Path) -> tuple[list[Path], tuple[int, ...]]:
     """The folders that had to be made, outermost first, and the descriptors that hold the locks, first the file's."""
     made: list[Path] = []
     try:
-        with told(folder):
+        with as_user_error(folder):
             for place in (*reversed(folder.parents), folder):
                 if not place.exists():
                     place.mkdir(exist_ok=True)
@@ -144,7 +144,7 @@ def check_folder(folder: Path, resume: bool) -> None:
     """
     if folder == Path():
         raise UserError("the output folder is the working folder itself; name one, such as --output-dir runs/mine")
-    with told(folder):
+    with as_user_error(folder):
         _check_place(folder)
         if (where := folder.resolve()) in Path.cwd().parents or where == Path(os.path.expanduser("~")).resolve():
             raise UserError(f"{where} holds your other folders; name one for the run, such as --output-dir runs/mine")
@@ -174,7 +174,7 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
         UserError: If less is free.
     """
-    with told(folder):
+    with as_user_error(folder):
         disk = os.statvfs(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
         held = sum((folder / name).stat().st_size for name in (CHECKPOINT, PREVIOUS) if (folder / name).exists())
     free = disk.f_bavail * disk.f_frsize
@@ -195,7 +195,7 @@ def _check_place(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def told(folder: Path) -> Iterator[None]:
+def as_user_error(folder: Path) -> Iterator[None]:
     """Within it, what the system refuses is a mistake in the folder.
 
     Raises:

@@ -18,8 +18,8 @@ BURST_SECONDS = 1.0  # a launcher passes on a signal that the terminal has sent 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Watch:
-    """While it is open, notes signals, for `order` to be asked after each step.
+class SignalGuard:
+    """While it is open, notes signals, for `poll` to be asked after each step.
 
     A second signal, a second or more after the first, stops at once.
 
@@ -32,7 +32,7 @@ class Watch:
         self.number, self.noted, self.saved = 0, 0.0, time.monotonic()
         self.before: dict[int, object] = {}
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> SignalGuard:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
@@ -50,7 +50,7 @@ class Watch:
         elif now - self.noted > BURST_SECONDS:
             raise Stopped(number)
 
-    def order(self) -> int:
+    def poll(self) -> int:
         """What every process does now: 0 go on, SAVE, or end by the signal of this number.
 
         Without a signal, a save is due every ten minutes.

@@ -17,7 +17,7 @@ from capaboost_core.account import changing, persistent_buffers
 from capaboost_core.errors import UserError
 from capaboost_core.injection import adapted_layers, own_parameters
 from capaboost_core.plan import in_prefix
-from capaboost_core.wrappers import clean, kind_if_no_floats, named_parameters, unwrap, whole
+from capaboost_core.wrappers import gather_full, kind_if_no_floats, named_parameters, strip_wrappers, unwrap
 
 SAMPLE = 256  # entries of each tensor
 CHUNK = 4096  # rows in double precision at a time
@@ -143,7 +143,7 @@ def _frozen(model: nn.Module, saved: Collection[str]) -> Iterator[tuple[str, Ten
     """Floating parameters and persistent buffers by name; what is quantized as the numbers that it stands for."""
     for name, tensor in (named_parameters(model) | persistent_buffers(model)).items():
         if tensor.is_floating_point() and name not in saved:
-            yield name, whole(tensor).dequantize() if kind_if_no_floats(tensor) else whole(tensor)
+            yield name, gather_full(tensor).dequantize() if kind_if_no_floats(tensor) else gather_full(tensor)
 
 
 def _token_rows(model: nn.Module) -> set[str]:
@@ -152,7 +152,7 @@ def _token_rows(model: nn.Module) -> set[str]:
     longest = max((module.num_embeddings for module in embeddings.values()), default=0)
     layers = {name: len(p) for name, p in named_parameters(model).items() if p.ndim in (1, 2)}
     as_long = {name for name, length in layers.items() if embeddings and length == longest}
-    return as_long | {clean(f"{path}.weight") for path in embeddings}
+    return as_long | {strip_wrappers(f"{path}.weight") for path in embeddings}
 
 
 def _sample_sum(tensor: Tensor) -> tuple[float, float]:

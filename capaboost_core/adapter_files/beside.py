@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from capaboost_core.wrappers import clean, is_sharded
+from capaboost_core.wrappers import is_sharded, strip_wrappers
 
 FOLDER = "capaboost_adapter"  # within the library's; beside its files `adapter_config.json` would be taken for peft's
 
@@ -57,14 +57,14 @@ class SavesAdapter:
 @contextmanager
 def gathered(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Put the complete values of a state dict in the place of a model's sharded parameters for a while."""
-    values = {clean(name): tensor for name, tensor in state.items() if not is_sharded(tensor)}
+    values = {strip_wrappers(name): tensor for name, tensor in state.items() if not is_sharded(tensor)}
     sharded = [
         (module, name, parameter, values[path])
         for prefix, module in model.named_modules()
         for name, parameter in module._parameters.items()
         if parameter is not None
         and is_sharded(parameter)
-        and (path := clean(f"{prefix}.{name}" if prefix else name)) in values
+        and (path := strip_wrappers(f"{prefix}.{name}" if prefix else name)) in values
     ]
     try:
         for module, name, parameter, complete in sharded:

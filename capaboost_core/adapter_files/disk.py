@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from capaboost_core.adapter_files.record import Record
 from capaboost_core.errors import UserError
 from capaboost_core.files import explained, open_regular, partials_in, read_bytes, read_text, write_together
-from capaboost_core.wrappers import clean
+from capaboost_core.wrappers import strip_wrappers
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
 
@@ -99,7 +99,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         open_regular(path).close()
         with safe_open(path, "pt") as file:
             names = file.keys()
-            return {clean(name): tuple(file.get_slice(name).get_shape()) for name in names}
+            return {strip_wrappers(name): tuple(file.get_slice(name).get_shape()) for name in names}
 
 
 def read_record(folder: Path, limits: Limits | None = None) -> Record:
@@ -133,7 +133,7 @@ def _read(folder: Path, limits: Limits) -> Adapter:
     record = _record_of(folder, hashlib.sha256(data).hexdigest(), limits)
     if stated != record.mask_checksum:
         raise UserError(f"{path} and {CONFIG} belong to different adapters; copy both files of one adapter")
-    return Adapter(folder, record, {clean(name): tensor for name, tensor in tensors.items()})
+    return Adapter(folder, record, {strip_wrappers(name): tensor for name, tensor in tensors.items()})
 
 
 @contextmanager

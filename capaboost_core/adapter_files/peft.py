@@ -25,7 +25,7 @@ from capaboost_core.injection import adapted_layers, inject, injection_of, own_p
 from capaboost_core.layers import Adapted
 from capaboost_core.methods import Method
 from capaboost_core.plan import Plan, Target, in_prefix, linear_shape
-from capaboost_core.wrappers import clean, copy_whole, is_sharded, unwrap
+from capaboost_core.wrappers import copy_whole, is_sharded, strip_wrappers, unwrap
 
 # An adapted model as an ordinary LoRA in peft's file format, written without peft.
 
@@ -109,7 +109,7 @@ def _beside(model: nn.Module, head: Sequence[str], layers: list[Adapted]) -> tup
 def _as_peft_finds(model: nn.Module, modules: set[str], adapted: set[str]) -> list[str]:
     """With all modules whose paths end in the text of one of them, since peft takes those too."""
     ends = tuple(modules)
-    found = {path for path in map(clean, dict(model.named_modules())) if ends and path.endswith(ends)}
+    found = {path for path in map(strip_wrappers, dict(model.named_modules())) if ends and path.endswith(ends)}
     for path in found:
         if _within(path, adapted):
             raise UserError(f"peft would take {path} for a module of the head, and it is adapted; use save_adapter")
@@ -128,7 +128,9 @@ def _contents(model: nn.Module, modules: list[str]) -> dict[str, Tensor]:
 
 def all_names(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers, those that are tied under each of their names."""
-    parameters = {clean(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
+    parameters = {
+        strip_wrappers(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
     return parameters | persistent_buffers(model)
 
 
@@ -255,7 +257,7 @@ def _read(folder: Path, limits: Limits) -> Saved:
         raise UserError(f"{folder} holds no readable {CONFIG} and {WEIGHTS}; give a folder that peft saved") from error
     if not isinstance(record, dict) or record.get("peft_type") != "LORA":
         raise UserError(f"{folder / CONFIG} describes no LoRA; only peft's LORA can be loaded")
-    tensors = {clean(name.removeprefix(PREFIX)): tensor for name, tensor in tensors.items()}
+    tensors = {strip_wrappers(name.removeprefix(PREFIX)): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         check_finite(f"{folder / WEIGHTS}: {name}", tensor, "give an adapter whose training did not diverge")
     paths = sorted(name.removesuffix(A) for name in tensors if name.endswith(A))
@@ -273,7 +275,7 @@ def _plan(model: nn.Module, saved: Saved) -> Plan:
     endings = saved.record.get("modules_to_save") or []
     if not isinstance(endings, list) or not all(isinstance(ending, str) and ending for ending in endings):
         raise saved.refused(f"modules_to_save of {CONFIG} must be a list of names; save the adapter with peft again")
-    found = [path for path in map(clean, dict(model.named_modules())) if path.endswith(tuple(endings))]
+    found = [path for path in map(strip_wrappers, dict(model.named_modules())) if path.endswith(tuple(endings))]
     found = [path for path in found if any(in_prefix(name, path) for name in saved.beside)]
     head = [path for path in found if not any(path != other and in_prefix(path, other) for other in found)]
     return Plan(tuple(Target(path) for path in saved.factors), tuple(head))
@@ -309,7 +311,7 @@ def _config(saved: Saved) -> Method:
 
 
 def _check_factors(model: nn.Module, saved: Saved) -> None:
-    modules = {clean(path): module for path, module in model.named_modules()}
+    modules = {strip_wrappers(path): module for path, module in model.named_modules()}
     for path, (a, b) in saved.factors.items():
         shape = linear_shape(modules.get(path))
         if shape is None or (a.shape, b.shape) != ((len(a), shape[1]), (shape[0], len(a))):

@@ -13,7 +13,7 @@ from capaboost_core.adapter_files.record import FORMAT, Record
 from capaboost_core.errors import UserError
 from capaboost_core.injection import Injection, adapted_layers, injection_of, mask_checksum
 from capaboost_core.layers import Adapted
-from capaboost_core.wrappers import clean, is_partitioned, is_sharded, unwrap, whole
+from capaboost_core.wrappers import gather_full, is_partitioned, is_sharded, strip_wrappers, unwrap
 
 __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
 
@@ -63,7 +63,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
 def check_complete(model: nn.Module, injection: Injection, layers: list[Adapted]) -> None:
     """Refuse to save an incomplete adapter."""
     wanted = {target.path for target in injection.plan.targets} if injection.config.layers else set()
-    found = {clean(path) for path, module in model.named_modules() if isinstance(module, Adapted)}
+    found = {strip_wrappers(path) for path, module in model.named_modules() if isinstance(module, Adapted)}
     for path in sorted((wanted ^ found) | (wanted ^ {layer.path for layer in layers})):
         raise UserError(f"{path} is not as inject left it; save the model that inject returned, with all its layers")
 
@@ -96,7 +96,7 @@ def values_of(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     if not tensors:
         raise UserError("the model has nothing that is trained; its head or its layers were removed after inject")
     check_not_meta(model)
-    tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: gather_full(tensor).cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         check_finite(name, tensor, "nothing was saved; go back to values from before the training diverged")
     return tensors

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from capaboost_core.layers import Adapted
 from capaboost_core.methods.bottleneck import AfterFeedForward, Bottleneck, Filler
 from capaboost_core.methods.lora import LoRA
-from capaboost_core.methods.lora_layer import CapaLinear
+from capaboost_core.methods.lora_layer import LoRALinear
 from capaboost_core.methods.method import register_method
 from capaboost_core.settings.base import Settings
 from capaboost_core.sharing.masks import mask_bits
@@ -164,7 +164,7 @@ class AdaMix(Mixture, AfterFeedForward):
         return ExpertBottleneck(self, path, width, weight)
 
 
-class ExpertLinear(CapaLinear):
+class ExpertLinear(LoRALinear):
     """`nn.Linear` with increments whose A each expert has of its own; merged, it holds the means'."""
 
     def make_factor(self, config: AdaMixLoRA, name: str, empty: Tensor, fill: Filler) -> nn.Module:

@@ -12,11 +12,11 @@ from capaboost_core.methods.bottleneck import Bottleneck
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
-from capaboost_core.sharing.tied import PLAIN, TIED, Tying
+from capaboost_core.sharing.tied import PLAIN, TIED, TyingSettings
 
 
 @register_method("adaptformer", capaboost_adaptformer=TIED, adaptformer=PLAIN)
-class AdaptFormer(Tying, Method):
+class AdaptFormer(TyingSettings, Method):
     """FFN(x) + scale * up(dropout(relu(down(x)))), with x what the feed-forward part reads.
 
     In a ViT x is normed, as in the paper's Eq. 2 (arXiv 2205.13535). Width, scale, dropout and first values are those
@@ -28,7 +28,7 @@ class AdaptFormer(Tying, Method):
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {}
-    integrated: ClassVar[bool] = True
+    layers_from_integration: ClassVar[bool] = True
     recipe: ClassVar[str] = "padapter"
     budget: ClassVar[str | None] = "r"
     init: ClassVar[str] = "lora"

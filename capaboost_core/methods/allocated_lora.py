@@ -15,7 +15,7 @@ from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Plan
 from capaboost_core.settings.base import refuse
-from capaboost_core.sharing.masks import draw
+from capaboost_core.sharing.masks import hash_random
 from capaboost_core.sharing.pool import NONE, Pool, PooledWeight
 from capaboost_core.sharing.tied import PLAIN, TIED
 
@@ -178,7 +178,9 @@ class AllocatedLoRA(LoRA):
         taken = places.move(score, max(1, increments // PAIRS))
         if not len(taken):
             return
-        words = torch.from_numpy((draw(f"{self.seed}/allocation/{step}", (len(taken),)) >> 11).astype("float64"))
+        words = torch.from_numpy(
+            (hash_random(f"{self.seed}/allocation/{step}", (len(taken),)) >> 11).astype("float64")
+        )
         uniform = (words / 2**52 - 1).to(places.reach.device)
         moved = places.slots[taken]
         pool.entries[moved] = (places.reach[taken] * uniform).to(pool.entries.dtype).unsqueeze(1)

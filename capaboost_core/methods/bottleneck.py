@@ -13,14 +13,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.layers import Adapted, Product, dropout_of, empty_like_weight, products_of
-from capaboost_core.methods.low_rank import WORDS, Scaled
+from capaboost_core.layers import Adapted, MacCount, dropout_of, empty_like_weight, macs_of
+from capaboost_core.methods.low_rank import TARGET_PRESETS, LowRankSettings
 from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Target
 from capaboost_core.roles import Roles
 from capaboost_core.settings.base import refuse
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.parameters import Borrower, FirstValues
+from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
 from capaboost_core.sharing.tied import PLAIN, TIED
 
 # CapaBoost adapters: tied bottlenecks.
@@ -30,7 +30,7 @@ Filler = Callable[[Tensor], Any]  # fills a tensor in place
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
 
-class Bottleneck(FirstValues, Borrower):
+class Bottleneck(ResetOnMaterialize, SharedParameters):
     """s * sum_i f(h (D * md_i)^T + c)(U * mu_i)^T + alpha/r * e, s = `config.scale`, f = `config.activation` (Eq. 5).
 
     The bias c (r) of the bottleneck is seen by every copy, the output bias e (width) is added once;
@@ -104,9 +104,9 @@ class Bottleneck(FirstValues, Borrower):
         """The hidden values (..., d * r) of the projections of the input."""
         return projections[0]
 
-    def products(self, needs_gradient: bool) -> list[Product]:
-        """Of the input's projections, then of up; `Adapted.products` of the layer that it stands in."""
-        return products_of([[getattr(self, name) for name in self.downs], [self.up]], needs_gradient)
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
+        """Of the input's projections, then of up; `Adapted.macs` of the layer that it stands in."""
+        return macs_of([[getattr(self, name) for name in self.downs], [self.up]], needs_gradient)
 
 
 # The places of adapters: after a frozen linear layer or its dropout, or inside a residual norm.
@@ -116,7 +116,7 @@ class AdapterMaker(Protocol):
     """What a layer with an adapter asks of its method's settings."""
 
     def make_adapter(self, path: str, width: int, weight: Tensor) -> nn.Module:
-        """A module (..., width) -> (..., width) with `products`, on the device of a frozen weight.
+        """A module (..., width) -> (..., width) with `macs`, on the device of a frozen weight.
 
         Args:
             path: Module path of the layer that it stands in.
@@ -130,8 +130,8 @@ class AdapterLayer(Adapted):
 
     adapter: nn.Module
 
-    def products(self, needs_gradient: bool) -> list[Product]:
-        return self.adapter.products(needs_gradient)
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
+        return self.adapter.macs(needs_gradient)
 
 
 class AdapterLinear(AdapterLayer, nn.Linear):
@@ -220,7 +220,7 @@ ADAPTERS: dict[type[nn.Module], type[Adapted]] = {
 # Settings that adapters have in common.
 
 
-class AdapterSettings(Scaled):
+class AdapterSettings(LowRankSettings):
     """Tied bottlenecks after frozen layers."""
 
     wanted: ClassVar[str] = "nn.Linear or nn.LayerNorm"
@@ -230,14 +230,14 @@ class AdapterSettings(Scaled):
 
     @model_validator(mode="after")
     def _check_targets(self) -> Self:
-        if self.targets in WORDS:
+        if self.targets in TARGET_PRESETS:
             refuse("targets", self.targets, f"it means nothing to method {self.name}; drop it")
         return self
 
     @classmethod
     def used(cls, values: Mapping[str, Any]) -> set[str]:
         """Without the named targets, which are LoRA's, though files of 0.1.0 hold them."""
-        return super().used(values) - ({"targets"} if values.get("targets") in WORDS else set())
+        return super().used(values) - ({"targets"} if values.get("targets") in TARGET_PRESETS else set())
 
     def make_adapter(self, path: str, width: int, weight: Tensor) -> nn.Module:
         """The module that a layer adds; see `AdapterMaker`."""
@@ -259,7 +259,7 @@ class AfterFeedForward(AdapterSettings):
     init: Literal["lora", "official"] = Field("official", description="lora: up = 0; official: N(0, 0.02) everywhere.")
     activation: Literal["relu", "swish", "gelu"] = Field("gelu", description="Of the bottleneck.")
 
-    def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
+    def default_targets(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
         return roles.targets(("f2",))
 
 
@@ -275,9 +275,9 @@ class PAdapter(AdapterSettings):
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = ADAPTERS
 
-    def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
+    def default_targets(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
         blocks = roles.each_block()
-        return tuple(Target((block.playing(["norm"]) or block.playing(["f2"]))[-1].path) for block in blocks)
+        return tuple(Target((block.modules_for(["norm"]) or block.modules_for(["f2"]))[-1].path) for block in blocks)
 
 
 SWISH = {"activation": "swish"}  # as its sources have it
@@ -295,11 +295,11 @@ class HAdapter(AdapterSettings):
         "sources, and not the layer.",
     )
 
-    def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
+    def default_targets(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
         """o and f2 of each block, or the dropouts after them."""
         if not self.after_dropout:
             return roles.targets(("o", "f2"))
-        blocks = [(b.playing(["o_dropout", "f2_dropout"]), b.playing(["o", "f2"])) for b in roles.each_block()]
+        blocks = [(b.modules_for(["o_dropout", "f2_dropout"]), b.modules_for(["o", "f2"])) for b in roles.each_block()]
         if any(len(dropouts) != len(layers) for dropouts, layers in blocks):
             kind = type(model).__name__
             raise UserError(f"after_dropout: {kind} has no dropout after both layers; set it to false")

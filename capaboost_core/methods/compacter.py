@@ -12,19 +12,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.layers import Adapted, Product, empty_like_weight
+from capaboost_core.layers import Adapted, MacCount, empty_like_weight
 from capaboost_core.methods.bottleneck import ACTIVATION, AdapterLinear
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.parameters import Borrower, FirstValues
-from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, Tying
+from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
+from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, TyingSettings
 
 # Compacter's adapter: both projections are sums of Kronecker products.
 
 
-class KroneckerAdapter(FirstValues, Borrower):
+class KroneckerAdapter(ResetOnMaterialize, SharedParameters):
     """U(f(D(h))) with D(h) = h sum_i A_i kron (s_i t_i) + c, and U alike with other s, t and bias.
 
     The slow weights A of shape (n, n, n), index i first, are shared by both projections of all layers; s_i and t_i of
@@ -93,18 +93,18 @@ class KroneckerAdapter(FirstValues, Borrower):
         up = slow.permute(2, 0, 1)[:, :, None, :, None] * left[None, :, :, None]  # (c, i, k, a, q)
         return down.flatten(0, 1).flatten(1), up.flatten(0, 2).flatten(1)
 
-    def products(self, needs_gradient: bool) -> list[Product]:
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
         """Of the four products of a row, in their order."""
         factors = (self.down_left, self.down_right, self.up_left, self.up_right)
         times, needed = (self.n, self.n**2, self.n**2, self.n), (needs_gradient, True, True, True)
         return [
-            Product(number * factor.executed, number * factor.kept, factor.trains, needs)
+            MacCount(number * factor.executed, number * factor.kept, factor.trains, needs)
             for factor, number, needs in zip(factors, times, needed, strict=True)
         ]
 
 
 @register_method("compacter", capaboost_compacter=TIED, compacter=PLAIN)
-class Compacter(Tying, Method):
+class Compacter(TyingSettings, Method):
     """An adapter of Kronecker products after each attention and each feed-forward part; all share the small factors.
 
     Per adapter 2 * phm_rank * (width + r) + r + width parameters, and phm_dim^3 once (arXiv 2106.04647). The defaults
@@ -150,7 +150,7 @@ class Compacter(Tying, Method):
         layers = super().make_layers(modules, plan)
         first, *others = (layer.adapter for layer in layers.values())
         for adapter in others:
-            adapter.borrow(first, "slow")
+            adapter.attach_shared(first, "slow")
         return layers
 
 

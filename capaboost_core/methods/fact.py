@@ -13,18 +13,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.layers import Adapted, Mergeable, Product, dropout_of, empty_like_weight
+from capaboost_core.layers import Adapted, MacCount, Mergeable, dropout_of, empty_like_weight
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target, linear_shape
 from capaboost_core.roles import MATRICES, Roles
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.parameters import FirstValues
-from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, Tying
+from capaboost_core.sharing.parameters import ResetOnMaterialize
+from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, TyingSettings
 
 # The factors of FacT, and the linear layer whose increment is made of them.
 
 
-class Outer(FirstValues):
+class Outer(ResetOnMaterialize):
     """What all layers share: tied U (r, width) and V^T (r, width), and with `core` Tucker's core C (r, r, r)."""
 
     def __init__(self, config: FacT, path: str, width: int, weight: Tensor):
@@ -43,7 +43,7 @@ class Outer(FirstValues):
             nn.init.xavier_uniform_(self.core)
 
 
-class Inner(FirstValues):
+class Inner(ResetOnMaterialize):
     """What a layer has of its own, from U(-bound, bound).
 
     Without a core that is its matrices S themselves, as (n * r, m * r); with one a weight for each slice of the core
@@ -80,7 +80,7 @@ class FactLinear(Mergeable, nn.Linear):
         self.scale, self.dropout = config.scale, dropout_of(config.dropout)
         self.allow_merging()
 
-    def give(self, outer: Outer, inner: Inner, pieces: tuple[int, int]) -> None:
+    def attach_shared(self, outer: Outer, inner: Inner, pieces: tuple[int, int]) -> None:
         """Have the factors; those that are shared in a tuple, as the first layer alone registers them."""
         self.shared, self.inner, self.pieces = (outer,), inner, pieces
         self.train(self.training)
@@ -95,7 +95,7 @@ class FactLinear(Mergeable, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        sums = self.current_sums() if self.enabled else None
+        sums = self.current_merged() if self.enabled else None
         if sums is not None:
             return F.linear(x, sums.weight, self.bias)
         y = super().forward(x)
@@ -110,7 +110,7 @@ class FactLinear(Mergeable, nn.Linear):
         hidden = self.dropout(F.linear(pieces, s)).unflatten(-1, (n, -1)).transpose(-2, -3).flatten(-2)
         return (hidden @ v.flatten(0, 1)).flatten(-2)[..., : self.out_features]
 
-    def summed(self) -> tuple[Tensor, None]:
+    def merged_weight(self) -> tuple[Tensor, None]:
         (outer,), (n, m) = self.shared, self.pieces
         s = self.matrices().unflatten(0, (n, -1)).unflatten(2, (m, -1))
         u, v = outer.u.copies(False), outer.v.copies(False)
@@ -118,18 +118,18 @@ class FactLinear(Mergeable, nn.Linear):
         increment = self.scale * whole[: self.out_features, : self.in_features]
         return (self.weight + increment).to(self.weight.dtype), None
 
-    def products(self, needs_gradient: bool) -> list[Product]:
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
         """With U, S and V; making S of a core is no matter of rows."""
         (outer,), (n, m) = self.shared, self.pieces
         u, v, s = outer.u, outer.v, outer.u.num_tied * n * m * outer.u.bits.shape[0] ** 2
         return [
-            Product(m * u.executed, m * u.kept, u.trains, needs_gradient),
-            Product(s, s, self.inner.s.requires_grad, True),
-            Product(n * v.executed, n * v.kept, v.trains, True),
+            MacCount(m * u.executed, m * u.kept, u.trains, needs_gradient),
+            MacCount(s, s, self.inner.s.requires_grad, True),
+            MacCount(n * v.executed, n * v.kept, v.trains, True),
         ]
 
 
-class FacT(Tying, Method):
+class FacT(TyingSettings, Method):
     """W + scale * V S U, with U (r, width) and V (width, r) for the whole model and an S (r, r) for each matrix.
 
     The matrices are those of (width, width) that q, k, v, o, f1 and f2 consist of: 12 a block of a ViT, 4 of them in
@@ -169,7 +169,7 @@ class FacT(Tying, Method):
         pieces = {path: tuple(-(-size // width) for size in layer.weight.shape) for path, layer in layers.items()}
         total = sum(n * m for n, m in pieces.values())
         for path, layer in layers.items():
-            layer.give(outer, Inner(*self.inner(*pieces[path], total), layer.weight), pieces[path])
+            layer.attach_shared(outer, Inner(*self.inner(*pieces[path], total), layer.weight), pieces[path])
         return layers
 
     def inner(self, n: int, m: int, total: int) -> tuple[int, int, float]:

@@ -11,8 +11,8 @@ from torch import nn
 
 from capaboost_core.errors import UserError
 from capaboost_core.layers import Adapted
-from capaboost_core.methods.lora_layer import CapaLinear
-from capaboost_core.methods.low_rank import WORDS, Scaled
+from capaboost_core.methods.lora_layer import LoRALinear
+from capaboost_core.methods.low_rank import TARGET_PRESETS, LowRankSettings
 from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import MATRICES, Roles
@@ -21,12 +21,12 @@ from capaboost_core.sharing.tied import PLAIN, TIED
 
 
 @register_method("lora", capaboost_lora=TIED, lora=PLAIN)
-class LoRA(Scaled):
+class LoRA(LowRankSettings):
     """s * sum_i (B * mb_i)(A * ma_i) on frozen linear layers, s = `config.scale`; by default 0.75 of LoRA's size."""
 
-    layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: CapaLinear}
+    layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: LoRALinear}
     wanted: ClassVar[str] = "nn.Linear"
-    words: ClassVar[tuple[str, ...]] = WORDS
+    target_presets: ClassVar[tuple[str, ...]] = TARGET_PRESETS
 
     targets: Text | Texts = Field(
         "attention-qv",
@@ -36,13 +36,13 @@ class LoRA(Scaled):
         "[attn.proj].",
     )
 
-    def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
+    def default_targets(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
         """q and v, each with its own increment even where one layer fuses them; or as `targets` says."""
         if self.targets == "all-linear":
             return roles.targets(MATRICES)
         if self.targets == "attention-qv":
             return roles.targets(("q", "v"))
-        fused = all(place.rows for block in roles.each_block() for place in block.playing("qkv"))
+        fused = all(place.rows for block in roles.each_block() for place in block.modules_for("qkv"))
         if not fused:
             kind = type(model).__name__
             raise UserError(f"targets: fused-qkv, but {kind} has q, k and v apart; type attention-qv or all-linear")

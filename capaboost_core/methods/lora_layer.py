@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from capaboost_core.errors import UserError
-from capaboost_core.layers import Mergeable, Product, dropout_of, empty_like_weight, products_of
+from capaboost_core.layers import MacCount, Mergeable, dropout_of, empty_like_weight, macs_of
 from capaboost_core.methods.bottleneck import Filler
-from capaboost_core.methods.low_rank import Scaled
+from capaboost_core.methods.low_rank import LowRankSettings
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.tied import transformed
@@ -32,7 +32,7 @@ from capaboost_core.sharing.tied import transformed
 _last: tuple[TensorWeakRef, int, TensorWeakRef] | None = None
 
 
-def lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
+def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in a precision, as values without a gradient of their own; the copy of the call before, if it was of this x
     and is still held.
     """
@@ -54,7 +54,7 @@ def lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
 # A frozen linear layer and its low-rank increments as one step of autograd.
 
 
-def incremented_linear(
+def low_rank_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -88,7 +88,7 @@ def incremented_linear(
     a, b, dropped = a.to(dtype), b.to(dtype), dropped if dropped is None else dropped.to(dtype)
     if transformed():
         return _plain(x.to(dtype), dropped, weight, bias, slices, a, b, scaling)
-    return _IncrementedLinear.apply(x, dropped, weight, bias, slices, a, b, scaling)
+    return _LowRankLinear.apply(x, dropped, weight, bias, slices, a, b, scaling)
 
 
 def _plain(x, dropped, weight, bias, slices, a, b, scaling) -> Tensor:
@@ -96,7 +96,7 @@ def _plain(x, dropped, weight, bias, slices, a, b, scaling) -> Tensor:
     out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     seen = x if dropped is None else dropped
     hidden = (seen @ a.T).reshape(-1, len(a))
-    return out + scaling * increments(hidden, b, slices, out.shape[-1]).view(out.shape)
+    return out + scaling * padded_deltas(hidden, b, slices, out.shape[-1]).view(out.shape)
 
 
 def precision(x: Tensor) -> torch.dtype:
@@ -107,16 +107,16 @@ def precision(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-class _IncrementedLinear(torch.autograd.Function):
+class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dropped, weight, bias, slices, a, b, scaling):
         ctx.dtype, given = x.dtype, x
-        x = lowered(x, a.dtype)
+        x = cast_once(x, a.dtype)
         seen = _rows(x if dropped is None else dropped)
         hidden = seen @ a.T  # before the large product, while what was just computed is in the cache
         out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            out = out + scaling * increments(hidden, b, slices, out.shape[-1]).view(out.shape)
+            out = out + scaling * padded_deltas(hidden, b, slices, out.shape[-1]).view(out.shape)
         else:
             out_rows = out.view(-1, out.shape[-1])
             for columns, at_hidden, at_b in _places(slices, len(b)):
@@ -178,7 +178,7 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def increments(hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]], columns: int) -> Tensor:
+def padded_deltas(hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]], columns: int) -> Tensor:
     """The products (rows, columns) of all slices, zero in the columns between.
 
     For what cannot write to a slice in place: compilers fuse the sum with what reads it, and would copy an output for
@@ -204,7 +204,7 @@ def _places(slices: Sequence[tuple[int, int]], rank: int) -> Iterator[tuple[slic
         begin = end
 
 
-class Incremented(Mergeable):
+class LoRALayer(Mergeable):
     """Linear layer plus s * sum_i (B * mb_i)(A * ma_i), s = `config.scale`, on its output or slices of it (Eq. 4).
 
     The d modules are one product of concatenated factors, [B_1 .. B_d][A_1; ..; A_d], of rank d*r; a
@@ -225,7 +225,7 @@ class Incremented(Mergeable):
     low_rank: ClassVar[bool] = True
     fan_in_fan_out: ClassVar[bool] = False  # peft's word: whether the weight is held as (in, out)
 
-    def __init__(self, base: nn.Module, config: Scaled, target: Target):
+    def __init__(self, base: nn.Module, config: LowRankSettings, target: Target):
         self.adopt(base, target.path)
         self.scaling, self.dropout, self.drops = config.scale, dropout_of(config.dropout), config.dropout > 0
         self.slices = target.slices or ((0, self.out_features),)
@@ -238,12 +238,12 @@ class Incremented(Mergeable):
         self.allow_merging()
         self.train(base.training)
 
-    def make_factor(self, config: Scaled, name: str, empty: Tensor, fill: Filler) -> nn.Module:
+    def make_factor(self, config: LowRankSettings, name: str, empty: Tensor, fill: Filler) -> nn.Module:
         """A of all slices (slices, r, in), or B^T of all slices side by side (r, widths); an empty one is given."""
         parts = self.widths if name == "B" else ()
         return config.make_weight(name, lambda: self.masks(config, name), fill(empty), fill, parts)
 
-    def masks(self, config: Scaled, name: str) -> np.ndarray:
+    def masks(self, config: LowRankSettings, name: str) -> np.ndarray:
         """Of the factor "A" or "B"; names that go on from there have masks of their own."""
         if name.startswith("A"):
             shape = (config.rows, self.in_features)
@@ -264,12 +264,12 @@ class Incremented(Mergeable):
         """
         if self.disabled:
             return F.linear(x, self.matrix, self.bias)
-        sums = self.current_sums()
+        sums = self.current_merged()
         if sums is not None:
             return F.linear(x, sums.weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None
         factors = self.factors(dtype=precision(x))
-        return incremented_linear(x, self.matrix, self.bias, self.slices, *factors, self.scaling, dropped)
+        return low_rank_linear(x, self.matrix, self.bias, self.slices, *factors, self.scaling, dropped)
 
     def factors(self, training: bool | None = None, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths); see `TiedWeight.copies`."""
@@ -285,19 +285,19 @@ class Incremented(Mergeable):
         a, b = self.factors(training=False)
         return list(zip(a.chunk(len(self.slices)), (self.scaling * b.T).split(self.widths), strict=True))
 
-    def products(self, needs_gradient: bool) -> list[Product]:
-        return products_of([[self.lora_A], [self.lora_B]], needs_gradient)
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
+        return macs_of([[self.lora_A], [self.lora_B]], needs_gradient)
 
     @torch.no_grad()
-    def increments(self) -> list[Tensor]:
+    def delta_weights(self) -> list[Tensor]:
         """The (out, in) increment of each slice in single precision or better, as evaluation sees it."""
         with torch.autocast(self.weight.device.type, enabled=False):
             return [b @ a for a, b in self.factors_by_slice()]
 
-    def summed(self) -> tuple[Tensor, None]:
+    def merged_weight(self) -> tuple[Tensor, None]:
         """The weight with its increments, (out, in), in the weight's precision."""
         total = self.matrix.detach().clone()
-        for (start, stop), increment in zip(self.slices, self.increments(), strict=True):
+        for (start, stop), increment in zip(self.slices, self.delta_weights(), strict=True):
             rows = total[start:stop]
             rows.copy_(rows.to(increment.dtype) + increment)
         return total, None
@@ -306,5 +306,5 @@ class Incremented(Mergeable):
         return weight.T.contiguous() if self.fan_in_fan_out else weight
 
 
-class CapaLinear(Incremented, nn.Linear):
+class LoRALinear(LoRALayer, nn.Linear):
     """`nn.Linear` with increments."""

@@ -12,14 +12,14 @@ from capaboost_core.methods.method import Method
 from capaboost_core.plan import Plan, Target, plan_suffixes
 from capaboost_core.roles import Roles
 from capaboost_core.settings.base import Text, Texts, refuse
-from capaboost_core.sharing.tied import Tying
+from capaboost_core.sharing.tied import TyingSettings
 
-WORDS = ("attention-qv", "fused-qkv", "all-linear")  # for targets, LoRA's
+TARGET_PRESETS = ("attention-qv", "fused-qkv", "all-linear")  # for targets, LoRA's
 Scaling = Literal["alpha-r", "stable"]
 FLOAT32 = (2.0**-126, 2.0**127)  # within its normal range
 
 
-class Scaled(Tying, Method):
+class LowRankSettings(TyingSettings, Method):
     """Two tied factors of inner dimension r, whose product is scaled by what `scaling` makes of alpha.
 
     `stable` divides by the r d density^2 products of entries that lie behind an entry of the increment in the mean,
@@ -28,7 +28,7 @@ class Scaled(Tying, Method):
     """
 
     budget: ClassVar[str | None] = "r"
-    words: ClassVar[tuple[str, ...]] = ()  # that `targets` may be
+    target_presets: ClassVar[tuple[str, ...]] = ()  # that `targets` may be
     if_unrecorded: ClassVar[Mapping[str, Any]] = {"scaling": "alpha-r"}
 
     r: int = Field(8, ge=1, le=65536, description="Inner dimension of one module: LoRA's rank, a bottleneck's width.")
@@ -91,11 +91,11 @@ class Scaled(Tying, Method):
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """The listed layers, or the method's default places."""
-        if self.targets is None or self.targets in self.words:
-            return Plan(self.places(model, roles), roles.head, roles.switches)
+        if self.targets is None or self.targets in self.target_presets:
+            return Plan(self.default_targets(model, roles), roles.head, roles.switches)
         suffixes = (self.targets,) if isinstance(self.targets, str) else self.targets
         return Plan(plan_suffixes(model, suffixes, roles.head).targets, roles.head, roles.switches)
 
-    def places(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
+    def default_targets(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
         """The method's default places, or those of a named `targets`."""
         raise NotImplementedError

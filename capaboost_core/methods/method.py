@@ -275,7 +275,7 @@ class Method(NamedSettings):
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {}
     wanted: ClassVar[str] = "layer that this method adapts"
-    integrated: ClassVar[bool] = False
+    layers_from_integration: ClassVar[bool] = False
     recipe: ClassVar[str] = "lora"
     budget: ClassVar[str | None] = None
     starts_as_base: ClassVar[bool] = True
@@ -330,7 +330,7 @@ class Method(NamedSettings):
         Raises:
             UserError: If a target is no layer of the method's kind.
         """
-        targets = plan.targets if self.layers or self.integrated else ()
+        targets = plan.targets if self.layers or self.layers_from_integration else ()
         self.check_kinds(modules, targets)
         followed = {t.path: {"linear": modules[t.follows]} if t.follows else {} for t in targets}
         return {
@@ -348,7 +348,7 @@ class Method(NamedSettings):
                 raise UserError(self._refusal(target.path, type(modules.get(target.path))))
 
     def _refusal(self, path: str, found: type) -> str:
-        if not self.integrated:
+        if not self.layers_from_integration:
             return f"target {path} is a {found.__name__}, not an {self.wanted}; choose other targets"
         advice = "" if self.layers else "import capaboost_vision or capaboost_text, which know theirs, or "
         return (

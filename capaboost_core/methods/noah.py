@@ -17,14 +17,14 @@ from capaboost_core.layers import Adapted
 from capaboost_core.methods.adaptformer import ParallelBottleneck
 from capaboost_core.methods.bottleneck import PAdapter
 from capaboost_core.methods.lora import LoRA
-from capaboost_core.methods.lora_layer import CapaLinear
-from capaboost_core.methods.low_rank import Scaled
+from capaboost_core.methods.lora_layer import LoRALinear
+from capaboost_core.methods.low_rank import LowRankSettings
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.methods.vpt import VPT, PromptedBlock, Prompts, VPTDeep, embedding_fan_in
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
 from capaboost_core.settings.base import refuse
-from capaboost_core.sharing.tied import PLAIN, TIED, Tying
+from capaboost_core.sharing.tied import PLAIN, TIED, TyingSettings
 from capaboost_core.wrappers import unwrap
 
 # Subnets of NOAH: a width for each part of each block, and the space that they are drawn from.
@@ -113,8 +113,8 @@ class Sliced(nn.Module):
         return self.parameters()
 
 
-class SlicedLinear(Sliced, CapaLinear):
-    """`CapaLinear` with the first rows of A, and columns of B."""
+class SlicedLinear(Sliced, LoRALinear):
+    """`LoRALinear` with the first rows of A, and columns of B."""
 
     def factor(self, name: str, training: bool, dtype: torch.dtype | None) -> Tensor:
         return super().factor(name, training, dtype)[..., : self.width, :]
@@ -129,7 +129,7 @@ class SlicedBottleneck(Sliced, ParallelBottleneck):
     The activation is the authors' (ZhangYuanhan-AI/NOAH model/module/adapter_super.py:8-10 at e9c55f3).
     """
 
-    def __init__(self, config: Scaled, path: str, width: int, weight: Tensor):
+    def __init__(self, config: LowRankSettings, path: str, width: int, weight: Tensor):
         super().__init__(config, path, width, weight)
         self.activation = quick_gelu
 
@@ -188,7 +188,7 @@ class SlicedAdapter(PAdapter):
         return SlicedBottleneck(self, path, width, weight)
 
 
-class Composed(Tying, Method):
+class Composed(TyingSettings, Method):
     """LoRA on q, k and v, a bottleneck after the feed-forward part, and prompts, in each block of a width of its own.
 
     Places, LoRA's form and the activation are those of the authors' code (ZhangYuanhan-AI/NOAH
@@ -199,7 +199,7 @@ class Composed(Tying, Method):
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = VPT.layers
-    integrated: ClassVar[bool] = True
+    layers_from_integration: ClassVar[bool] = True
     starts_as_base: ClassVar[bool] = False
 
     dropout: float = Field(
@@ -268,7 +268,7 @@ class Composed(Tying, Method):
         return SlicedAdapter(r=r, dropout=self.dropout, init="official", **self._tying())
 
     def _tying(self) -> dict[str, Any]:
-        return {name: value for name, value in self.shared().items() if name in Tying.model_fields}
+        return {name: value for name, value in self.shared().items() if name in TyingSettings.model_fields}
 
 
 # NOAH's subnets (Zhang et al., 2022, arXiv 2206.04673) as a method whose settings are their widths.

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.layers import Adapted, Product, empty_like_weight, products_of
+from capaboost_core.layers import Adapted, MacCount, empty_like_weight, macs_of
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import PLAIN, TIED, Tying
+from capaboost_core.sharing.tied import PLAIN, TIED, TyingSettings
 
 # CapaBoost-Prefix: tied keys and values in front of those of a frozen attention.
 
@@ -60,9 +60,9 @@ class Prefix(nn.Module):
         """Keys and values (batch, heads, tokens, size) -> (batch, heads, d*r + tokens, size)."""
         return _before(self.keys, key, gate), _before(self.values, value, gate)
 
-    def products(self, needs_gradient: bool) -> list[Product]:
-        """Of keys, then of values; `Adapted.products` of the attention."""
-        return products_of([[self.keys], [self.values]], needs_gradient)
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
+        """Of keys, then of values; `Adapted.macs` of the attention."""
+        return macs_of([[self.keys], [self.values]], needs_gradient)
 
     def extend(self, mask: Tensor | None) -> Tensor | None:
         """Let a mask (..., tokens) show the prefix: 0 where it is added to scores, else True or 1."""
@@ -79,14 +79,14 @@ def _before(weight: nn.Module, tokens: Tensor, gate: Tensor | None) -> Tensor:
 
 
 @register_method("prefix", capaboost_prefix=TIED, prefix=PLAIN)
-class PrefixTuning(Tying, Method):
+class PrefixTuning(TyingSettings, Method):
     """r keys and values in front of those of each attention; d masked views of them, so d * r vectors.
 
     An attention takes part if an integration has put a layer for its class into `layers`.
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {}
-    integrated: ClassVar[bool] = True
+    layers_from_integration: ClassVar[bool] = True
     recipe: ClassVar[str] = "padapter"
     budget: ClassVar[str | None] = "r"
     starts_as_base: ClassVar[bool] = False

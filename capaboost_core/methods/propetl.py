@@ -16,11 +16,11 @@ from capaboost_core.methods.method import register_method
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.plan import Plan
 from capaboost_core.sharing.learned import LearnedMaskWeight
-from capaboost_core.sharing.parameters import Borrower
-from capaboost_core.sharing.tied import Tying
+from capaboost_core.sharing.parameters import SharedParameters
+from capaboost_core.sharing.tied import TyingSettings
 
 
-class ProPETL(Tying):
+class ProPETL(TyingSettings):
     """Learned masks in place of drawn ones, and prototypes that the layers of a role share; it stands before a method.
 
     Trained are the prototype, once, and a score for each entry of it in each layer. Rates, densities and the presets'
@@ -61,9 +61,9 @@ class ProPETL(Tying):
         for path, layer in layers.items():
             role = [part for part in path.split(".") if not part.isdigit()]
             for name, module in layer.named_modules():
-                if isinstance(module, Borrower):
+                if isinstance(module, SharedParameters):
                     own = {n: p.shape for n, p in module.named_parameters(recurse=False) if n != "scores"}
-                    module.borrow(owners.setdefault((*role, name, *own.items()), module), *own)
+                    module.attach_shared(owners.setdefault((*role, name, *own.items()), module), *own)
         return layers
 
     def lr_factor(self, name: str) -> float:

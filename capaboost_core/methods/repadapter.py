@@ -13,17 +13,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.layers import Adapted, Mergeable, Product, dropout_of, empty_like_weight, products_of
+from capaboost_core.layers import Adapted, MacCount, Mergeable, dropout_of, empty_like_weight, macs_of
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
 from capaboost_core.settings.base import refuse
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.parameters import FirstValues
-from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, Tying
+from capaboost_core.sharing.parameters import ResetOnMaterialize
+from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, TyingSettings
 
 
-class LinearBottleneck(FirstValues):
+class LinearBottleneck(ResetOnMaterialize):
     """scale * (sum_i (U * mu_i) dropout((D * md_i) x + c) + e), U in diagonal blocks.
 
     D starts with Xavier's bound, all else at zero. The bias c is seen by every copy, e is added once.
@@ -85,33 +85,33 @@ class RepLinear(Mergeable, nn.Linear):
     def __init__(self, base: nn.Linear, config: RepAdapter, target: Target):
         self.adopt(base, target.path)
         if base.bias is None:
-            self.mergeable, self.obstacle = False, f"a shift for {target.path}, which has no bias,"
+            self.mergeable, self.not_mergeable_because = False, f"a shift for {target.path}, which has no bias,"
         self.allow_merging()
 
-    def give(self, bottleneck: LinearBottleneck) -> None:
+    def attach_shared(self, bottleneck: LinearBottleneck) -> None:
         """Have the bottleneck, in a tuple: of the layers that read one input the first alone registers it."""
         self.shared = (bottleneck,)
         self.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        sums = self.current_sums() if self.enabled else None
+        sums = self.current_merged() if self.enabled else None
         if sums is not None:
             return F.linear(x, sums.weight, sums.bias)
         return super().forward(x + self.shared[0](x) if self.enabled else x)
 
-    def summed(self) -> tuple[Tensor, Tensor]:
+    def merged_weight(self) -> tuple[Tensor, Tensor]:
         (bottleneck,), weight = self.shared, self.weight.to(self.shared[0].down_bias.dtype)
         bias = self.bias + weight @ bottleneck.constant()
         return (weight + weight @ bottleneck.matrix()).to(self.weight.dtype), bias.to(self.bias.dtype)
 
-    def products(self, needs_gradient: bool) -> list[Product]:
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
         (bottleneck,) = self.shared
-        return products_of([[bottleneck.down], [bottleneck.up]], needs_gradient)
+        return macs_of([[bottleneck.down], [bottleneck.up]], needs_gradient)
 
 
 @register_method("repadapter", capaboost_repadapter=TIED, repadapter=PLAIN)
-class RepAdapter(Tying, Method):
+class RepAdapter(TyingSettings, Method):
     """x + scale * (U dropout(D x + c) + e) in place of what attention and feed-forward part read, U in groups.
 
     Where q, k and v are apart, they read the same: one bottleneck for the three. Places, groups, dropout, width, scale
@@ -151,5 +151,5 @@ class RepAdapter(Tying, Method):
             owner = owners.setdefault(path.rpartition(".")[0], layer)
             if owner is layer:
                 owner.bottleneck = LinearBottleneck(self, path, layer.weight)
-            layer.give(owner.bottleneck)
+            layer.attach_shared(owner.bottleneck)
         return layers

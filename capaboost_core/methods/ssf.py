@@ -12,12 +12,12 @@ from capaboost_core.layers import Adapted, Mergeable, empty_like_weight
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target, in_prefix
 from capaboost_core.roles import MATRICES, Roles
-from capaboost_core.sharing.parameters import FirstValues
+from capaboost_core.sharing.parameters import ResetOnMaterialize
 
 # A trained scale and shift of every output of a frozen layer, which its weight and bias can hold.
 
 
-class ScaleShift(FirstValues):
+class ScaleShift(ResetOnMaterialize):
     """scale * y + shift along the last dimension but `after`."""
 
     def __init__(self, weight: Tensor, spread: float, after: int):
@@ -52,13 +52,13 @@ class ScaleShiftLayer(Mergeable):
         self.adopt(base, target.path)
         self.scale_shift = ScaleShift(base.weight, config.spread, self.after)
         if base.bias is None:
-            self.mergeable, self.obstacle = False, f"a shift for {target.path}, which has no bias,"
+            self.mergeable, self.not_mergeable_because = False, f"a shift for {target.path}, which has no bias,"
         self.allow_merging()
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """x as for the frozen layer."""
-        sums = self.current_sums() if self.enabled else None
+        sums = self.current_merged() if self.enabled else None
         if sums is not None:
             return self.compute(x, sums.weight, sums.bias)
         y = super().forward(x)
@@ -68,7 +68,7 @@ class ScaleShiftLayer(Mergeable):
         """What the frozen layer's class computes with a weight and a bias."""
         raise NotImplementedError
 
-    def summed(self) -> tuple[Tensor, Tensor]:
+    def merged_weight(self) -> tuple[Tensor, Tensor]:
         scale, shift = self.scale_shift.scale, self.scale_shift.shift
         weight = scale.view(-1, *(1,) * (self.weight.ndim - 1)) * self.weight
         return weight.to(self.weight.dtype), (scale * self.bias + shift).to(self.bias.dtype)

@@ -10,22 +10,22 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from capaboost_core.layers import Adapted, Product, empty_like_weight
+from capaboost_core.layers import Adapted, MacCount, empty_like_weight
 from capaboost_core.methods.bottleneck import Bottleneck, PAdapter
 from capaboost_core.methods.lora import LoRA
-from capaboost_core.methods.lora_layer import CapaLinear, increments
-from capaboost_core.methods.low_rank import Scaled
+from capaboost_core.methods.lora_layer import LoRALinear, padded_deltas
+from capaboost_core.methods.low_rank import LowRankSettings
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.methods.prefix import Prefix, PrefixTuning
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
-from capaboost_core.sharing.parameters import FirstValues
-from capaboost_core.sharing.tied import PLAIN, TIED, Tying
+from capaboost_core.sharing.parameters import ResetOnMaterialize
+from capaboost_core.sharing.tied import PLAIN, TIED, TyingSettings
 
 # UniPELT's gates, and additions that they multiply.
 
 
-class Gate(FirstValues):
+class Gate(ResetOnMaterialize):
     """mean over tokens of sigmoid(x G^T + g): for each example a number in (0, 1) for each of `size` additions.
 
     G starts as N(0, 0.02), as BERT's layers do, so that a gate starts at about one half (Mao et al., 2022, arXiv
@@ -53,19 +53,19 @@ class Gate(FirstValues):
         tokens = tuple(range(1, x.ndim - 1))
         return gates.mean(tokens, keepdim=True) if tokens else gates
 
-    def products(self, needs_gradient: bool) -> list[Product]:
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
         entries = self.weight.numel()
-        return [Product(entries, entries, self.weight.requires_grad, needs_gradient)]
+        return [MacCount(entries, entries, self.weight.requires_grad, needs_gradient)]
 
 
-class GatedLinear(CapaLinear):
+class GatedLinear(LoRALinear):
     """x W^T + b, plus gate * sum_i x (A * ma_i)^T (B * mb_i)^T on each slice, with a gate in place of alpha / r."""
 
     mergeable: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False
-    obstacle: ClassVar[str] = "a gate that depends on the input"
+    not_mergeable_because: ClassVar[str] = "a gate that depends on the input"
 
-    def __init__(self, base: nn.Linear, config: Scaled, target: Target):
+    def __init__(self, base: nn.Linear, config: LowRankSettings, target: Target):
         super().__init__(base, config, target)
         self.gate = Gate(len(self.slices), self.in_features, base.weight)
         self.gate.train(base.training)
@@ -78,10 +78,10 @@ class GatedLinear(CapaLinear):
         a, b = self.factors()
         hidden = F.linear(self.dropout(x), a.to(x.dtype)).unflatten(-1, (len(self.slices), -1))
         hidden = (hidden * self.gate(x).unsqueeze(-1)).flatten(-2).flatten(0, -2)
-        return out + increments(hidden, b.to(hidden.dtype), self.slices, self.out_features).view(out.shape)
+        return out + padded_deltas(hidden, b.to(hidden.dtype), self.slices, self.out_features).view(out.shape)
 
-    def products(self, needs_gradient: bool) -> list[Product]:
-        return [*super().products(needs_gradient), *self.gate.products(needs_gradient)]
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
+        return [*super().macs(needs_gradient), *self.gate.macs(needs_gradient)]
 
 
 class GatedBottleneck(Bottleneck):
@@ -95,8 +95,8 @@ class GatedBottleneck(Bottleneck):
         """h (batch, .., width) -> the same shape."""
         return self.gate(h) * super().forward(h)
 
-    def products(self, needs_gradient: bool) -> list[Product]:
-        return [*super().products(needs_gradient), *self.gate.products(needs_gradient)]
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
+        return [*super().macs(needs_gradient), *self.gate.macs(needs_gradient)]
 
 
 class GatedPrefix(Prefix):
@@ -109,8 +109,8 @@ class GatedPrefix(Prefix):
     def gate_of(self, x: Tensor) -> Tensor:
         return self.gate(x).view(-1, 1, 1, 1)
 
-    def products(self, needs_gradient: bool) -> list[Product]:
-        return [*super().products(needs_gradient), *self.gate.products(needs_gradient)]
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
+        return [*super().macs(needs_gradient), *self.gate.macs(needs_gradient)]
 
 
 class GatedPrefixTuning(PrefixTuning):
@@ -128,7 +128,7 @@ class GatedLoRA(LoRA):
 
 
 @register_method("unipelt-ap", capaboost_unipelt_ap=TIED, unipelt_ap=PLAIN)
-class UniPELTAP(Tying, Method):
+class UniPELTAP(TyingSettings, Method):
     """A prefix before the keys and values of each attention, and PAdapter, each multiplied by a gate of the example.
 
     A block has 2 * width * (prefix_length + bottleneck) entries of matrices, and for gates and biases 3 * width +
@@ -137,7 +137,7 @@ class UniPELTAP(Tying, Method):
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = PrefixTuning.layers
-    integrated: ClassVar[bool] = True
+    layers_from_integration: ClassVar[bool] = True
     recipe: ClassVar[str] = "padapter"
     budget: ClassVar[str | None] = "bottleneck"
     starts_as_base: ClassVar[bool] = False
@@ -152,7 +152,7 @@ class UniPELTAP(Tying, Method):
 
     def tying(self) -> dict[str, Any]:
         """The settings of sharing that were given."""
-        return {name: getattr(self, name) for name in Tying.model_fields if name in self.model_fields_set}
+        return {name: getattr(self, name) for name in TyingSettings.model_fields if name in self.model_fields_set}
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         targets = [target for part in self.parts() for target in part.plan(model, roles).targets]

@@ -12,15 +12,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.layers import Adapted, Product, dropout_of, empty_like_weight
+from capaboost_core.layers import Adapted, MacCount, dropout_of, empty_like_weight
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, Tying
+from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, TyingSettings
 
 
-class VPT(Tying, Method):
+class VPT(TyingSettings, Method):
     """r prompts that each block's tokens attend to; d masked views of them, so d * r tokens.
 
     They start from U(-v, v) with v = sqrt(6 / (fan-in of the embedding of patches + width)), Xavier's bound, as in the
@@ -32,7 +32,7 @@ class VPT(Tying, Method):
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {}
-    integrated: ClassVar[bool] = True
+    layers_from_integration: ClassVar[bool] = True
     recipe: ClassVar[str] = "padapter"
     budget: ClassVar[str | None] = "r"
     starts_as_base: ClassVar[bool] = False
@@ -136,8 +136,8 @@ class PromptedBlock(Adapted):
         like: A frozen weight (width, ..) of the block.
     """
 
-    traced: ClassVar[bool] = True
-    obstacle: ClassVar[str] = "tokens of its own"
+    counted_in_trace: ClassVar[bool] = True
+    not_mergeable_because: ClassVar[str] = "tokens of its own"
 
     def __init__(self, base: nn.Module, config: VPT, target: Target):
         self.adopt(base, target.path)
@@ -161,6 +161,6 @@ class PromptedBlock(Adapted):
         y = super().forward(x if self.prompts is None else self.prompts(x))
         return y[:, : y.shape[1] - self.removed]
 
-    def products(self, needs_gradient: bool) -> list[Product]:
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
         """None: the prompts meet frozen weights alone."""
         return []

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.sharing.parameters import Borrower, FirstValues
+from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
 
 
-class LearnedMaskWeight(FirstValues, Borrower):
+class LearnedMaskWeight(ResetOnMaterialize, SharedParameters):
     """d views w * m_i of a prototype w (..., r, width), where m_i keeps the entries with the largest scores |s_i|.
 
     Each mask has round(density * numel) ones. The gradient of a mask entry goes straight through to its |s_i| (Zeng et

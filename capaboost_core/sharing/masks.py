@@ -8,12 +8,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from capaboost_core.errors import UserError
-from capaboost_core.sharing.tied import Tying
+from capaboost_core.sharing.tied import TyingSettings
 
 # Random integers from a text: the same on every device, process and version, in any order of asking.
 
 
-def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
+def hash_random(key: str, shape: tuple[int, ...]) -> np.ndarray:
     """Uniform 64-bit integers from a stream that is the key's own.
 
     The first 128 bits of the key's SHA-256 key a Philox stream (Salmon et al., 2011), whose raw output NumPy holds
@@ -23,7 +23,7 @@ def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.Philox(key=words).random_raw(int(np.prod(shape))).reshape(shape)
 
 
-def mask_bits(config: Tying, path: str, weight: str, shape: tuple[int, ...]) -> np.ndarray:
+def mask_bits(config: TyingSettings, path: str, weight: str, shape: tuple[int, ...]) -> np.ndarray:
     """All d masks of one weight in a uint8 array of `shape`: bit i of an entry says that copy i keeps it.
 
     Each (seed, path, weight, copy) has its own stream of draws. `random` keeps the round(density * numel) entries
@@ -47,7 +47,7 @@ def mask_bits(config: Tying, path: str, weight: str, shape: tuple[int, ...]) -> 
         )
     bits = np.zeros(shape, dtype=np.uint8)
     for copy in range(config.num_tied):
-        drawn = draw(f"{config.seed}/{path}/{weight}/{0 if config.mask == 'same' else copy}", shape)
+        drawn = hash_random(f"{config.seed}/{path}/{weight}/{0 if config.mask == 'same' else copy}", shape)
         kept = _keep_groups(drawn, config.n, config.m) if config.mask == "nm" else _keep(drawn, config.density)
         bits |= kept.astype(np.uint8) << np.uint8(copy)
     if not bits.any():

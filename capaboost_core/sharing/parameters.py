@@ -10,13 +10,13 @@ from torch import Tensor, nn
 # Parameters that have their first values wherever they get memory.
 
 
-class FirstValues(nn.Module):
+class ResetOnMaterialize(nn.Module):
     """A module whose own parameters are filled by `reset_parameters`, also when they leave the meta device."""
 
     def reset_parameters(self) -> None:
         raise NotImplementedError
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FirstValues:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ResetOnMaterialize:
         was_meta = self._is_meta()
         super()._apply(fn, recurse)
         if was_meta and not self._is_meta():
@@ -27,14 +27,14 @@ class FirstValues(nn.Module):
         return any(parameter.is_meta for parameter in self.parameters(recurse=False))
 
 
-class Borrower(nn.Module):
+class SharedParameters(nn.Module):
     """A module that reads some parameters of another one, which alone registers, moves and saves them.
 
     One parameter that two modules register becomes two when a model leaves the meta device, and training would go on
     without a word; this stays one.
     """
 
-    def borrow(self, owner: nn.Module, *names: str) -> None:
+    def attach_shared(self, owner: nn.Module, *names: str) -> None:
         """Drop own parameters, and read the owner's from now on; of itself a module borrows nothing."""
         if owner is self:
             return

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capaboost_core.sharing.parameters import FirstValues
+from capaboost_core.sharing.parameters import ResetOnMaterialize
 from capaboost_core.sharing.tied import TiedWeight
 
 if TYPE_CHECKING:
-    from capaboost_core.sharing.tied import Tying
+    from capaboost_core.sharing.tied import TyingSettings
 
 NONE = -1  # the slot of a place without an entry
 
@@ -32,7 +32,7 @@ class PooledWeight(TiedWeight):
         initialise: Fills entries anew.
     """
 
-    def __init__(self, config: Tying, masks: np.ndarray, initial: Tensor, initialise: Callable[[Tensor], Any]):
+    def __init__(self, config: TyingSettings, masks: np.ndarray, initial: Tensor, initialise: Callable[[Tensor], Any]):
         super().__init__(config, masks, initial, initialise)
         rows = np.broadcast_to(np.arange(masks.shape[-2])[:, None], masks.shape) < config.r
         self.full_at_first = rows[masks > 0]
@@ -76,7 +76,7 @@ class PooledWeight(TiedWeight):
         return int(((full.unsqueeze(0) & self.flags.flatten().unsqueeze(1)) > 0).sum())
 
 
-class Pool(FirstValues):
+class Pool(ResetOnMaterialize):
     """The trained entries (n, 1) of weights, as many as these have at first; a weight's lie together then.
 
     Args:

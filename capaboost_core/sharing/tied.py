@@ -19,7 +19,9 @@ from capaboost_core.settings.base import Settings, refuse
 # From packed entries to masked copies, for one tied weight or for many at once.
 
 
-def spread(bits: Sequence[Tensor], packed: Sequence[Tensor], flags: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def scatter_copies(
+    bits: Sequence[Tensor], packed: Sequence[Tensor], flags: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     """The copies (..., d, r, width) of each weight, in a precision; the number of operators is that of one weight.
 
     Args:
@@ -30,7 +32,7 @@ def spread(bits: Sequence[Tensor], packed: Sequence[Tensor], flags: Tensor, dtyp
     """
     if transformed():
         return tuple(_plain(b, p, flags, dtype) for b, p in zip(bits, packed, strict=True))
-    return _Spread.apply(flags, dtype, *bits, *packed)
+    return _ScatterCopies.apply(flags, dtype, *bits, *packed)
 
 
 def transformed() -> bool:
@@ -48,7 +50,7 @@ def _plain(bits: Tensor, packed: Tensor, flags: Tensor, dtype: torch.dtype) -> T
     return dense.unsqueeze(-3) * _masks(bits, flags)
 
 
-class _Spread(torch.autograd.Function):
+class _ScatterCopies(torch.autograd.Function):
     """For the backward pass it holds the bits, which modules hold anyway, and saves no tensor.
 
     So a forward pass recomputed under gradient checkpointing saves as many tensors as the first, whether a weight's
@@ -117,7 +119,7 @@ MOST = 1 << 22  # entries made at once: above it time is in the entries, and mem
 _THREAD = threading.local()
 
 
-class Together:
+class MaskedCopyCache:
     """Hooks on a model between which its weights' copies are made together, the first time that one asks for its own.
 
     A copy is a small operator, and a GPU waits longer for a launch than it takes; of a model's layers together it is
@@ -160,7 +162,7 @@ class _Made(NamedTuple):
 class _Pass:
     """A forward pass; one that was interrupted from the keyboard has no end, so copies are of a version."""
 
-    def __init__(self, together: Together):
+    def __init__(self, together: MaskedCopyCache):
         self.together = together
         self.made: dict[tuple, dict[TiedWeight, _Made]] = {}
 
@@ -180,7 +182,7 @@ def copies(weight: TiedWeight, dtype: torch.dtype) -> Tensor:
             made = one.copies(weight, dtype)
             if made is not None:
                 return made
-    return spread([weight.bits], [weight.packed], weight.flags, dtype)[0]
+    return scatter_copies([weight.bits], [weight.packed], weight.flags, dtype)[0]
 
 
 def _eager() -> bool:
@@ -198,7 +200,7 @@ def _passes() -> list[_Pass]:
 def _made(weights: Iterable[TiedWeight], dtype: torch.dtype) -> dict[TiedWeight, _Made]:
     made = {}
     for group in _groups(weights):
-        parts = spread([w.bits for w in group], [w.packed for w in group], group[0].flags, dtype)
+        parts = scatter_copies([w.bits for w in group], [w.packed for w in group], group[0].flags, dtype)
         made |= {w: _Made(w.packed, _version(w.packed), part) for w, part in zip(group, parts, strict=True)}
     return made
 
@@ -250,7 +252,7 @@ class TiedWeight(nn.Module):
 
     def __init__(
         self,
-        config: Tying,
+        config: TyingSettings,
         masks: np.ndarray,
         initial: Tensor,
         initialise: Callable[[Tensor], Any] = nn.init.zeros_,
@@ -345,7 +347,7 @@ def column(packed: Tensor) -> Tensor:
 TIED, PLAIN = dict(num_tied=2, density=0.5), dict(num_tied=1, density=1.0)
 
 
-class Tying(Settings):
+class TyingSettings(Settings):
     """d parallel modules that share one weight, each through its own mask (arXiv 2407.01320, Eq. 3-5).
 
     A weight w of shape (out, in) is seen by module i as w * m_i, with m_i a boolean mask of exactly
@@ -421,7 +423,7 @@ class Tying(Settings):
     def _check_tying(self) -> Self:
         self._check_groups()
         used = self.used(self.__dict__)
-        for name, field in Tying.model_fields.items():
+        for name, field in TyingSettings.model_fields.items():
             value = getattr(self, name)
             if name not in used and value != field.default:
                 refuse(name, value, "it means nothing without masks that are drawn once; drop it")

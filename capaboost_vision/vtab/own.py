@@ -24,7 +24,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from capaboost_core.errors import UserError, shown
-from capaboost_core.sharing.masks import draw
+from capaboost_core.sharing.masks import hash_random
 from capaboost_vision.vtab.pixels import ImageFiles
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -182,7 +182,7 @@ def _hold_out(
 def _hash(key: str, path: Path, root: Path) -> int:
     base = root if root.is_dir() else root.parent
     name = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
-    return int(draw(f"{key}/{name}", (1,))[0])
+    return int(hash_random(f"{key}/{name}", (1,))[0])
 
 
 def _of_folders(root: Path) -> tuple[list[Row], list[str]]:

@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from capaboost_core.sharing.masks import draw
+from capaboost_core.sharing.masks import hash_random
 from capaboost_vision.vtab.tasks import TASKS
 
 # Sprites on a canvas of 64 x 64 pixels, in integers only, so that every machine draws the same bytes.
@@ -169,7 +169,7 @@ def random_labels(dataset: str, images: int) -> Scenes:
 
 def _pick(key: str, count: int | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Whole numbers from 0 to below `count`, uniform to 1 in 2^50."""
-    return (draw(f"rendered/{key}", shape) % np.asarray(count, np.uint64)).astype(np.int64)
+    return (hash_random(f"rendered/{key}", shape) % np.asarray(count, np.uint64)).astype(np.int64)
 
 
 def _pick_each(dataset: str, counts: dict[str, int], shape: tuple[int, ...]) -> list[np.ndarray]:
@@ -193,7 +193,7 @@ def _scattered(dataset: str, number: np.ndarray, sizes: np.ndarray) -> Sprites:
     a_side = round(cells**0.5)
     pitch = 2 * SIDE // a_side  # half pixels
     room = pitch // 2 - 2 - 3 * sizes // 10
-    cell = draw(f"rendered/{dataset}/cell", sizes.shape).argsort(axis=1, kind="stable")
+    cell = hash_random(f"rendered/{dataset}/cell", sizes.shape).argsort(axis=1, kind="stable")
     x, y = (
         pitch * place + pitch // 2 + _pick(f"{dataset}/{name}", 2 * room + 1, sizes.shape) - room
         for name, place in (("x", cell % a_side), ("y", cell // a_side))

@@ -5,18 +5,18 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from capaboost_core import CapaBoostConfig, Plan, Target, inject, trainable_parameters
-from capaboost_core.methods.lora_layer import CapaLinear
+from capaboost_core.methods.lora_layer import LoRALinear
 
 IN, OUT, RANK, ALPHA, DROPOUT = 12, 24, 4, 6, 0.3
 WHOLE, Q_AND_V = ((0, OUT),), ((0, 8), (16, 24))
 DOUBLE = torch.float64
 
 
-def capa_linear(slices=Q_AND_V, bias=True, dtype=DOUBLE, trained_base=False, **settings):
+def lora_linear(slices=Q_AND_V, bias=True, dtype=DOUBLE, trained_base=False, **settings):
     """A layer whose increments are not zero."""
     torch.manual_seed(0)
     base = nn.Linear(IN, OUT, bias, dtype=dtype).requires_grad_(trained_base)
-    layer = CapaLinear(base, CapaBoostConfig(r=RANK, alpha=ALPHA, scaling="alpha-r", **settings), Target("p", slices))
+    layer = LoRALinear(base, CapaBoostConfig(r=RANK, alpha=ALPHA, scaling="alpha-r", **settings), Target("p", slices))
     for parameter in layer.own_parameters().values():
         nn.init.normal_(parameter)
     return layer

@@ -236,7 +236,7 @@ def test_a_layer_at_several_paths_is_adapted_at_all_of_them(target, tmp_path):
     assert model.layers[0] is model.layers[1] is model.last
     assert len(trainable_parameters(model)) == 4  # A and B of two layers
     randomise(model)
-    delta = {path: model.get_submodule(path).increments()[0] for path in ("last", "block.inner")}
+    delta = {path: model.get_submodule(path).delta_weights()[0] for path in ("last", "block.inner")}
     plain = Repeated()
     with torch.no_grad():
         for path, increment in delta.items():

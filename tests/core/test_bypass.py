@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, disable, inject, merged, trainable_parameters
-from capaboost_core.methods.lora_layer import CapaLinear
+from capaboost_core.methods.lora_layer import LoRALinear
 
 WIDTH = 16
 X = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(1))
@@ -101,4 +101,4 @@ def test_what_no_adapter_would_reach_is_refused_before_anything_changes(make, ta
     assert "\n" not in str(caught.value)
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
     assert [p.requires_grad for p in model.parameters()] == flags
-    assert not any(isinstance(module, CapaLinear) for module in model.modules())
+    assert not any(isinstance(module, LoRALinear) for module in model.modules())

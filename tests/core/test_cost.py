@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from capaboost.report.cost import Subject, adapter_file_bytes, cost_of, optimizer_bytes, settings_of
+from capaboost.report.cost import ModelFactory, adapter_file_bytes, cost_of, optimizer_bytes, settings_of
 from capaboost.report.cost_report import bytes_text, choose_methods, make_report, occurrences, show, write_files
 from capaboost.report.peak_memory import peak_bytes, step_peak_bytes
 from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, save_adapter, trainable_parameters
@@ -15,7 +15,9 @@ from capaboost_core.methods import PRESETS
 
 ROWS, WIDTH, CLASSES = 3, 32, 5
 PLAN = Plan((Target("0"), Target("2")), head=("4",))
-METHODS = [name for name, preset in PRESETS.items() if not preset.integrated]  # here are linear layers alone
+METHODS = [
+    name for name, preset in PRESETS.items() if not preset.layers_from_integration
+]  # here are linear layers alone
 
 
 class Tiny(nn.Sequential):
@@ -32,7 +34,7 @@ def tiny(device="meta"):
             return Tiny()
 
     inputs = {"input": torch.zeros(ROWS, WIDTH, device=device)}
-    return Subject(build, lambda model, config: inject(model, config, PLAN), inputs)
+    return ModelFactory(build, lambda model, config: inject(model, config, PLAN), inputs)
 
 
 def adapted(method, dtype=torch.float32):

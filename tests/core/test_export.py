@@ -34,7 +34,7 @@ def onnx_export(model, sample=None):
     return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
 
-def traced(model, sample=None):
+def counted_in_trace(model, sample=None):
     return torch.jit.trace(model, (batch() if sample is None else sample,))
 
 
@@ -49,7 +49,7 @@ def compiled(model):
 
 
 @pytest.mark.hard_case(16, "messages")
-@pytest.mark.parametrize("export", [onnx_export, traced, exported, compiled])
+@pytest.mark.parametrize("export", [onnx_export, counted_in_trace, exported, compiled])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_what_is_exported_computes_as_the_model_does(settings, export):
     model = adapted(dtype=torch.float32, **settings).eval()
@@ -67,7 +67,7 @@ def test_what_is_exported_computes_as_the_model_does(settings, export):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_traced_model_can_still_be_trained(training):
     model = adapted(dtype=torch.float32).train(training)
-    twin = traced(model)
+    twin = counted_in_trace(model)
     model(OTHER).square().sum().backward()
     expected = model.qkv.lora_A.packed.grad.clone()
     model.zero_grad()
@@ -78,7 +78,7 @@ def test_a_traced_model_can_still_be_trained(training):
 PROMPTS = ("vpt-deep", "vpt-shallow", "capaboost-vpt-deep", "noah", "noah-supernet")
 
 
-@pytest.mark.parametrize("export", [onnx_export, traced, exported])
+@pytest.mark.parametrize("export", [onnx_export, counted_in_trace, exported])
 @pytest.mark.parametrize("preset", PROMPTS)
 def test_prompts_are_exported_for_any_batch(preset, export):
     model = trained(preset, "vit").eval()

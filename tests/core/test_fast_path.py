@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from capaboost_core import CapaBoostConfig, UserError
 from capaboost_core.sharing.masks import mask_bits
-from tests.core.fast_path_case import ALPHA, DOUBLE, DROPOUT, IN, OUT, Q_AND_V, RANK, WHOLE, assert_near, capa_linear
+from tests.core.fast_path_case import ALPHA, DOUBLE, DROPOUT, IN, OUT, Q_AND_V, RANK, WHOLE, assert_near, lora_linear
 
 SLICES = pytest.mark.parametrize("slices", [WHOLE, Q_AND_V], ids=["whole", "q-and-v"])
 CASES = list(itertools.product((1, 2, 4, 8), (0.5, 1.0), (True, False)))
@@ -110,7 +110,7 @@ def assert_as_loop(layer, x, tolerance, **settings):
 @pytest.mark.parametrize(("num_tied", "density", "bias"), CASES)
 def test_as_the_loop(num_tied, density, bias, slices, dtype, tolerance):
     settings = dict(num_tied=num_tied, density=density)
-    layer = capa_linear(slices, bias, dtype, **settings)
+    layer = lora_linear(slices, bias, dtype, **settings)
     assert all(tied.unmasked == (density == 1) for tied in layer.tied_weights().values())
     assert_as_loop(layer, torch.randn(3, 5, IN, dtype=dtype, requires_grad=True), tolerance, **settings)
 
@@ -119,14 +119,14 @@ def test_as_the_loop(num_tied, density, bias, slices, dtype, tolerance):
 @pytest.mark.parametrize("bias", [True, False])
 @SLICES
 def test_base_that_is_trained_too(slices, bias, dropout):
-    layer = capa_linear(slices, bias, trained_base=True, dropout=dropout)
+    layer = lora_linear(slices, bias, trained_base=True, dropout=dropout)
     assert_as_loop(layer, torch.randn(3, 5, IN, dtype=DOUBLE, requires_grad=True), 1e-10)
 
 
 @pytest.mark.parametrize("num_tied", [1, 2])
 @SLICES
 def test_increments_alone_see_the_dropped_input(slices, num_tied):
-    layer = capa_linear(slices, num_tied=num_tied, dropout=DROPOUT)
+    layer = lora_linear(slices, num_tied=num_tied, dropout=DROPOUT)
     x = torch.randn(3, 5, IN, dtype=DOUBLE, requires_grad=True)
     assert_as_loop(layer, x, 1e-10, num_tied=num_tied)
     assert_near(layer.eval()(x), Loop(layer, num_tied=num_tied)(x), 1e-10)
@@ -151,7 +151,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_shape_and_layout(layout, dropout, needs_gradient):
     x = LAYOUTS[layout]().double().detach().requires_grad_(needs_gradient)
-    layer = capa_linear(dropout=dropout)
+    layer = lora_linear(dropout=dropout)
     assert_as_loop(layer, x, 1e-10)
     if not x.numel():
         assert all(not p.grad.any() for p in layer.own_parameters().values())
@@ -168,7 +168,7 @@ DEVICES = [
 @pytest.mark.parametrize("trained_base", [False, True])
 @SLICES
 def test_autocast(slices, trained_base, device, dtype):
-    layer = capa_linear(slices, dtype=torch.float32, trained_base=trained_base)
+    layer = lora_linear(slices, dtype=torch.float32, trained_base=trained_base)
     x = torch.randn(64, IN, requires_grad=True)
     loop, y = Loop(layer), x.detach().double().requires_grad_()
     loop(y).square().sum().backward()
@@ -188,18 +188,18 @@ def test_autocast(slices, trained_base, device, dtype):
 
 def test_autocast_lets_double_precision_be():
     with torch.autocast("cpu", torch.bfloat16):
-        assert_as_loop(capa_linear(), torch.randn(5, IN, dtype=DOUBLE, requires_grad=True), 1e-10)
+        assert_as_loop(lora_linear(), torch.randn(5, IN, dtype=DOUBLE, requires_grad=True), 1e-10)
 
 
 def test_autocast_does_not_lower_what_is_merged():
-    layer = capa_linear(dtype=torch.float32)
-    expected = layer.increments()
+    layer = lora_linear(dtype=torch.float32)
+    expected = layer.delta_weights()
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(layer.increments(), expected, rtol=0, atol=0)
+        torch.testing.assert_close(layer.delta_weights(), expected, rtol=0, atol=0)
 
 
 def test_backward_pass_within_autocast_of_a_layer_kept_out_of_it():
-    layer, x = capa_linear(dtype=torch.float32), torch.randn(64, IN, requires_grad=True)
+    layer, x = lora_linear(dtype=torch.float32), torch.randn(64, IN, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         with torch.autocast("cpu", enabled=False):
             out = layer(x)
@@ -219,7 +219,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_output_may_be_changed_in_place(change):
-    layer, x = capa_linear(), torch.randn(5, IN, dtype=DOUBLE, requires_grad=True)
+    layer, x = lora_linear(), torch.randn(5, IN, dtype=DOUBLE, requires_grad=True)
     loop, y = Loop(layer), x.detach().clone().requires_grad_()
     for out in (CHANGES[change](layer(x)), CHANGES[change](loop(y))):
         out.square().sum().backward()
@@ -229,7 +229,7 @@ def test_output_may_be_changed_in_place(change):
 
 
 def test_input_changed_in_place_before_the_backward_pass_is_an_error():
-    layer, x = capa_linear(), torch.randn(5, IN, dtype=DOUBLE)
+    layer, x = lora_linear(), torch.randn(5, IN, dtype=DOUBLE)
     out = layer(x)
     x.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -241,7 +241,7 @@ def test_input_changed_in_place_before_the_backward_pass_is_an_error():
     ("bias", "trained_base", "dropout"), [(True, False, 0.0), (False, True, 0.0), (True, True, 0.3)]
 )
 def test_second_derivatives_are_those_of_differences(bias, trained_base, dropout, slices):
-    layer = capa_linear(slices, bias, trained_base=trained_base, dropout=dropout)
+    layer = lora_linear(slices, bias, trained_base=trained_base, dropout=dropout)
     x = torch.randn(3, IN, dtype=DOUBLE, requires_grad=True)
     names, leaves = zip(*((name, p) for name, p in layer.named_parameters() if p.requires_grad), strict=True)
 
@@ -256,7 +256,7 @@ def test_second_derivatives_are_those_of_differences(bias, trained_base, dropout
 @pytest.mark.parametrize(("num_tied", "density"), [(1, 1.0), (2, 0.5)])
 def test_a_gradient_penalty_trains_as_in_the_loop(num_tied, density):
     settings = {"num_tied": num_tied, "density": density}
-    layer, x = capa_linear(**settings), torch.randn(2, IN, dtype=DOUBLE, requires_grad=True)
+    layer, x = lora_linear(**settings), torch.randn(2, IN, dtype=DOUBLE, requires_grad=True)
     loop, hessians = Loop(layer, **settings), []
     for call in (layer, loop):
         hessians.append(torch.autograd.functional.hessian(lambda x, call=call: call(x).pow(3).sum(), x))
@@ -289,7 +289,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_transforms_of_torch_func(transform, num_tied, density):
     settings = {"num_tied": num_tied, "density": density}
-    layer = capa_linear(**settings)
+    layer = lora_linear(**settings)
     loop, of = Loop(layer, **settings), by_name(layer)
     x, tangent = torch.randn(2, 4, IN, dtype=DOUBLE).unbind()
     ours = transform(lambda of, x: torch.func.functional_call(layer, of, (x,)), of, x, tangent)
@@ -301,7 +301,7 @@ def test_transforms_of_torch_func(transform, num_tied, density):
 
 
 def test_what_autocast_lowered_is_not_differentiated_twice():
-    layer, x = capa_linear(dtype=torch.float32), torch.randn(2, IN, requires_grad=True)
+    layer, x = lora_linear(dtype=torch.float32), torch.randn(2, IN, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(x)
     with pytest.raises(UserError, match="leave autocast out"):
@@ -312,7 +312,7 @@ def test_what_autocast_lowered_is_not_differentiated_twice():
 
 def test_masked_copies_alone_can_be_differentiated_twice():
     """As the adapters and the prefix use them."""
-    tied = capa_linear().lora_A
+    tied = lora_linear().lora_A
     bits = [mask_bits(CapaBoostConfig(r=RANK), "p", f"A.{index}", (RANK, IN)) for index in range(2)]
     masks = [torch.from_numpy(np.stack(bits)) >> copy & 1 for copy in range(2)]
     (gradient,) = torch.autograd.grad(tied.copies().pow(3).sum(), tied.packed, create_graph=True)

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from capaboost_core import CapaBoostConfig, Target
-from capaboost_core.methods.lora_layer import CapaLinear
+from capaboost_core.methods.lora_layer import LoRALinear
 
 IN, OUT, RANK, ROWS = 96, 288, 4, 10
 WHOLE, Q_AND_V = ((0, OUT),), ((0, 96), (192, OUT))
 
 
-def capa_linear(slices, trained_base=False, **settings):
+def lora_linear(slices, trained_base=False, **settings):
     base = nn.Linear(IN, OUT).requires_grad_(trained_base)
-    return CapaLinear(base, CapaBoostConfig(r=RANK, alpha=6, **settings), Target("p", slices))
+    return LoRALinear(base, CapaBoostConfig(r=RANK, alpha=6, **settings), Target("p", slices))
 
 
 def address(tensor):
@@ -47,20 +47,20 @@ def entries(layer):
 @pytest.mark.parametrize("slices", [WHOLE, Q_AND_V], ids=["whole", "q-and-v"])
 @pytest.mark.parametrize(("num_tied", "density"), [(1, 1.0), (1, 0.5), (2, 0.5), (2, 1.0), (4, 0.5), (8, 0.5)])
 def test_no_copy_of_the_weight_of_x_or_of_a_mask(num_tied, density, slices, trained_base, needs_gradient):
-    layer = capa_linear(slices, trained_base, num_tied=num_tied, density=density)
+    layer = lora_linear(slices, trained_base, num_tied=num_tied, density=density)
     x = torch.randn(2, ROWS // 2, IN, requires_grad=needs_gradient)
     assert sum(newly_held(layer, x).values()) <= 4 * entries(layer)
 
 
 def test_autocast_adds_the_lowered_x_and_no_lowered_weight():
-    layer = capa_linear(Q_AND_V)
+    layer = lora_linear(Q_AND_V)
     with torch.autocast("cpu", torch.bfloat16):
         held = newly_held(layer, torch.randn(ROWS, IN, requires_grad=True))
     assert sum(held.values()) <= 2 * (entries(layer) + ROWS * IN)
 
 
 def test_dropout_adds_its_mask_and_the_dropped_x_in_place_of_x():
-    layer, x = capa_linear(Q_AND_V, dropout=0.1), torch.randn(ROWS, IN).requires_grad_()
+    layer, x = lora_linear(Q_AND_V, dropout=0.1), torch.randn(ROWS, IN).requires_grad_()
     lowered = (2 * x).requires_grad_()  # not a leaf: nothing but autograd would hold it
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from capaboost_core import trainable_parameters
 from tests.commands import start_server
-from tests.core.fast_path_case import DOUBLE, DROPOUT, OUT, adapted, assert_near, batch, capa_linear
+from tests.core.fast_path_case import DOUBLE, DROPOUT, OUT, adapted, assert_near, batch, lora_linear
 
 
 def gradients(model, *batches):
@@ -79,7 +79,7 @@ SLICES = {"whole": ((0, OUT),), "middle": ((8, 16),), "v before q": ((16, 24), (
 
 @pytest.mark.parametrize("slices", SLICES.values(), ids=SLICES)
 def test_compiled_it_adds_to_the_same_columns(slices):
-    assert_compiled_trains_the_same(capa_linear(slices), "aot_eager", 1e-8)
+    assert_compiled_trains_the_same(lora_linear(slices), "aot_eager", 1e-8)
 
 
 def test_compiled_within_autocast():
@@ -90,7 +90,7 @@ def test_compiled_within_autocast():
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler, such as g++")
 @pytest.mark.long
 def test_compiled_to_machine_code():
-    assert_compiled_trains_the_same(capa_linear(), "inductor", 1e-8)
+    assert_compiled_trains_the_same(lora_linear(), "inductor", 1e-8)
 
 
 def one_process(rank, folder):

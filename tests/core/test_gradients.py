@@ -6,7 +6,7 @@ from torch import nn
 
 from capaboost_core import CapaBoostConfig, Target
 from capaboost_core.methods.bottleneck import AdapterLinear, AdapterNorm
-from capaboost_core.methods.lora_layer import CapaLinear
+from capaboost_core.methods.lora_layer import LoRALinear
 
 KINDS = [("random", {}), ("nm", {"n": 2, "m": 4}), ("same", {})]
 
@@ -44,7 +44,7 @@ def randomise(layer):
 def test_lora(num_tied, kind, groups, slices):
     torch.manual_seed(0)
     base = nn.Linear(12, 24).double()
-    layer = CapaLinear(base, config_of("lora", num_tied, kind, groups), Target("p", slices))
+    layer = LoRALinear(base, config_of("lora", num_tied, kind, groups), Target("p", slices))
     randomise(layer)
     x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
@@ -96,7 +96,7 @@ def test_adapter(base, num_tied, kind, groups):
 
 def test_dropout_masks_are_redrawn_in_training_and_averaged_in_evaluation():
     torch.manual_seed(0)
-    layer = CapaLinear(
+    layer = LoRALinear(
         nn.Linear(16, 16).double(), CapaBoostConfig(r=4, mask="dropout", scaling="alpha-r"), Target("p")
     )
     randomise(layer)
@@ -115,14 +115,14 @@ def test_dropout_masks_are_redrawn_in_training_and_averaged_in_evaluation():
 @pytest.mark.parametrize("num_tied", [1, 2, 4])
 def test_increment_has_d_times_the_rank(num_tied):
     config = CapaBoostConfig(r=8, num_tied=num_tied, density=0.5 if num_tied > 1 else 1.0)
-    layer = CapaLinear(nn.Linear(96, 96).double(), config, Target("p"))
+    layer = LoRALinear(nn.Linear(96, 96).double(), config, Target("p"))
     randomise(layer)
-    assert torch.linalg.matrix_rank(layer.increments()[0]) == 8 * num_tied
+    assert torch.linalg.matrix_rank(layer.delta_weights()[0]) == 8 * num_tied
 
 
 def test_official_initialisation_is_the_authors():
     torch.manual_seed(0)
-    lora = CapaLinear(nn.Linear(768, 768), CapaBoostConfig(r=8, init="official"), Target("p"))
+    lora = LoRALinear(nn.Linear(768, 768), CapaBoostConfig(r=8, init="official"), Target("p"))
     assert lora.lora_A.packed.abs().max().item() == pytest.approx(8**-0.5, rel=0.01)
     assert lora.lora_B.packed.abs().max().item() == 0
     adapter = AdapterLinear(nn.Linear(768, 768), CapaBoostConfig("padapter", init="official"), Target("p"))

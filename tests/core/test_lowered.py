@@ -8,14 +8,14 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from capaboost_core.methods import lora_layer as module
-from capaboost_core.methods.lora_layer import lowered
-from tests.core.fast_path_case import IN, WHOLE, capa_linear
+from capaboost_core.methods.lora_layer import cast_once
+from tests.core.fast_path_case import IN, WHOLE, lora_linear
 
 LOW = torch.bfloat16
 
 
 def layers():
-    return [capa_linear(WHOLE, dtype=torch.float32) for _ in range(2)]
+    return [lora_linear(WHOLE, dtype=torch.float32) for _ in range(2)]
 
 
 def held_of_input_size(run, numel: int) -> int:
@@ -52,17 +52,17 @@ def test_gradients_are_those_of_copies_apart(monkeypatch):
 
 def test_an_input_that_changed_in_place_is_lowered_anew():
     x = torch.zeros(4)
-    first = lowered(x, LOW)
-    assert lowered(x, LOW) is first
-    assert lowered(x, torch.float16).dtype == torch.float16
+    first = cast_once(x, LOW)
+    assert cast_once(x, LOW) is first
+    assert cast_once(x, torch.float16).dtype == torch.float16
     x += 1
-    assert torch.equal(lowered(x, LOW), torch.ones(4, dtype=LOW))
+    assert torch.equal(cast_once(x, LOW), torch.ones(4, dtype=LOW))
 
 
 @pytest.mark.parametrize("make", [lambda: torch.zeros(4), lambda: torch.zeros(4).view(2, 2)])
 def test_nothing_is_kept_alive(make):
     x = make()
-    copy = lowered(x, LOW)
+    copy = cast_once(x, LOW)
     alive = weakref.ref(x), weakref.ref(copy)
     del x, copy
     gc.collect()
@@ -73,6 +73,6 @@ def test_nothing_is_kept_alive(make):
 def test_inference_mode_and_equal_types_need_no_copy_to_share():
     with torch.inference_mode():
         x = torch.ones(4)
-        assert torch.equal(lowered(x, LOW), x.to(LOW))
+        assert torch.equal(cast_once(x, LOW), x.to(LOW))
     y = torch.ones(4)
-    assert lowered(y, torch.float32) is y
+    assert cast_once(y, torch.float32) is y

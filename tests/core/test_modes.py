@@ -46,7 +46,7 @@ def test_merged_it_computes_the_same_in_one_product():
     out = model(X)
     merge(merge(model))
     assert_near(model(X), out)
-    assert torch.equal(model.first(X), nn.functional.linear(X, model.first.summed()[0], model.first.bias))
+    assert torch.equal(model.first(X), nn.functional.linear(X, model.first.merged_weight()[0], model.first.bias))
     unmerge(unmerge(model))
     assert torch.equal(model(X), out)
 

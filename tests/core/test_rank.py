@@ -99,7 +99,7 @@ def test_a_model_has_rank_dr_where_masks_differ_and_r_where_they_do_not(settings
     model = adapted(**settings)
     rows = model_ranks(model)
     assert [(row.layer, row.start, row.stop) for row in rows] == [("0", 0, 24), ("0", 48, 72), ("1", 0, 32)]
-    dense = [increment.double().numpy() for layer in model for increment in layer.increments()]
+    dense = [increment.double().numpy() for layer in model for increment in layer.delta_weights()]
     for row, increment in zip(rows, dense, strict=True):
         assert row.spectrum.rank() == rank
         assert row.bound == 4 * settings["num_tied"]

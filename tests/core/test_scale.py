@@ -75,7 +75,7 @@ def test_the_first_step_moves_b_alone(d, density, r):
 @pytest.mark.parametrize(("d", "density"), list(product((1, 2, 4), (0.25, 0.5, 1.0))))
 def test_the_first_step_adds_products_of_random_signs_to_an_entry(d, density):
     """m modules keep a product, E m^2 = d p^2 (1 + (d - 1) p^2); r products of variance (lr sigma)^2 make an entry."""
-    norm = train(tied(d, density, 8, "alpha-r"), 1, WIDTH)[0][0].increments()[0].norm().item()
+    norm = train(tied(d, density, 8, "alpha-r"), 1, WIDTH)[0][0].delta_weights()[0].norm().item()
     squares = d * density**2 * (1 + (d - 1) * density**2)
     assert norm == pytest.approx(LR / math.sqrt(3 * WIDTH) * WIDTH * math.sqrt(8 * squares), rel=0.1)
 

@@ -7,7 +7,7 @@ import torch
 
 from capaboost.exit_code import exit_code_of
 from capaboost.training import stopping
-from capaboost.training.stopping import Stopped, Watch
+from capaboost.training.stopping import SignalGuard, Stopped
 from tests.commands import finish, ranks
 from tests.core.toy_run import lines, model, run, same, signalled
 
@@ -55,10 +55,10 @@ def test_long_epochs_are_saved_within(tmp_path, monkeypatch):
 
 
 def test_a_second_signal_stops_at_once(monkeypatch):
-    with Watch(1) as watch:
+    with SignalGuard(1) as watch:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # passed on by a launcher
-        assert watch.order() == signal.SIGTERM
+        assert watch.poll() == signal.SIGTERM
         monkeypatch.setattr(stopping, "BURST_SECONDS", -1.0)
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGINT)

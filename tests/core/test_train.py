@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from capaboost.training.optimize import shares
+from capaboost.training.optimize import split_batch
 from capaboost.training.settings import Schedule
 from capaboost_core import UserError
 from tests.commands import finish, ranks
@@ -21,7 +21,7 @@ def test_schedule_warms_up_then_falls():
 @pytest.mark.parametrize(("size", "processes", "slices"), [(64, 1, 1), (5, 2, 1), (3, 2, 2), (1, 3, 1), (7, 2, 3)])
 def test_shares_cover_each_example_once(size, processes, slices):
     batch = list(range(size))
-    parts = [part for process in range(processes) for part in shares(batch, process, processes, slices)]
+    parts = [part for process in range(processes) for part in split_batch(batch, process, processes, slices)]
     assert len(parts) == processes * slices
     assert [example for part, weight in parts if weight for example in part] == batch
     assert sum(weight for _, weight in parts) == pytest.approx(1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from capaboost.report.cost import Cost, Subject, cost_of
+from capaboost.report.cost import Cost, ModelFactory, cost_of
 from capaboost.training.loop import fit
 from capaboost.training.optimize import make_accelerator
 from capaboost.training.settings import TrainSection
@@ -187,14 +187,14 @@ def test_a_resumed_run_is_the_same_to_the_bit(preset, kind, tmp_path):
 @cache
 def cost(preset: str, kind: str) -> Cost:
     inputs = {"x": torch.zeros(1, 3, 32, 32)} if kind == "vit" else {"input_ids": torch.full((1, 5), 2)}
-    return cost_of(Subject(lambda: base(kind), put_in, inputs), settings(preset))
+    return cost_of(ModelFactory(lambda: base(kind), put_in, inputs), settings(preset))
 
 
 @each_case
 def test_the_flop_report_counts_it(preset, kind):
     ours, probe, model = cost(preset, kind), cost("linear", kind), adapted(preset, kind)
     rows = (32 // 16) ** 2 + 1 if kind == "vit" else 5
-    products = [product for layer in adapted_layers(model) for product in layer.products(True)]
+    products = [product for layer in adapted_layers(model) for product in layer.macs(True)]
     assert ours.trainable == parameter_counts(model).trainable
     times = [1 if product.per_call else rows + prompts(settings(preset)) for product in products]
     executed, kept = (

@@ -63,9 +63,11 @@ def test_the_factors_of_all_layers_are_one_also_in_a_copy(method):
         names = {name.partition(".outer.")[2] for name, _ in model.named_parameters() if ".outer." in name}
         assert names == {"fact-tt": {"u.packed", "v.packed"}, "fact-tk": {"u.packed", "v.packed", "core"}}[method]
         with torch.no_grad():
-            before = [layer.summed()[0] for layer in layers]
+            before = [layer.merged_weight()[0] for layer in layers]
             layers[0].outer.u.packed.add_(1.0)
-            assert not any(torch.allclose(layer.summed()[0], old) for layer, old in zip(layers, before, strict=True))
+            assert not any(
+                torch.allclose(layer.merged_weight()[0], old) for layer, old in zip(layers, before, strict=True)
+            )
 
 
 @each
@@ -111,7 +113,7 @@ def test_its_products_are_those_that_run(method):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         layer.increment(x)
     core = 0 if method == "fact-tt" else 4 * R**3  # S of the core, whatever the rows
-    assert counter.get_total_flops() // 2 == 3 * sum(product.executed for product in layer.products(True)) + core
+    assert counter.get_total_flops() // 2 == 3 * sum(product.executed for product in layer.macs(True)) + core
 
 
 @each

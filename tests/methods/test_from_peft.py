@@ -146,7 +146,7 @@ PRODUCTS = {  # multiply-adds for each row, and of weights alone for each call
 
 @each_method
 def test_products_are_those_of_the_formula(method):
-    products = adapted_layers(adapted(method, "vit"))[0].products(True)
+    products = adapted_layers(adapted(method, "vit"))[0].macs(True)
     for per_call, expected in zip((False, True), PRODUCTS[method], strict=True):
         assert sum(product.executed for product in products if product.per_call is per_call) == expected
 

@@ -120,7 +120,7 @@ def test_slices_of_a_fused_layer_have_masks_and_prototypes_as_apart():
 @PRESETS
 def test_a_row_costs_the_prototypes_products_of_which_masks_keep_a_share(preset):
     for layer in adapted_layers(adapted(preset, "vit")):
-        products, weights = layer.products(True), [m for m in layer.modules() if isinstance(m, LearnedMaskWeight)]
+        products, weights = layer.macs(True), [m for m in layer.modules() if isinstance(m, LearnedMaskWeight)]
         assert [product.executed for product in products] == [weight.prototype.numel() for weight in weights]
         assert [product.kept for product in products] == [int(weight.masks().sum()) for weight in weights]
 

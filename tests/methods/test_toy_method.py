@@ -35,7 +35,7 @@ from capaboost_core.injection import adapted_layers
 from capaboost_core.layers import Adapted, empty_like_weight
 from capaboost_core.methods.method import METHODS, PRESETS, Method, register_method, resolve_config
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import TiedWeight, Tying
+from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 from tests.commands import finish, ranks
 from tests.core.toy_run import EXAMPLES, Toy, model, run, same, settings, signalled, stopping_at
 
@@ -57,7 +57,7 @@ class ToyLinear(Adapted, nn.Linear):
         return out + self.strength * added if self.enabled else out
 
 
-class ToyMethod(Tying, Method):
+class ToyMethod(TyingSettings, Method):
     """A masked full-rank increment on the output of each attention."""
 
     layers: ClassVar = {nn.Linear: ToyLinear}

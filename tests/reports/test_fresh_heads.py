@@ -30,7 +30,7 @@ class Own(t.BertPreTrainedModel):
         return self.out(self.encoder(input_ids, **inputs).pooler_output)
 
 
-class Scaled(t.BertPreTrainedModel):
+class LowRankSettings(t.BertPreTrainedModel):
     """A parameter of its own beside the encoder."""
 
     def __init__(self, config):
@@ -54,7 +54,7 @@ CASES = {  # the model, the layers to adapt, the prefixes of what trains beside 
     "two heads": (lambda: t.GPT2DoubleHeadsModel(GPT2), "c_attn", ["multiple_choice_head"]),
     "GPT-2 that writes": (lambda: t.GPT2LMHeadModel(GPT2), "c_attn", []),
     "an encoder of another name": (lambda: Own(BERT), "query", ["out"]),
-    "a parameter beside the encoder": (lambda: Scaled(BERT), "query", ["out", "scale"]),
+    "a parameter beside the encoder": (lambda: LowRankSettings(BERT), "query", ["out", "scale"]),
     "a decoder within the base": (
         lambda: t.PerceiverForSequenceClassification(t.PerceiverConfig(**PERCEIVER, **HEADS)),
         "query",

@@ -83,7 +83,7 @@ def test_all_linear_is_every_matrix_of_the_blocks_and_nothing_else(family):
     adapted = create(family, method="lora")
     assert {layer.path for layer in adapted_layers(adapted)} == blocks
     for block in roles_of(base).blocks:
-        for place in block.playing(MATRICES):
+        for place in block.modules_for(MATRICES):
             layer = adapted.get_submodule(place.path)
             assert (place.rows or (0, layer.out_features)) in layer.slices
     of_block = 5 + (family in GATED) + 1 - 2 * (family in FUSED)
@@ -97,7 +97,7 @@ def test_every_role_is_alive(family, kind):
     model = create(family, kind)
     expected, block = logits(model), roles_of(model).blocks[0]
     for role in MATRICES:
-        places = block.playing([role])
+        places = block.modules_for([role])
         assert len(places) == (2 if role == "f1" and family in GATED else 1)
         for place in places:
             rows = rows_of(model, place).data
@@ -144,7 +144,7 @@ def test_each_place_is_the_q_k_v_and_o_of_the_written_out_attention(family):
     """With rotary angles of zero, softmax(q k^T / sqrt(d)) v W_o of the named rows is the attention's output."""
     model = create(family)
     block = roles_of(model).blocks[0]
-    (q,), (k,), (v,), (o,) = (block.playing([role]) for role in "qkvo")
+    (q,), (k,), (v,), (o,) = (block.modules_for([role]) for role in "qkvo")
     attention = model.get_submodule(o.path.rpartition(".")[0])
     widths = [len(rows_of(model, place)) for place in (q, k, v)]
     grouped = hasattr(model.config, "num_key_value_heads")
@@ -197,7 +197,7 @@ def test_conv1d_of_gpt2_in_lists_and_formulas():
     assert (first.in_features, first.out_features) == (WIDTH, INNER)
     nn.init.normal_(first.lora_B.packed)
     x = torch.randn(3, WIDTH, dtype=torch.float64)
-    (increment,) = first.increments()
+    (increment,) = first.delta_weights()
     torch.testing.assert_close(first(x), x @ first.weight + first.bias + x @ increment.T)
 
 

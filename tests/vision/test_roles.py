@@ -75,10 +75,10 @@ def test_is_of_its_family_and_has_every_role_in_every_block(name):
     roles = roles_of(model)
     for block in roles.blocks:
         for role in MATRICES:
-            assert block.playing([role]), role
+            assert block.modules_for([role]), role
     assert isinstance(model.get_submodule(roles.embedding), nn.Module)
     inner = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and ".mlp." in path]
-    assert {*inner} <= {place.path for block in roles.blocks for place in block.playing(MATRICES)}
+    assert {*inner} <= {place.path for block in roles.blocks for place in block.modules_for(MATRICES)}
 
 
 @every_name
@@ -87,7 +87,7 @@ def test_every_role_is_alive(name, role):
     """Another matrix in the place of one role alone changes the output, in the first block and in the last."""
     model = create(name)
     expected, blocks = output(name, model), roles_of(model).blocks
-    for place in [*blocks[0].playing([role]), *blocks[-1].playing([role])]:
+    for place in [*blocks[0].modules_for([role]), *blocks[-1].modules_for([role])]:
         weight = model.get_submodule(place.path).weight.data
         rows = weight if place.rows is None else weight[slice(*place.rows)]
         before = rows.clone()

@@ -75,7 +75,7 @@ def test_lora_is_the_base_with_changed_q_and_v_rows(name):
                 continue
             weight = modules[path].weight
             rows = weight.shape[0] // 3 if path.endswith("qkv") else weight.shape[0]
-            q, *v = layer.increments()
+            q, *v = layer.delta_weights()
             weight[:rows] += q
             if path.endswith("qkv"):
                 weight[-rows:] += v[0]

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capaboost_core.errors import UserError, reason_of
 from capaboost_core.extras import need
-from capaboost_core.layers import BEFORE_FORWARD, Adapted, Mergeable, Product, settle_weights
+from capaboost_core.layers import BEFORE_FORWARD, Adapted, MacCount, Mergeable, settle_weights
 from capaboost_core.methods.method import Method, resolve_config
 from capaboost_core.plan import Plan, Target, plan_suffixes
 from capaboost_core.roles import MATRICES, Roles
@@ -77,7 +77,7 @@ class PeftLayer(Mergeable):
             return super().forward(x)
         if self.unset:
             raise UserError(f"{self.path} has had no values since to_empty; call load_state_dict of the model")
-        sums = self.current_sums()
+        sums = self.current_merged()
         return self.peft(x) if sums is None else F.linear(x, sums.weight, sums.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PeftLayer:
@@ -133,7 +133,7 @@ class PeftLayer(Mergeable):
             return [(a, scale * b)]
         return [(torch.cat([a, self.removed["A"]]), torch.cat([scale * b, -self.removed["B"]], dim=1))]
 
-    def summed(self) -> tuple[Tensor, Tensor | None]:
+    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
         """As peft merges, into a copy in single precision or better; weight (out, in)."""
         plain = stand_in(self.plain())
         for parameter in plain.parameters():
@@ -156,14 +156,16 @@ class PeftLayer(Mergeable):
         buffers = {name: b.float() if b.is_floating_point() else b for name, b in self.peft.named_buffers()}
         return {name: buffer.cpu().numpy() for name, buffer in buffers.items()}
 
-    def products(self, needs_gradient: bool) -> list[Product]:
+    def macs(self, needs_gradient: bool) -> list[MacCount]:
         """As torch counts them in calls with one row and with two; their gradients are counted as they are dispatched.
 
         Products of weights alone, as of LoHa's factors, are done once a call.
         """
         one, two = self._added_products(1), self._added_products(2)
         row, call = two - one, 2 * one - two
-        return [Product(row, row, False, False)] + ([Product(call, call, False, False, per_call=True)] if call else [])
+        return [MacCount(row, row, False, False)] + (
+            [MacCount(call, call, False, False, per_call=True)] if call else []
+        )
 
     @torch.no_grad()
     def _added_products(self, rows: int) -> int:
@@ -226,7 +228,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-WORDS = {"attention-qv": ("q", "v"), "all-linear": MATRICES}  # for targets
+TARGET_PRESETS = {"attention-qv": ("q", "v"), "all-linear": MATRICES}  # for targets
 
 
 @dataclass(frozen=True)
@@ -281,8 +283,8 @@ class FromPeft(Method):
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """The listed layers, or the method's own places, fused layers as a whole."""
-        if self.targets is None or self.targets in WORDS:
-            places = self.own_places if self.targets is None else WORDS[self.targets]
+        if self.targets is None or self.targets in TARGET_PRESETS:
+            places = self.own_places if self.targets is None else TARGET_PRESETS[self.targets]
             return Plan(roles.targets(places, whole=True), roles.head, roles.switches)
         suffixes = (self.targets,) if isinstance(self.targets, str) else self.targets
         return Plan(plan_suffixes(model, suffixes, roles.head).targets, roles.head, roles.switches)

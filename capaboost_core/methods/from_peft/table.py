@@ -19,7 +19,7 @@ from capaboost_core.methods.from_peft.method import ADAPTER, FromPeft, Row
 from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
-from capaboost_core.sharing.masks import draw
+from capaboost_core.sharing.masks import hash_random
 
 # (IA)^3's places (Liu et al., 2022): what k and v give, and what f2 takes.
 
@@ -31,7 +31,7 @@ class IA3(FromPeft):
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         plan = super().plan(model, roles)
-        inner = {place.path for block in roles.blocks for place in block.playing(["f2"])}
+        inner = {place.path for block in roles.blocks for place in block.modules_for(["f2"])}
         return replace(plan, targets=tuple(replace(t, of_input=t.path in inner) for t in plan.targets))
 
 
@@ -85,7 +85,7 @@ class SHiRA(FromPeft):
 
     def _places(self, target: Target, layer: nn.Module) -> np.ndarray:
         """Positions in the flat weight, in rising order: those of the smallest draws."""
-        drawn = draw(f"{self.seed}/{target.path}/shira", (layer.weight.numel(),))
+        drawn = hash_random(f"{self.seed}/{target.path}/shira", (layer.weight.numel(),))
         return np.sort(np.argsort(drawn, kind="stable")[: self.r * sum(layer.weight.shape)])
 
 
