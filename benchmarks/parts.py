@@ -28,8 +28,8 @@ from benchmarks.timing import interleave
 from capaboost_core import UserError
 
 DEFAULT = ("capaboost-d1", "capaboost-d2", "capaboost-d4", "capaboost-d8")
-COPIES = ("_Spread", "_SpreadBackward")
-LAYERS = ("_IncrementedLinear", "_IncrementedLinearBackward")
+COPIES = ("_ScatterCopies", "_ScatterCopiesBackward")
+LAYERS = ("_LowRankLinear", "_LowRankLinearBackward")
 PRODUCTS = ("aten::linear", "aten::matmul", "aten::addmm_")
 Parts = dict[str, float]
 

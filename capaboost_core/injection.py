@@ -89,7 +89,7 @@ class Injection:
     plan: Plan
     base_model: str
     switched: tuple[tuple[str, str], ...] = ()  # the plan's switches that were off before
-    together: MaskedCopyCache | None = field(default=None, compare=False, repr=False)  # its hooks on the model
+    copy_cache: MaskedCopyCache | None = field(default=None, compare=False, repr=False)  # its hooks on the model
     watch: Watch | None = field(default=None, compare=False, repr=False)
     hooks: Sequence[RemovableHandle] = field(default=(), compare=False, repr=False)  # the other ones on the model
     statistics: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # of the base
@@ -185,9 +185,9 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
             setattr(model.get_submodule(path), attribute, True)
     tied = [weight for layer in layers.values() for weight in layer.tied_weights().values()]
     of_base = {name: buffer.detach().clone() for name, buffer in statistics(model).items()}
-    together, watch = MaskedCopyCache(model, tied) if tied else None, Watch(model) if layers else None
+    copy_cache, watch = MaskedCopyCache(model, tied) if tied else None, Watch(model) if layers else None
     hooks = _register_hooks(model, injection.config)
-    model.capaboost = replace(injection, together=together, watch=watch, hooks=hooks, statistics=of_base)
+    model.capaboost = replace(injection, copy_cache=copy_cache, watch=watch, hooks=hooks, statistics=of_base)
     rest(model, injection.plan.head, injection.config.trains)
     if hasattr(type(model), "save_pretrained"):
         model.save_pretrained = SavesAdapter(model)
@@ -299,7 +299,7 @@ def _warn_unhooked(model: nn.Module, _: Any) -> None:
         warnings.warn(
             f"{model.capaboost.config.method} does something at each training step (a loss of its own, a penalty, "
             "moving ranks or learning rates) that this loop does not call; train with the commands, or call the hooks "
-            "of capaboost.training.optimize.Hooks(model), made before the first step",
+            "of capaboost_core.task.Hooks(model), made before the first step",
             UnhookedWarning,
             stacklevel=2,
         )

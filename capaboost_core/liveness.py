@@ -78,7 +78,7 @@ def close_fast_paths(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 PASSES = 8  # after which a layer that some batches leave out, as an expert or a dropped layer, should have been seen
-OURS = ("_IncrementedLinearBackward", "_SpreadBackward")  # functions that hide nothing
+OURS = ("_LowRankLinearBackward", "_ScatterCopiesBackward")  # functions that hide nothing
 
 
 class NoEffectWarning(UserWarning):
@@ -235,7 +235,7 @@ def _reached(outputs: list[Tensor], wanted: set[int]) -> set[int] | None:
     found, seen, hidden = set(), set(), not outputs
     while todo and not wanted <= found:
         node, output = todo.pop()
-        of_many = node.name() == "_SpreadBackward"
+        of_many = node.name() == "_ScatterCopiesBackward"
         if (node, output if of_many else 0) in seen:
             continue
         seen.add((node, output if of_many else 0))

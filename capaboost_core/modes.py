@@ -104,7 +104,7 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
     swap(model, {layer: layer.plain_merged() if merge else layer.plain() for layer in layers})
     for path, attribute in injection.switched:
         setattr(model.get_submodule(path), attribute, False)
-    for hooks in filter(None, (injection.together, injection.watch, *injection.hooks)):
+    for hooks in filter(None, (injection.copy_cache, injection.watch, *injection.hooks)):
         hooks.remove()
     wake(model)
     for name in (HOOKED, "save_pretrained"):

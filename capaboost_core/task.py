@@ -1,4 +1,4 @@
-"""Who was taken for whom: `confusion.csv` beside the result of a classification."""
+"""What a training loop asks of a task, and what it calls of a method around its steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from capaboost_core.files import write_atomically
-
-# What the training loop asks of a task.
+from capaboost_core.injection import HOOKED
+from capaboost_core.wrappers import unwrap
 
 
 class Task(Protocol):
@@ -101,3 +102,42 @@ def write_confusion(folder: Path, classes: Sequence[str], counts: Sequence[Seque
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_atomically(folder / CONFUSION, lambda file: file.write(text.getvalue().encode()))
+
+
+class Hooks:
+    """The hooks of a model's method that a loop calls around its steps; a model without an adapter has none."""
+
+    def __init__(self, model: nn.Module):
+        self.model = unwrap(model)
+        injection = getattr(self.model, "capaboost", None)
+        self.method = injection.config if injection else None
+        if injection:
+            setattr(self.model, HOOKED, True)
+
+    def lr_factor(self, name: str) -> float:
+        return self.method.lr_factor(name) if self.method else 1.0
+
+    def objective(self, loss_of: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
+        return self.method.objective(loss_of, model, batch) if self.method else loss_of(model, batch)
+
+    def penalty(self) -> Tensor | None:
+        return self.method.penalty(self.model) if self.method else None
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        if self.method:
+            self.method.after_step(self.model, step, steps)
+
+    @torch.no_grad()
+    def state(self) -> dict[str, Any]:
+        return self.method.state(self.model) if self.method else {}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.method and state:
+            self.method.load_state(self.model, state)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        if self.method:
+            self.method.finish(self.model)

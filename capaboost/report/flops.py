@@ -144,7 +144,7 @@ def count_flops(model: nn.Module, inputs: Inputs, backward: bool = False) -> Flo
     """
     call = Call(model, inputs)
     with torch.random.fork_rng({p.device for p in model.parameters() if p.device.type == "cuda"}):
-        with disabled([layer for layer in adapted_layers(model) if not layer.traced]):
+        with disabled([layer for layer in adapted_layers(model) if not layer.counted_in_trace]):
             counts, _ = forward_operators(call)
         with layer_calls(model) as calls:
             _, others = forward_operators(call, adapted_layers(model))

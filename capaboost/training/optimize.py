@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from capaboost.training.processes import check_engine, check_launch
 from capaboost.training.settings import TrainSection
 from capaboost_core.errors import UserError
-from capaboost_core.injection import HOOKED, weight_decay_groups
-from capaboost_core.wrappers import unwrap
+from capaboost_core.injection import weight_decay_groups
+from capaboost_core.task import Hooks
 
 # The precision of a run's products, where its settings leave that open.
 
@@ -62,48 +62,6 @@ def described(precision: str, device: torch.device) -> str:
         return f"precision: {precision} products, float32 weights"
     native = has_native_bf16(device)
     return "precision: float32" + ("" if native else f"; this {device.type} has no native bf16")
-
-
-# The hooks of a model's method that the loop calls around its steps; a model without an adapter has none.
-
-
-class Hooks:
-    """The hooks of `Method`, bound to a model."""
-
-    def __init__(self, model: nn.Module):
-        self.model = unwrap(model)
-        injection = getattr(self.model, "capaboost", None)
-        self.method = injection.config if injection else None
-        if injection:
-            setattr(self.model, HOOKED, True)
-
-    def lr_factor(self, name: str) -> float:
-        return self.method.lr_factor(name) if self.method else 1.0
-
-    def objective(self, loss_of: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
-        return self.method.objective(loss_of, model, batch) if self.method else loss_of(model, batch)
-
-    def penalty(self) -> Tensor | None:
-        return self.method.penalty(self.model) if self.method else None
-
-    @torch.no_grad()
-    def after_step(self, step: int, steps: int) -> None:
-        if self.method:
-            self.method.after_step(self.model, step, steps)
-
-    @torch.no_grad()
-    def state(self) -> dict[str, Any]:
-        return self.method.state(self.model) if self.method else {}
-
-    @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
-        if self.method and state:
-            self.method.load_state(self.model, state)
-
-    @torch.no_grad()
-    def finish(self) -> None:
-        if self.method:
-            self.method.finish(self.model)
 
 
 def copied(values: Any) -> Any:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from capaboost.training.checkpoint import Checkpoints, Expected, Position, State, differences
-from capaboost.training.optimize import Hooks, Stepper, copied
+from capaboost.training.optimize import Stepper, copied
 from capaboost.training.result import surroundings
 from capaboost.training.settings import TrainSection
 from capaboost_core.account import changing
@@ -22,6 +22,7 @@ from capaboost_core.adapter_files.base_model import Fingerprint, base_hash, besi
 from capaboost_core.adapter_files.base_model import fingerprint as fingerprint_of
 from capaboost_core.errors import DivergedError, UserError
 from capaboost_core.injection import trainable_parameters
+from capaboost_core.task import Hooks
 
 # The choice of the epoch whose weights a run ends with.
 

@@ -123,7 +123,7 @@ class _LowRankLinear(torch.autograd.Function):
                 out_rows[:, columns].addmm_(hidden[:, at_hidden], b[:, at_b], alpha=scaling)
         needs_x = dropped is None or ctx.needs_input_grad[2]
         ctx.save_for_backward(x if needs_x else None, dropped, weight, hidden, a, b)
-        ctx.slices, ctx.scaling, ctx.shape, ctx.lowered = slices, scaling, x.shape, needs_x and x is not given
+        ctx.slices, ctx.scaling, ctx.shape, ctx.cast = slices, scaling, x.shape, needs_x and x is not given
         return out  # and not a view made here, which a model could not change in place
 
     @staticmethod
@@ -163,7 +163,7 @@ def _in_place(ctx, grad: Tensor, hidden: Tensor, b: Tensor) -> tuple[Tensor, Ten
 
 def _differentiable(ctx, grad: Tensor, seen: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The same as functions of what the layer was given, for derivatives of the gradients."""
-    if ctx.lowered:
+    if ctx.cast:
         raise UserError(
             "a lowered copy of an adapted layer's input has no second derivatives; leave autocast out of the passes "
             "whose gradients are differentiated (create_graph=True)"

@@ -43,7 +43,7 @@ def test_gradients_are_those_of_copies_apart(monkeypatch):
 
     start = torch.randn(64, IN)
     shared = gradients(*layers(), start.clone().requires_grad_())
-    monkeypatch.setattr("capaboost_core.methods.lora_layer.lowered", lambda x, dtype: x.to(dtype))
+    monkeypatch.setattr("capaboost_core.methods.lora_layer.cast_once", lambda x, dtype: x.to(dtype))
     apart = gradients(*layers(), start.clone().requires_grad_())
     assert shared[0].dtype == torch.float32
     for one, other in zip(shared, apart, strict=True):

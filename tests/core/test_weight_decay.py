@@ -5,10 +5,11 @@ import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 
-from capaboost.training.optimize import Hooks, _adamw
+from capaboost.training.optimize import _adamw
 from capaboost.training.settings import TrainSection
 from capaboost_core import trainable_parameters
 from capaboost_core.sharing.tied import TiedWeight
+from capaboost_core.task import Hooks
 from tests.core.toy_model import adapted
 
 METHODS = ("lora", "padapter", "hadapter")

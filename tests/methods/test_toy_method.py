@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import capaboost_vision  # noqa: F401  registers the argument `capaboost`
-from capaboost.training.optimize import Hooks, Stepper, make_accelerator
+from capaboost.training.optimize import Stepper, make_accelerator
 from capaboost_core import (
     Plan,
     Target,
@@ -36,6 +36,7 @@ from capaboost_core.layers import Adapted, empty_like_weight
 from capaboost_core.methods.method import METHODS, PRESETS, Method, register_method, resolve_config
 from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.tied import TiedWeight, TyingSettings
+from capaboost_core.task import Hooks
 from tests.commands import finish, ranks
 from tests.core.toy_run import EXAMPLES, Toy, model, run, same, settings, signalled, stopping_at
 

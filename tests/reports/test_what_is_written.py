@@ -22,7 +22,6 @@ from transformers import (
 
 import capaboost_text
 import capaboost_vision
-from capaboost.training.optimize import Hooks
 from capaboost_core import (
     Plan,
     Target,
@@ -38,6 +37,7 @@ from capaboost_core.account import account_of
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from capaboost_core.adapter_files.beside import AdapterBesideWarning
 from capaboost_core.injection import UnhookedWarning, adapted_layers
+from capaboost_core.task import Hooks
 from tests.core.adapter_case import edit_tensors
 from tests.core.toy_run import Toy, run, same, signalled
 from tests.text.squad_case import tokenizer

@@ -71,7 +71,7 @@ def test_lora_is_the_base_with_changed_q_and_v_rows(name):
     modules = dict(base.named_modules())
     with torch.no_grad():
         for path, layer in adapted.named_modules():
-            if not hasattr(layer, "increments"):
+            if not hasattr(layer, "delta_weights"):
                 continue
             weight = modules[path].weight
             rows = weight.shape[0] // 3 if path.endswith("qkv") else weight.shape[0]
