@@ -5,8 +5,8 @@ import importlib
 
 MODULES = """
 sklearn.datasets torch.distributed.fsdp torch.utils.tensorboard transformers.models.roberta.modeling_roberta
-capaboost.commands.noah capaboost.sweeps.driver capaboost.sweeps.engines.local capaboost_core.console
-capaboost.training.loop capaboost.runs.glue capaboost_text.squad.experiment
+capaboost.commands.noah capaboost.sweeps.driver capaboost.sweeps.engines.local capaboost.console
+capaboost.training.loop capaboost.runs.glue capaboost.runs.squad
 capaboost.runs.vtab tests.commands
 """
 
