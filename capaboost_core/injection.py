@@ -88,7 +88,7 @@ class Injection:
     config: Method
     plan: Plan
     base_model: str
-    switched: tuple[tuple[str, str], ...] = ()  # the plan's switches that were off before
+    flags_set: tuple[tuple[str, str], ...] = ()  # the plan's required flags that were false before
     copy_cache: MaskedCopyCache | None = field(default=None, compare=False, repr=False)  # its hooks on the model
     watch: Watch | None = field(default=None, compare=False, repr=False)
     hooks: Sequence[RemovableHandle] = field(default=(), compare=False, repr=False)  # the other ones on the model
@@ -179,8 +179,8 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
     swap(model, {model.get_submodule(path): layer for path, layer in layers.items()})
     if layers:
         close_fast_paths(model, layers)
-        off = [pair for pair in injection.plan.switches if not getattr(model.get_submodule(pair[0]), pair[1])]
-        injection = replace(injection, switched=tuple(off))
+        off = [pair for pair in injection.plan.required_flags if not getattr(model.get_submodule(pair[0]), pair[1])]
+        injection = replace(injection, flags_set=tuple(off))
         for path, attribute in off:
             setattr(model.get_submodule(path), attribute, True)
     tied = [weight for layer in layers.values() for weight in layer.tied_weights().values()]

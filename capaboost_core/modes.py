@@ -102,7 +102,7 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
     injection = injection_of(model)
     layers = _mergeable_layers(model) if merge else adapted_layers(model)
     swap(model, {layer: layer.plain_merged() if merge else layer.plain() for layer in layers})
-    for path, attribute in injection.switched:
+    for path, attribute in injection.flags_set:
         setattr(model.get_submodule(path), attribute, False)
     for hooks in filter(None, (injection.copy_cache, injection.watch, *injection.hooks)):
         hooks.remove()

@@ -26,7 +26,8 @@ def linear_shape(layer: nn.Module | None) -> tuple[int, int] | None:
     return next((shape(layer) for cls, shape in SHAPES.items() if isinstance(layer, cls)), None)
 
 
-SWITCHES = ("qkv_bias_separate",)  # of timm's BEiT, EVA and SwinV2
+# Flags that an adapter file may set: timm's BEiT, EVA and SwinV2 read the weight past the layer without it.
+SETTABLE_FLAGS = ("qkv_bias_separate",)
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,18 @@ class Plan:
     Attributes:
         targets: The layers to adapt.
         head: Path prefixes of the modules and parameters that are trained and saved with the adapter.
-        switches: (module path, attribute) flags to set, without which the architecture would read a
-            target's weight past its forward (timm's BEiT, EVA and SwinV2).
+        required_flags: (module path, attribute) flags to set to true. Without them the architecture would read a
+            target's weight without calling the layer (timm's BEiT, EVA and SwinV2). Files name them `switches`.
     """
 
     targets: tuple[Target, ...]
     head: tuple[str, ...] = ()
-    switches: tuple[tuple[str, str], ...] = ()
+    required_flags: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        values["switches"] = values.pop("required_flags")
+        return values
 
     @classmethod
     def from_dict(cls, values: Any) -> Plan:
@@ -78,17 +81,20 @@ class Plan:
             raise UserError("plan must hold targets, head and switches")
         targets = tuple(_read_target(value) for value in _sequence("plan.targets", values["targets"]))
         names("plan.targets", [target.path for target in targets])
-        switches = [names("plan.switches", value) for value in _sequence("plan.switches", values["switches"])]
-        if any(len(switch) != 2 for switch in switches):
-            raise UserError("plan.switches must be pairs of a module path and an attribute")
-        return cls(targets, names("plan.head", values["head"]), tuple(switches))
+        flags: list[tuple[str, str]] = []
+        for value in _sequence("plan.switches", values["switches"]):
+            pair = names("plan.switches", value)
+            if len(pair) != 2:
+                raise UserError("plan.switches must be pairs of a module path and an attribute")
+            flags.append((pair[0], pair[1]))
+        return cls(targets, names("plan.head", values["head"]), tuple(flags))
 
     def check(self, model: nn.Module) -> None:
         """Refuse a plan that does not fit the model.
 
         Raises:
-            UserError: If a path does not exist, a slice ends outside its layer, or a switch is not one that a
-                model needs (`qkv_bias_separate`).
+            UserError: If a path does not exist, a slice ends outside its layer, or a required flag is not
+                one that a model needs (`qkv_bias_separate`).
         """
         modules = dict(model.named_modules())
         known = modules.keys() | {name for name, _ in model.named_parameters()}
@@ -103,9 +109,11 @@ class Plan:
         for prefix in self.head:
             if prefix not in known:
                 raise UserError(f"the model has no {prefix!r}, which plan.head names")
-        for path, attribute in self.switches:
-            if attribute not in SWITCHES or not isinstance(getattr(modules.get(path), attribute, None), bool):
-                raise UserError(f"plan.switches may set {', '.join(SWITCHES)} only, not {attribute!r} of {path!r}")
+        for path, attribute in self.required_flags:
+            if attribute not in SETTABLE_FLAGS or not isinstance(getattr(modules.get(path), attribute, None), bool):
+                raise UserError(
+                    f"plan.switches may set {', '.join(SETTABLE_FLAGS)} only, not {attribute!r} of {path!r}"
+                )
 
 
 def names(key: str, values: Any) -> tuple[str, ...]:

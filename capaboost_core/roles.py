@@ -50,14 +50,15 @@ class Roles:
         blocks: In the order of the model.
         embedding: Path of the embedding of tokens or patches.
         head: Path prefixes of what a task trains with any method.
-        switches: (module path, attribute) flags, without which a class reads a layer's weight past its forward.
+        required_flags: (module path, attribute) flags to set to true, without which a class reads a layer's weight
+            without calling the layer.
         missing: Without blocks, what to say to a method that needs them.
     """
 
     blocks: tuple[Block, ...] = ()
     embedding: str | None = None
     head: tuple[str, ...] = ()
-    switches: tuple[tuple[str, str], ...] = ()
+    required_flags: tuple[tuple[str, str], ...] = ()
     missing: str = ""
 
     def each_block(self) -> tuple[Block, ...]:
@@ -96,7 +97,7 @@ class Architecture:
         widths: Their widths, of the model and that layer; by default thirds. With grouped-query attention
             k and v are narrower than q.
         embedding: Its full path.
-        switches: Attributes of modules below a block that must be true, such as `attn.qkv_bias_separate`.
+        required_flags: Attributes of modules below a block that must be true, such as `attn.qkv_bias_separate`.
     """
 
     blocks: str
@@ -114,7 +115,7 @@ class Architecture:
     o_dropout: str = ""
     f2_dropout: str = ""
     embedding: str = ""
-    switches: tuple[str, ...] = ()
+    required_flags: tuple[str, ...] = ()
     widths: Callable[[nn.Module, nn.Module], tuple[int, int, int]] = lambda model, qkv: (
         (linear_shape(qkv)[0] // 3,) * 3
     )
@@ -131,7 +132,7 @@ class Architecture:
             blocks=tuple(blocks.values()),
             embedding=self.embedding if self.embedding in modules else None,
             head=tuple(head),
-            switches=tuple(switch for path in blocks for switch in self._switches(path, modules)),
+            required_flags=tuple(flag for path in blocks for flag in self._flags(path, modules)),
         )
 
     def _block(self, model: nn.Module, path: str, modules: Mapping[str, nn.Module]) -> Block:
@@ -150,9 +151,9 @@ class Architecture:
         q, k, v = self.widths(model, layer)
         return {"q": (Place(path, (0, q)),), "k": (Place(path, (q, q + k)),), "v": (Place(path, (q + k, q + k + v)),)}
 
-    def _switches(self, path: str, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
-        for switch in self.switches:
-            module, _, attribute = f"{path}.{switch}".rpartition(".")
+    def _flags(self, path: str, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
+        for flag in self.required_flags:
+            module, _, attribute = f"{path}.{flag}".rpartition(".")
             if hasattr(modules.get(module), attribute):
                 yield module, attribute
 

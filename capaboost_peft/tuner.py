@@ -27,7 +27,7 @@ from capaboost_core.errors import UserError
 from capaboost_core.liveness import close_fast_paths
 from capaboost_core.methods import Method
 from capaboost_core.methods.lora_layer import low_rank_linear, precision
-from capaboost_core.plan import SWITCHES
+from capaboost_core.plan import SETTABLE_FLAGS
 from capaboost_core.sharing.masks import checksum, mask_bits
 from capaboost_core.sharing.tied import MaskedCopyCache, TiedWeight
 from capaboost_core.wrappers import is_sharded
@@ -206,9 +206,9 @@ class CapaBoostModel(LoraModel):
         **kwargs: Any,
     ) -> None:
         super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **kwargs)
-        for switch in SWITCHES:  # without them some of timm's models read the weight past the layer
-            if getattr(parent, switch, None) is False:
-                setattr(parent, switch, True)
+        for flag in SETTABLE_FLAGS:  # without them some of timm's models read the weight past the layer
+            if getattr(parent, flag, None) is False:
+                setattr(parent, flag, True)
         # A further adapter of a parameter goes into the wrapper that is there, and not below its parent.
         made = [*getattr(parent, target_name).named_modules(), *target.named_modules()]
         for name, layer in made:

@@ -36,7 +36,7 @@ VIT = Architecture(
     attention_norm="norm2",
     feed_forward="mlp",
     embedding="patch_embed",
-    switches=("attn.qkv_bias_separate",),
+    required_flags=("attn.qkv_bias_separate",),
 )
 APART = replace(VIT, q="attn.q", k="attn.k", v="attn.v")  # of class attention
 # VisionTransformer covers DeiT, DINOv2, CLIP and SigLIP; Eva covers EVA02, DINOv3 and the rotary ViTs.

@@ -62,4 +62,4 @@ class Gains(Method):
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """Which layers, by their roles: o and f2 of every block."""
-        return Plan(roles.targets(("o", "f2")), roles.head, roles.switches)
+        return Plan(roles.targets(("o", "f2")), roles.head, roles.required_flags)

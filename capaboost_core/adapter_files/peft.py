@@ -60,8 +60,8 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     injection, layers = injection_of(model), adapted_layers(model)
     if not layers or not all(layer.low_rank for layer in layers):
         raise UserError(f"method {injection.config.method} is no LoRA, which peft could load; use save_adapter")
-    if injection.plan.switches:
-        path = injection.plan.switches[0][0]
+    if injection.plan.required_flags:
+        path = injection.plan.required_flags[0][0]
         raise UserError(f"{injection.base_model} reads weights of {path} past peft's layers; use save_adapter")
     if any(map(is_sharded, model.parameters())):
         raise UserError("the weights are sharded over processes; save_adapter, load it into one process, and export")

@@ -44,7 +44,7 @@ class AdaptFormer(TyingSettings, Method):
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """Each feed-forward part."""
-        return Plan(roles.targets(("feed_forward",)), roles.head, roles.switches)
+        return Plan(roles.targets(("feed_forward",)), roles.head, roles.required_flags)
 
 
 class ParallelBottleneck(Bottleneck):

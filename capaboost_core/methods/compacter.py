@@ -132,7 +132,7 @@ class Compacter(TyingSettings, Method):
         return self.phm_dim
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
-        return Plan(roles.targets(self.roles), roles.head, roles.switches)
+        return Plan(roles.targets(self.roles), roles.head, roles.required_flags)
 
     def make_adapter(self, path: str, width: int, weight: Tensor) -> KroneckerAdapter:
         """The module that a layer adds.

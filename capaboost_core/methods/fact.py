@@ -159,7 +159,7 @@ class FacT(TyingSettings, Method):
         if len(widths) > 1:
             found = ", ".join(map(str, sorted(widths)))
             raise UserError(f"method {self.name} shares factors of one width, but {found} are there; choose lora")
-        return Plan(roles.targets(MATRICES, whole=True), roles.head, roles.switches)
+        return Plan(roles.targets(MATRICES, whole=True), roles.head, roles.required_flags)
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         layers = super().make_layers(modules, plan)

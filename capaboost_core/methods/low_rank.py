@@ -92,9 +92,9 @@ class LowRankSettings(TyingSettings, Method):
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """The listed layers, or the method's default places."""
         if self.targets is None or self.targets in self.target_presets:
-            return Plan(self.default_targets(model, roles), roles.head, roles.switches)
+            return Plan(self.default_targets(model, roles), roles.head, roles.required_flags)
         suffixes = (self.targets,) if isinstance(self.targets, str) else self.targets
-        return Plan(plan_suffixes(model, suffixes, roles.head).targets, roles.head, roles.switches)
+        return Plan(plan_suffixes(model, suffixes, roles.head).targets, roles.head, roles.required_flags)
 
     def default_targets(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
         """The method's default places, or those of a named `targets`."""

@@ -237,7 +237,7 @@ class Composed(TyingSettings, Method):
             for target, width in zip(targets, widths, strict=True)
             if width
         ]
-        return Plan((*blocks, *chosen), roles.head, roles.switches)
+        return Plan((*blocks, *chosen), roles.head, roles.required_flags)
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """A block comes before the layers within it, which it adopts."""

@@ -98,7 +98,7 @@ class PrefixTuning(TyingSettings, Method):
         targets = roles.targets(("attention",))
         if not targets:
             raise UserError(f"method prefix knows no attention of {type(model).__name__}; choose lora or an adapter")
-        return Plan(targets, roles.head, roles.switches)
+        return Plan(targets, roles.head, roles.required_flags)
 
     def make_prefix(self, path: str, width: int, weight: Tensor) -> Prefix:
         """What an attention puts before its keys and values; see `Prefix`."""

@@ -140,7 +140,7 @@ class RepAdapter(TyingSettings, Method):
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """What reads the inputs: q, k, v and f1."""
-        return Plan(roles.targets(("q", "k", "v", "f1"), whole=True), roles.head, roles.switches)
+        return Plan(roles.targets(("q", "k", "v", "f1"), whole=True), roles.head, roles.required_flags)
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """One bottleneck for the layers below each module: they read the same input."""

@@ -125,7 +125,7 @@ class SSF(ScaleShiftMethod):
         """In the order of the model."""
         matrices = {target.path for target in roles.targets(MATRICES, whole=True)}
         taken = [path for path, module in model.named_modules() if path in matrices or _is_taken(path, module, roles)]
-        return Plan(tuple(map(Target, taken)), roles.head, roles.switches)
+        return Plan(tuple(map(Target, taken)), roles.head, roles.required_flags)
 
 
 def _is_taken(path: str, module: nn.Module, roles: Roles) -> bool:
@@ -149,4 +149,4 @@ class HadamardAdapter(ScaleShiftMethod):
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         targets = roles.targets(("o", "attention_norm") if self.norms else ("o",))
-        return Plan(targets, roles.head, roles.switches)
+        return Plan(targets, roles.head, roles.required_flags)

@@ -156,7 +156,7 @@ class UniPELTAP(TyingSettings, Method):
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         targets = [target for part in self.parts() for target in part.plan(model, roles).targets]
-        return Plan(tuple(targets), roles.head, roles.switches)
+        return Plan(tuple(targets), roles.head, roles.required_flags)
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """The layers of all parts: each block has one target of the first part, and one of the last."""

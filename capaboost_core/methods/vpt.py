@@ -42,7 +42,7 @@ class VPT(TyingSettings, Method):
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """Each block."""
-        return Plan(roles.targets(("block",)), roles.head, roles.switches)
+        return Plan(roles.targets(("block",)), roles.head, roles.required_flags)
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         layers = super().make_layers(modules, plan)
@@ -71,7 +71,7 @@ class VPTShallow(VPT):
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """The first and the last block, which takes the prompts out."""
         targets = super().plan(model, roles).targets
-        return Plan(tuple(dict.fromkeys((targets[0], targets[-1]))), roles.head, roles.switches)
+        return Plan(tuple(dict.fromkeys((targets[0], targets[-1]))), roles.head, roles.required_flags)
 
     def place(self, blocks: list[PromptedBlock], fan_in: int) -> None:
         first, last = (block.path.rpartition(".")[0] for block in (blocks[0], blocks[-1]))

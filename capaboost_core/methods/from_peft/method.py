@@ -285,9 +285,9 @@ class FromPeft(Method):
         """The listed layers, or the method's own places, fused layers as a whole."""
         if self.targets is None or self.targets in TARGET_PRESETS:
             places = self.own_places if self.targets is None else TARGET_PRESETS[self.targets]
-            return Plan(roles.targets(places, whole=True), roles.head, roles.switches)
+            return Plan(roles.targets(places, whole=True), roles.head, roles.required_flags)
         suffixes = (self.targets,) if isinstance(self.targets, str) else self.targets
-        return Plan(plan_suffixes(model, suffixes, roles.head).targets, roles.head, roles.switches)
+        return Plan(plan_suffixes(model, suffixes, roles.head).targets, roles.head, roles.required_flags)
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """All at once, as some methods share projections of the size of the largest layer.
