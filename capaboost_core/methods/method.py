@@ -155,6 +155,8 @@ class NamedSettings(Settings):
     if_unrecorded: ClassVar[Mapping[str, Any]] = {}  # what a setting was that older adapter files do not tell
 
     def __new__(cls, method: Any = None, **_: Any) -> Self:
+        # `CapaBoostConfig(method="padapter", r=8)` is the public constructor since 0.1.0: which class is made depends
+        # on a value, and each class declares only the settings that it uses, so that a wrong one raises an error.
         return super().__new__(cls if cls.name else find_method("lora" if method is None else method))
 
     def __init__(self, method: str | None = None, **values: Any):
@@ -279,6 +281,10 @@ class Method(NamedSettings):
     recipe: ClassVar[str] = "lora"
     budget: ClassVar[str | None] = None
     starts_as_base: ClassVar[bool] = True
+
+    if TYPE_CHECKING:  # pydantic would declare a constructor with the fields of this class alone, which has none
+
+        def __init__(self, method: str | None = None, **values: Any) -> None: ...
 
     @property
     def label(self) -> str:
