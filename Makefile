@@ -38,7 +38,7 @@ demo: install ## train a linear probe and CapaBoost-LoRA on the embedded digits,
 	rm -rf runs/demo
 	$(DIGITS) --method linear --output-dir runs/demo/linear
 	$(DIGITS) --method capaboost-lora --output-dir runs/demo/capaboost-lora
-	$(BIN)/python tools/make_tables.py runs/demo
+	$(BIN)/capaboost tables runs/demo
 
 test: lint ## lint, then all tests but the long ones, by WORKERS=2 processes of one thread (some nine minutes)
 	$(TESTS) -m "not long"
@@ -61,11 +61,11 @@ lint: install ## ruff: rules and format
 	$(BIN)/ruff format --check .
 
 tables: install ## write the tables of the single runs into results/ and the README; sweeps have their own pages
-	$(BIN)/python tools/make_tables.py $(SINGLE_RUNS) --markdown results/tables.md \
+	$(BIN)/capaboost tables $(SINGLE_RUNS) --markdown results/tables.md \
 		--csv results/tables.csv --readme README.md
 
 plots: install ## draw the plots of all result files
-	$(BIN)/python tools/make_plots.py
+	$(BIN)/capaboost plots
 
 bench: install ## measure speed and memory beside peers (about an hour on an idle machine), fill their tables
 	set -e; for model in $(MODELS); do for compile in '' --compile; do \
@@ -76,7 +76,7 @@ bench: install ## measure speed and memory beside peers (about an hour on an idl
 	$(BIN)/python -m benchmarks.whole_run
 	-$(BIN)/python -m benchmarks.sparse # refuses where there are no sparse tensor cores
 	$(BIN)/python -m benchmarks.make_tables
-	$(BIN)/python tools/make_plots.py benchmarks/results
+	$(BIN)/capaboost plots benchmarks/results
 
 gpu: install ## all that a GPU can tell within TIME=25m, resumable; DATA=DIR pretrains, FLAGS="--device cpu --quick" rehearses
 	$(BIN)/python tools/measure_gpu.py --time $(TIME) $(if $(DATA),--data-dir $(DATA)) $(FLAGS)

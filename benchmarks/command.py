@@ -86,7 +86,7 @@ class Measured:
         details: Further figures of a peer, by name.
         pairs: Ratios to report; a pair is left out if one of its peers lacks its figure.
         settings: What was measured.
-        plots: What `tools/make_plots.py` is to draw of it.
+        plots: What `capaboost plots` is to draw of it.
     """
 
     benchmark: str

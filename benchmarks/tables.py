@@ -196,7 +196,7 @@ def _regions(results: dict[Path, dict[str, Any]], page: Path) -> dict[str, str]:
 
 
 def _picture(path: Path, page: Path) -> str:
-    """What `tools/make_plots.py` draws of the result, as the page finds it."""
+    """What `capaboost plots` draws of the result, as the page finds it."""
     return Path(os.path.relpath(path.with_suffix(".svg"), page.parent)).as_posix()
 
 

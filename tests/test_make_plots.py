@@ -96,7 +96,7 @@ def test_every_report_gets_its_plots_and_no_other_file_does(drawn):
 
 def test_another_process_draws_the_same_bytes_elsewhere(drawn, tmp_path):
     folder = write(tmp_path, REPORTS)
-    command = [sys.executable, "tools/make_plots.py", str(folder)]
+    command = [sys.executable, "-m", "capaboost", "plots", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(ROOT)}
     subprocess.run(command, cwd=ROOT, check=True, env=environment, capture_output=True)
     assert images(folder) == images(drawn)

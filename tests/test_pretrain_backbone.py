@@ -17,9 +17,7 @@ from tests.commands import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 import pretrain_backbone
-from pretraining.images import augment, load_split, mix
-from pretraining.loop import CHECKPOINT, METRICS, WEIGHTS
-from pretraining.run import Pretraining
+from pretrain_backbone import CHECKPOINT, METRICS, WEIGHTS, Pretraining, augment, load_split, mix
 
 SMALL = ["--batch-size", "4", "--epochs", "2", "--patch-drop", "0.75"]
 

@@ -214,7 +214,7 @@ def test_a_target_that_cannot_be_written_is_found_before_counting(stem, capsys, 
 
 
 def test_the_command_itself_answers_in_one_line():
-    process = start("tools/report_flops.py", "--model", VIT, "--methods", "lorra")
+    process = start("-m", "capaboost", "flops", "--model", VIT, "--methods", "lorra")
     out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
     assert err.startswith("error: unknown method 'lorra'")

@@ -206,7 +206,7 @@ def test_another_process_draws_the_same_bytes(tmp_path, monkeypatch):
     write_run(runs / "tied", 1, 9.0, TIED)
     flags = [str(runs), "--compare", "capaboost-lora", "--plots"]
     monkeypatch.setenv("MATPLOTLIBRC", str(ROOT))
-    finish(start("tools/make_tables.py", *flags, str(tmp_path / "there")))
+    finish(start("-m", "capaboost", "tables", *flags, str(tmp_path / "there")))
     assert tables.main([*flags, str(tmp_path / "here")]) == 0
     here, there = ({path.name: path.read_bytes() for path in (tmp_path / at).iterdir()} for at in ("here", "there"))
     assert here == there

@@ -24,6 +24,7 @@ from safetensors.torch import save
 
 from capaboost_core.files import write_atomically
 
+TITLE, _, DETAILS = str(__doc__).partition("\n\n")
 RENAMED = {
     r"embeddings\.cls_token": "cls_token",
     r"embeddings\.patch_embeddings\.projection": "patch_embed.proj",
@@ -37,7 +38,7 @@ RENAMED = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog="\n".join(__doc__.splitlines()[2:]),
+        description=TITLE, epilog=DETAILS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("onnx", type=Path, metavar="ONNX", help="vit_s_focus.onnx of the package")
@@ -92,7 +93,7 @@ def _renamed(name: str) -> str:
 
 
 def _position(constants: dict[str, torch.Tensor], width: int, *, first: bool) -> torch.Tensor:
-    """(1, 1, width) of the class token or (1, places, width) of the grid, the two unnamed constants of that shape."""
+    """(1, 1, width) of the class token or (1, tokens, width) of the grid, the two unnamed constants of that shape."""
     (found,) = (
         tensor
         for name, tensor in constants.items()
