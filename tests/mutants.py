@@ -29,9 +29,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("capaboost_core", "capaboost/sweeps", "capaboost/tables")
+SOURCES = ("capaboost_core", "capaboost/training", "capaboost/report", "capaboost/sweeps", "capaboost/tables")
 RESULTS = ROOT / "results" / "mutants.json"
 TURNED = {
     ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -39,7 +40,6 @@ TURNED = {
 }  # fmt: skip
 SPARE = 2  # places drawn for each that is wanted, as some are reached by no test
 MOST_TESTS, MOST_SECONDS = 200, 600
-LEFT_OUT = ("tests", "span", "statement")  # of the results
 AT_IMPORT = "found: the tests cannot be imported"
 # Python runs it as it starts, wherever the folder is on the path: what a probe calls, in processes of the tests too.
 PROBE = """
@@ -58,18 +58,24 @@ if "MUTANTS_LOG" in os.environ:
 
 @dataclass
 class Mutant:
-    """One fault: the source of a statement, or of a part of it, before and after."""
+    """One fault: the source of a statement, or of a part of it, before and after, and its line with the fault."""
 
     path: str
     line: int
     before: str
     after: str
+    code: str
     statement: int  # the line where the probe goes
     span: tuple[int, int, int, int]
     outcome: str = ""
     test: str = ""
     why: str = ""
     tests: list[str] = field(default_factory=list)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Its row of the results."""
+        return {key: value for key, value in asdict(self).items() if key not in ("tests", "span", "statement")}
 
 
 def mutants_of(clean: Path, path: Path) -> Iterator[Mutant]:
@@ -84,7 +90,14 @@ def mutants_of(clean: Path, path: Path) -> Iterator[Mutant]:
                 continue
             for node, changed in _faults(statement):
                 span = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
-                yield Mutant(str(path), node.lineno, ast.unparse(node), changed, statement.lineno, span)
+                code = _replaced(lines, span, changed).strip()
+                yield Mutant(str(path), node.lineno, ast.unparse(node), changed, code, statement.lineno, span)
+
+
+def _replaced(lines: list[str], span: tuple[int, int, int, int], text: str) -> str:
+    """The lines of a span, as one, with a text in its place; columns are bytes."""
+    first, start, last, end = span
+    return lines[first - 1].encode()[:start].decode() + text + lines[last - 1].encode()[end:].decode()
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -149,18 +162,14 @@ def drawn(every: list[Mutant], number: int, seed: int) -> list[Mutant]:
     return [m for m in every if first[m.path, m.statement] is m][:number]
 
 
-def not_found(every: list[Mutant], known: list[dict]) -> list[Mutant]:
-    """The faults that an earlier run did not find, in the source as it is now."""
-    made = []
-    for old in known:
-        same = [m for m in every if _identity(asdict(m)) == _identity(old)]
-        if same and not old["outcome"].startswith("found"):
-            made.append(min(same, key=lambda mutant: abs(mutant.line - old["line"])))
+def not_found(every: list[Mutant], rows: list[dict[str, Any]]) -> dict[int, Mutant]:
+    """The faults that an earlier run did not find, in the source as it is now, by the number of their row."""
+    made = {}
+    for number, row in enumerate(rows):
+        same = [m for m in every if (m.path, m.code) == (row["path"], row["code"])]
+        if same and not row["outcome"].startswith("found"):
+            made[number] = min(same, key=lambda mutant: abs(mutant.line - row["line"]))
     return made
-
-
-def _identity(mutant: dict) -> tuple[str, str, str]:
-    return mutant["path"], mutant["before"], mutant["after"]
 
 
 def write(clean: Path, place: Path, mutants: list[Mutant], probes: bool) -> None:
@@ -175,10 +184,7 @@ def write(clean: Path, place: Path, mutants: list[Mutant], probes: bool) -> None
                 indent = text[: len(text) - len(text.lstrip())]
                 lines.insert(mutant.statement - 1, f'{indent}getattr(__import__("builtins"), "_reached", int)({i})\n')
                 continue
-            first, start, last, end = mutant.span
-            tail = lines[last - 1].encode()[end:].decode()
-            head = lines[first - 1].encode()[:start].decode()
-            lines[first - 1 : last] = [f"{head}{mutant.after}{tail}"]
+            lines[mutant.span[0] - 1 : mutant.span[2]] = [_replaced(lines, mutant.span, mutant.after)]
         (place / path).write_text("".join(lines))
 
 
@@ -273,12 +279,11 @@ def judge(clean: Path, place: Path, mutant: Mutant) -> None:
     restore(clean, place, [mutant])
 
 
-def record(output: Path, command: str, mutants: list[dict]) -> str:
-    """Write the results, and say how many were found."""
-    found = sum(mutant["outcome"].startswith("found") for mutant in mutants)
-    made = {"command": command, "found": found, "of": len(mutants), "mutants": mutants}
-    output.write_text(json.dumps(made, indent=2) + "\n")
-    return f"{found} of {len(mutants)} found; {output}"
+def started(number: int, seed: int) -> dict[str, Any]:
+    """A record without faults, of the commit that the checkout is at."""
+    at = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    command = f"python -m tests.mutants --number {number} --seed {seed}"
+    return {"command": command, "commit": at.strip(), "found": 0, "of": 0, "mutants": []}
 
 
 def main() -> int:
@@ -290,25 +295,25 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     known = json.loads(options.output.read_text()) if options.output.exists() else {"mutants": []}
-    why = {_identity(old): old["why"] for old in known["mutants"]}
+    why = {(row["path"], row["code"]): row["why"] for row in known["mutants"]}
+    record = known if options.again else started(options.number, options.seed)
+    rows = record["mutants"]
     with tempfile.TemporaryDirectory() as folder:
         clean, place = Path(folder, "clean"), Path(folder, "place")
         shutil.copytree(copied(clean), place)
         every = every_fault(clean)
-        again = not_found(every, known["mutants"])
-        mutants = again if options.again else drawn(every, SPARE * options.number, options.seed)
+        again = not_found(every, rows) if options.again else {}
+        mutants = [*again.values()] if options.again else drawn(every, SPARE * options.number, options.seed)
         reach(clean, place, mutants, options.tests)
-        reached = [mutant for mutant in mutants if mutant.tests][: options.number]
-        command = known["command"] if options.again else " ".join(["python -m tests.mutants", *sys.argv[1:]])
-        judged = known["mutants"] if options.again else []
-        for mutant in reached:
+        for mutant in [mutant for mutant in mutants if mutant.tests][: options.number]:
             judge(clean, place, mutant)
-            mutant.why = why.get(_identity(asdict(mutant)), "")
-            kept = {key: value for key, value in asdict(mutant).items() if key not in LEFT_OUT}
-            judged = [old for old in judged if _identity(old) != _identity(kept)] + [kept]
-            summary = record(options.output, command, judged)
-            print(f"{mutant.outcome}: {mutant.path}:{mutant.line} {mutant.before} -> {mutant.after}", flush=True)
-    print(summary if reached else "no test reaches any of these faults")
+            mutant.why = why.get((mutant.path, mutant.code), "")
+            print(f"{mutant.outcome}: {mutant.path}:{mutant.line} {mutant.code}", flush=True)
+            number = next((number for number, fault in again.items() if fault is mutant), len(rows))
+            rows[number : number + 1] = [mutant.row]
+            record |= {"found": sum(row["outcome"].startswith("found") for row in rows), "of": len(rows)}
+            options.output.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{record['found']} of {record['of']} found; {options.output}")
     return 0
 
 

@@ -21,13 +21,14 @@ from capaboost_core import (
     UserError,
     disable,
     inject,
+    liveness,
     load_adapter,
     merged,
     save_adapter,
     trainable_parameters,
     unload,
 )
-from capaboost_core.liveness import NoEffectWarning, check_alive
+from capaboost_core.liveness import NoEffectWarning, check_alive, dead_layers
 from tests.core.toy_model import PLAN, Net, X, fresh_base, randomise
 
 METHODS = ("lora", "capaboost-lora", "padapter", "ssf")
@@ -366,3 +367,26 @@ def test_reentrant_checkpointing_that_cuts_the_additions_off_is_told():
     again = inject(Past(checkpointed=True), "lora", Plan((Target("called"),), head=("experts",)))
     assert warnings_of(again, run=lambda model: model(x)["hidden"].sum().backward()) == []
     assert all(parameter.grad is not None for parameter in again.called.own_parameters().values())
+
+
+class Residual(nn.Module):
+    """Ten layers, each added to its input, and one that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(10))
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_a_node_of_the_graph_is_looked_at_once_however_many_ways_lead_to_it(monkeypatch):
+    """Each residual connection doubles the ways: without this, a deep model would take years."""
+    model = inject(Residual(), dict(method="lora", r=2), Plan((Target("layers.0"), Target("unused"))))
+    outputs, nodes, edges = model(torch.ones(1, 4)), [], liveness._edges
+    monkeypatch.setattr(liveness, "_edges", lambda node, *rest: nodes.append(node) or edges(node, *rest))
+    assert dead_layers(model, outputs) == ["unused"]
+    assert 20 < len(nodes) < 60  # and not 2**10
