@@ -14,9 +14,12 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from capaboost.budget import add_budget_flags
+from capaboost.budget import add_budget_flags, budgeted
+
+if TYPE_CHECKING:
+    from capaboost.training.settings import Raw
 
 FLAGS = {
     "data_dir": "data.dir",
@@ -181,27 +184,36 @@ def flag_settings(options: argparse.Namespace, flags: dict[str, str]) -> dict[st
     return settings
 
 
+def load_typed(command: str, flags: Raw, options: argparse.Namespace, recipe: Path | None = None) -> Any:
+    """The settings of a run as they were typed: those of a file under the flags, the preset and `--set`.
+
+    Args:
+        command: The training command.
+        flags: Settings by section.
+        options: All flags.
+        recipe: The file in place of the shipped one, where `--config` names none.
+
+    Raises:
+        UserError: If one is wrong.
+    """
+    from capaboost.runs.trainings import TRAININGS
+
+    training = TRAININGS[command]
+    path = options.config or recipe or training.recipe(flags, options.method)
+    run = training.load(flags, options.method, options.set, path)
+    say_if_shortened(path, options)
+    return budgeted(run, options)
+
+
 def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
-    """Train with the settings, or with each rate of the grid, and show the result."""
+    """Train with the settings, or with each learning rate of the grid, and show the result."""
     if options.print_config:
         return print_settings(run)
-    from accelerate import PartialState
+    from capaboost.runs.trainings import train
+    from capaboost.training.tuning import parse_rates
 
-    from capaboost.training.experiment import run_experiment
-    from capaboost.training.result import print_table
-    from capaboost.training.tuning import parse_rates, run_grid
-
-    _say_what_is_missing()
-    folder = options.output_dir or run.default_folder()
-    if options.lr_grid is not None:
-        result = run_grid(run, parse_rates(options.lr_grid), folder, options.resume, prepare)
-    else:
-        result = run_experiment(run, folder, options.resume, prepare)
-    if result:
-        print_table([result])
-        print(f"result: {folder / 'result.json'}")
-        _write_card(folder, result)
-    PartialState().destroy_process_group()
+    rates = None if options.lr_grid is None else parse_rates(options.lr_grid)
+    return train(run, options.output_dir or run.default_folder(), options.resume, prepare, rates)
 
 
 def print_settings(run: Any) -> None:
@@ -211,30 +223,6 @@ def print_settings(run: Any) -> None:
     from capaboost.training.settings import to_dict
 
     print(yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True).rstrip())
-
-
-def _write_card(folder: Path, result: dict[str, Any]) -> None:
-    """The model card beside the adapter, which goes with it to the hub, and the picture of the confusion matrix."""
-    from capaboost.hub import adapter_folder, write_card
-    from capaboost_core.adapter_files.record import read_inference
-    from capaboost_core.extras import is_installed
-
-    adapter = adapter_folder(folder)
-    write_card(adapter, result, read_inference(adapter))
-    source = adapter.parent / "confusion.csv"
-    if source.is_file() and is_installed("matplotlib"):
-        from capaboost.plots.draw import draw_confusion
-
-        draw_confusion(source, source.with_suffix(".png"))
-        print(f"accuracy of each class: {source}, and as a picture {source.with_suffix('.png')}")
-
-
-def _say_what_is_missing() -> None:
-    from capaboost.console import tell
-    from capaboost_core.extras import install_line, is_installed
-
-    if not (is_installed("tensorboard") or is_installed("tensorboardX")) and os.environ.get("RANK", "0") == "0":
-        tell(f"tensorboard is not installed: no TensorBoard logs are written; {install_line('tensorboard')} adds them")
 
 
 def exit_code(command: Callable[[], None], stopped: str = "the same command with --resume goes on") -> int:

@@ -57,16 +57,16 @@ def compare_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def compare(options: argparse.Namespace) -> None:
     """Bring each method within the budget, run all, and show the table."""
-    from capaboost.commands.sweep import local_engine
-    from capaboost.commands.tables import make, tables_parser
+    from capaboost.commands.tables import make
     from capaboost.sweeps.driver import drive
+    from capaboost.sweeps.engines.local import local_engine
     from capaboost.sweeps.folder import SweepFolder
 
     name = options.dataset or options.task
     folder = SweepFolder((options.output_dir or Path("runs/compare") / name).absolute())
     sweep = sweep_of(options)
-    drive(f"compare {name}", sweep, folder, (1, 1), local_engine(options.workers, None, None), retry=True)
-    make(tables_parser().parse_args([str(folder.path), "--compare", options.methods[0]]))
+    drive(f"compare {name}", sweep, folder, (1, 1), local_engine(options.workers), retry=True)
+    make([folder.path], options.methods[0])
 
 
 def sweep_of(options: argparse.Namespace) -> SweepFile:

@@ -16,14 +16,10 @@ docs/sweeps.md explains the file. `capaboost tables FOLDER` makes the tables and
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from capaboost.command_line import at_least_one, exit_code, given_path, make_parser
-
-if TYPE_CHECKING:
-    from capaboost.sweeps.engines.local import LocalEngine
 
 ENGINES = ("local", "ray", "slurm")
 
@@ -83,6 +79,7 @@ def make_engine(options: argparse.Namespace) -> Any:
     Raises:
         UserError: If a flag belongs to another engine.
     """
+    from capaboost.sweeps.engines.local import local_engine
     from capaboost.sweeps.engines.ray import RayEngine
     from capaboost.sweeps.engines.slurm import SlurmEngine
     from capaboost_core.errors import UserError
@@ -99,17 +96,6 @@ def make_engine(options: argparse.Namespace) -> Any:
     if options.engine == "ray":
         return RayEngine(options.ray_address, here.threads, per_run)
     return SlurmEngine(slurm_parameters(options.slurm), here.threads, per_run, here.workers)
-
-
-def local_engine(workers: int | None, threads: int | None, gpus: tuple[str, ...] | None) -> LocalEngine:
-    """Workers here: one for each GPU or one in all, that share the GPUs and the cores."""
-    import torch
-
-    from capaboost.sweeps.engines.local import LocalEngine
-
-    gpus = gpus or tuple(map(str, range(torch.cuda.device_count())))
-    workers = workers or max(1, len(gpus))
-    return LocalEngine(workers, threads or max(1, len(os.sched_getaffinity(0)) // workers), gpus)
 
 
 def slurm_parameters(assignments: list[str]) -> dict[str, Any]:

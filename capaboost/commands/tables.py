@@ -12,8 +12,9 @@ twelve methods are the rows, the best first. With `--readme` the table goes betw
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from capaboost.command_line import exit_code, given, given_path, make_parser
@@ -38,29 +39,44 @@ def tables_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def make(options: argparse.Namespace) -> None:
-    """Read all results, show the table, and write it and the plots where a path is given."""
+def make(
+    folders: Sequence[Path],
+    reference: str | None = None,
+    files: Mapping[str, Path | None] = MappingProxyType({}),
+    plots: Path | None = None,
+) -> None:
+    """Read all results, show the table, and write it and the plots where a path is given.
+
+    Args:
+        folders: Where the results are looked for.
+        reference: The method that the others are compared with, if they are.
+        files: The path for each of FILES that is written.
+        plots: A folder for the plots.
+
+    Raises:
+        UserError: If there are no results, no such method, or a path cannot be written to.
+    """
     from capaboost.console import check_outputs
     from capaboost.tables.compare import compare
     from capaboost.tables.read import failed_runs, read_results
     from capaboost.tables.write import fill, show, to_csv, to_latex, to_markdown
     from capaboost_core.files import write_atomically
 
-    draw = plotter(options.plots) if options.plots else None
-    for flag in FILES:
-        check_outputs(f"--{flag}", getattr(options, flag))
-    results = read_results(options.folders)
-    table = compare(results, options.compare) if options.compare or draw else None
-    notes = [f"Failed: {line}." for line in failed_runs(options.folders)]
-    layout, records = comparison(table, notes) if options.compare else rows(results, notes)
-    outputs = {options.markdown: to_markdown(layout), options.csv: to_csv(records), options.latex: to_latex(layout)}
-    if options.readme:
-        outputs[options.readme] = fill(options.readme, to_markdown(layout))
+    draw = plotter(plots) if plots else None
+    for flag, path in files.items():
+        check_outputs(f"--{flag}", path)
+    results = read_results(list(folders))
+    table = compare(results, reference) if reference or draw else None
+    notes = [f"Failed: {line}." for line in failed_runs(list(folders))]
+    layout, records = comparison(table, notes) if table and reference else rows(results, notes)
+    texts = {"markdown": to_markdown(layout), "csv": to_csv(records), "latex": to_latex(layout)}
+    if readme := files.get("readme"):
+        texts["readme"] = fill(readme, to_markdown(layout))
     show(layout)
-    for path, text in outputs.items():
-        if path:
+    for kind, text in texts.items():
+        if path := files.get(kind):
             write_atomically(path, lambda file, text=text: file.write(text.encode()))
-    for line in draw(table) if draw else ():
+    for line in draw(table) if draw and table else ():
         print(line)
 
 
@@ -95,4 +111,5 @@ def plotter(folder: Path) -> Callable[[Comparison], Iterator[str]]:
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     options = tables_parser(prog).parse_args(arguments)
-    return exit_code(lambda: make(options), "nothing was written")
+    files = {name: getattr(options, name) for name in FILES}
+    return exit_code(lambda: make(options.folders, options.compare, files, options.plots), "nothing was written")

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from capaboost.budget import budgeted
 from capaboost.command_line import (
     FLAGS,
     add_run_flags,
@@ -29,9 +28,9 @@ from capaboost.command_line import (
     flag_settings,
     given,
     given_path,
+    load_typed,
     make_parser,
     run_and_show,
-    say_if_shortened,
 )
 from capaboost.shipped import shipped
 from capaboost_core.errors import UserError
@@ -86,20 +85,11 @@ def load(options: argparse.Namespace) -> GlueRun:
     Raises:
         UserError: If one is wrong.
     """
-    from capaboost.runs.settings import GlueRun, glue_config_file
-    from capaboost.training.settings import load_run
-
     flags = flag_settings(options, FLAGS | {"task": "data.task"})
     if options.data is not None:
         flags.setdefault("data", {}).update(_own(options))
-        path = options.config or shipped("configs") / "glue" / "_own.yaml"
-    else:
-        path = options.config or glue_config_file(
-            shipped("configs") / "glue", options.task, options.model, options.method
-        )
-    run = load_run(GlueRun, path, flags, options.method, options.set)
-    say_if_shortened(path, options)
-    return budgeted(run, options)
+        return load_typed("train-glue", flags, options, shipped("configs") / "glue" / "_own.yaml")
+    return load_typed("train-glue", flags, options)
 
 
 def _own(options: argparse.Namespace) -> dict[str, Any]:

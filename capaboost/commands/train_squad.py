@@ -18,18 +18,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from capaboost.budget import budgeted
 from capaboost.command_line import (
     FLAGS,
     add_run_flags,
     exit_code,
     flag_settings,
     given,
+    load_typed,
     make_parser,
     run_and_show,
-    say_if_shortened,
 )
-from capaboost.shipped import shipped
 
 if TYPE_CHECKING:
     from capaboost.runs.settings import SquadRun
@@ -61,14 +59,7 @@ def load(options: argparse.Namespace) -> SquadRun:
     Raises:
         UserError: If one is wrong.
     """
-    from capaboost.runs.settings import SquadRun, squad_config_file
-    from capaboost.training.settings import load_run
-
-    flags = flag_settings(options, FLAGS | {"dataset": "data.dataset"})
-    path = options.config or squad_config_file(shipped("configs") / "squad", options.dataset)
-    run = load_run(SquadRun, path, flags, options.method, options.set)
-    say_if_shortened(path, options)
-    return budgeted(run, options)
+    return load_typed("train-squad", flag_settings(options, FLAGS | {"dataset": "data.dataset"}), options)
 
 
 def train(options: argparse.Namespace) -> None:

@@ -23,18 +23,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capaboost.budget import budgeted
 from capaboost.command_line import (
     FLAGS,
     add_run_flags,
     exit_code,
     flag_settings,
     given,
+    load_typed,
     make_parser,
     run_and_show,
-    say_if_shortened,
 )
-from capaboost.shipped import shipped
 from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,19 +77,10 @@ def load(options: argparse.Namespace) -> VtabRun:
     Raises:
         UserError: If one is wrong.
     """
-    from capaboost.runs.settings import VtabRun, vtab_config_file
-    from capaboost.training.settings import load_run
-
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
     _take_data(options)
     flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
-    path = options.config or vtab_config_file(shipped("configs") / "vtab", options.dataset)
-    run = load_run(VtabRun, path, flags, options.method, options.set)
-    say_if_shortened(path, options)
-    from capaboost_vision.vtab.sources import check
-
-    check(run.data.dataset, run.data.source, run.data.dir)
-    return budgeted(run, options)
+    return load_typed("train-vtab", flags, options)
 
 
 def _take_data(options: argparse.Namespace) -> None:

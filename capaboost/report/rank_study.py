@@ -17,11 +17,13 @@ from torch import nn
 from transformers import AutoConfig
 
 import capaboost_vision.backbone  # noqa: F401  registers the embedded backbone
-from capaboost.commands import train_vtab
+from capaboost.runs.settings import VtabRun
+from capaboost.runs.trainings import TRAININGS, train
+from capaboost.training.checkpoint import differences
 from capaboost.training.result import read_result
 from capaboost.training.run_folder import RESULT
-from capaboost.training.settings import merge_settings, parse_assignments
-from capaboost_core import UserError, load_adapter, resolve_config
+from capaboost.training.settings import nested, parse_assignments, to_dict
+from capaboost_core import UserError, load_adapter
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from capaboost_core.adapter_files.disk import read_record, read_shapes
 from capaboost_core.methods.lora import LoRA
@@ -33,6 +35,7 @@ from capaboost_text.encoders import HEADS
 
 
 Shapes = dict[str, tuple[int, ...]]
+VTAB = TRAININGS["train-vtab"]
 
 
 def load_saved(folder: Path) -> nn.Module:
@@ -138,38 +141,23 @@ class Study:
         return "lora" if num_tied == 1 else "capaboost-lora"
 
     def _train(self, r: int, num_tied: int) -> None:
-        arguments = ["--dataset", "digits", "--method", self._preset(num_tied), "--resume"]
-        arguments += ["--epochs", str(self.epochs), "--seed", str(self.seed)]
-        arguments += ["--output-dir", str(self._folder(r, num_tied))]
-        for assignment in (f"adapter.r={r}", f"adapter.num_tied={num_tied}", *self.assignments):
-            arguments += ["--set", assignment]
         with contextlib.redirect_stdout(io.StringIO()):  # the table of one run
-            train_vtab.train(train_vtab.vtab_parser().parse_args(arguments))
+            train(self._run(r, num_tied), self._folder(r, num_tied), resume=True, prepare=VTAB.prepare)
 
     def _finished(self, r: int, num_tied: int) -> bool:
         """Whether the run exists; it must have been made with these settings."""
         path = self._folder(r, num_tied) / RESULT
         if not path.exists():
             return False
-        config = read_result(path)["config"]
-        for section, settings in self._settings(r, num_tied).items():
-            for key, value in settings.items():
-                there = config.get(section, {}).get(key)
-                if not _same(there, value):
-                    raise UserError(
-                        f"{path.parent} was run with {section}.{key} {there}, not {value}; choose another --output-dir"
-                    )
+        run = self._run(r, num_tied)
+        unequal = differences(read_result(path)["config"], to_dict(run))
+        if run.train.mixed_precision == "auto":  # a result has what it became on its device
+            unequal = [text for text in unequal if not text.startswith("train.mixed_precision:")]
+        if unequal:
+            raise UserError(f"{path.parent} was run with other settings ({unequal[0]}); choose another --output-dir")
         return True
 
-    def _settings(self, r: int, num_tied: int) -> dict[str, dict[str, Any]]:
-        density = resolve_config(self._preset(num_tied)).density
-        asked = {
-            "train": {"epochs": self.epochs, "seed": self.seed},
-            "adapter": {"r": r, "num_tied": num_tied, "density": density},
-        }
-        return merge_settings(asked, parse_assignments(list(self.assignments)))
-
-
-def _same(there: Any, value: Any) -> bool:
-    """Whether a result has what `--set` says; YAML reads `train.mixed_precision=no` as false."""
-    return there == value or (value is False and there == "no")
+    def _run(self, r: int, num_tied: int) -> VtabRun:
+        asked = {"data.dataset": "digits", "train.epochs": self.epochs, "train.seed": self.seed}
+        own = [f"adapter.r={r}", f"adapter.num_tied={num_tied}", *self.assignments]
+        return VTAB.load(nested(asked), self._preset(num_tied), own)

@@ -15,7 +15,6 @@ from capaboost.report.models import Sizes, make_subject
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import Run, final_runs, groups
 from capaboost.sweeps.sweep_file import SweepFile, Values
-from capaboost.sweeps.work import command_of, options_of
 from capaboost_core.errors import UserError
 
 # How many rows a task trains on and is tested on, to estimate how long a run takes.
@@ -69,11 +68,7 @@ def judged_alike(sweep: SweepFile) -> SweepFile:
     """
     if sweep.tune is None or sweep.tune.epoch is not None:
         return sweep
-    run = final_runs(sweep, groups(sweep)[0], {})[0]
-    try:
-        settings = command_of(run).load(options_of(run))
-    except UserError as error:
-        raise UserError(f"{run.name}: {error}") from error
+    settings = final_runs(sweep, groups(sweep)[0], {})[0].load()
     selects = settings.data.protocol == settings.selecting and settings.train.select is None
     return sweep.replace(tune=sweep.tune.replace(epoch="best" if selects else "last"))
 
@@ -81,8 +76,8 @@ def judged_alike(sweep: SweepFile) -> SweepFile:
 def _settings(sweep: SweepFile, group: tuple[str, ...]) -> Values:
     own = sweep.methods[group[1]]
     run = final_runs(sweep, group, {})[0]
+    settings = run.load()
     try:
-        settings = command_of(run).load(options_of(run))
         size_field = settings.adapter.budget
         if size_field is None:
             tell(f"budget: {group[1]} has no knob and takes part as it is")
@@ -160,10 +155,7 @@ class Estimator:
             UserError: If one is wrong; it names the run.
         """
         if run.name not in self.settings:
-            try:
-                self.settings[run.name] = command_of(run).load(options_of(run))
-            except UserError as error:
-                raise UserError(f"{run.name}: {error}") from error
+            self.settings[run.name] = run.load()
         return self.settings[run.name]
 
     def _step(self, settings: Any) -> tuple[int, int]:

@@ -9,12 +9,14 @@ from typing import Any
 
 import yaml
 
+from capaboost.runs.trainings import TRAININGS
 from capaboost.sweeps.sweep_file import MASK_SEED, OWN_NAMES, SweepFile, Values, combinations, label
+from capaboost.training.settings import merge_settings, nested
+from capaboost_core.errors import UserError
 from capaboost_core.methods import resolve_config
 from capaboost_core.settings.yaml_file import parse_yaml
 
 MODEL = "model.name"
-TASK_FLAGS = {"train-vtab": "--dataset", "train-glue": "--task", "train-squad": "--dataset"}
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,30 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """The command's flags, but for those of the folder."""
-        flags = [TASK_FLAGS[self.command], self.task, "--method", self.preset, "--seed", str(self.seed)]
-        values = self.values | ({"train.test": False} if self.tuning else {})
+        _, _, task_flag = TRAININGS[self.command].task.partition(".")
+        flags = [f"--{task_flag}", self.task, "--method", self.preset, "--seed", str(self.seed)]
+        values = self._assigned()
         if MODEL in values:  # as a flag, since it also chooses the settings file
             flags += ["--model", str(values.pop(MODEL))]
         return [*flags, *(part for key, value in values.items() for part in ("--set", f"{key}={_yaml(value)}"))]
+
+    def load(self) -> Any:
+        """The run's settings, which are those that its command reads from `arguments`.
+
+        Raises:
+            UserError: If one is wrong; it names the run.
+        """
+        training, values = TRAININGS[self.command], self._assigned()
+        flags = {training.task: self.task, "train.seed": self.seed}
+        flags |= {MODEL: values.pop(MODEL)} if MODEL in values else {}  # which also chooses the settings file
+        typed = json.loads(json.dumps(values))  # with lists for tuples, as a file has them
+        try:
+            return training.load(merge_settings(nested(flags), nested(typed)), self.preset)
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}") from error
+
+    def _assigned(self) -> Values:
+        return self.values | ({"train.test": False} if self.tuning else {})
 
 
 def groups(sweep: SweepFile) -> list[tuple[str, ...]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib
 import multiprocessing
 import os
 import shlex
@@ -12,11 +10,11 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 from capaboost.console import tell
 from capaboost.exit_code import DISK
+from capaboost.runs.trainings import TRAININGS, train
 from capaboost.sweeps.claims import claimed
 from capaboost.sweeps.folder import LOG, SweepFolder
 from capaboost.sweeps.plan import plan_of
@@ -27,13 +25,6 @@ from capaboost_core.errors import DivergedError, UserError, is_no_memory, no_mem
 from capaboost_core.task import keep_cached
 
 # One run of a sweep in this process: claimed, trained, and its result or its error left in its folder.
-
-
-PARSERS = {  # of a command: its module in capaboost.commands, and the function that makes its parser
-    "train-vtab": ("train_vtab", "vtab_parser"),
-    "train-glue": ("train_glue", "glue_parser"),
-    "train-squad": ("train_squad", "squad_parser"),
-}
 
 
 def work(folder: SweepFolder, run: Run) -> bool:
@@ -66,24 +57,6 @@ def work_elsewhere(path: Path, run: Run, here: Path) -> bool:
     return not folder.is_open(run)
 
 
-def options_of(run: Run, *more: str) -> argparse.Namespace:
-    """The run's flags as its command reads them."""
-    return _parser(run.command).parse_args([*run.arguments, *more])
-
-
-def command_of(run: Run):
-    return _module(run.command)
-
-
-def _module(command: str):
-    return importlib.import_module(f"capaboost.commands.{PARSERS[command][0]}")
-
-
-@cache
-def _parser(command: str) -> argparse.ArgumentParser:
-    return getattr(_module(command), PARSERS[command][1])()
-
-
 def command_line(run: Run, place: Path) -> str:
     """What to type, in the folder where the sweep was started, to do the run by itself."""
     here = Path.cwd()
@@ -95,9 +68,9 @@ def _train(folder: SweepFolder, run: Run) -> bool:
     place, typed = folder.place(run), command_line(run, folder.place(run))
     try:
         check_folder(place, resume=True)
-        options = options_of(run, "--output-dir", str(place), "--resume")
+        settings = run.load()
         with _logged(place / LOG, typed):
-            command_of(run).train(options)
+            train(settings, place, resume=True, prepare=TRAININGS[run.command].prepare, command=typed)
     except InUse:  # by a process that another engine left behind
         return False
     except UserError as error:
@@ -111,11 +84,9 @@ def _train(folder: SweepFolder, run: Run) -> bool:
 
 @contextlib.contextmanager
 def _logged(log: Path, typed: str) -> Iterator[None]:
-    """What the run prints goes to its log, and its command is what its result tells."""
+    """Within the context, what the run prints goes to its log, below its command."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    before, sys.argv = sys.argv, shlex.split(typed)
     with contextlib.ExitStack() as stack:
-        stack.callback(setattr, sys, "argv", before)
         file = stack.enter_context(open(log, "a", encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(file))
         stack.enter_context(contextlib.redirect_stderr(file))

@@ -16,7 +16,15 @@ from torch import nn
 from capaboost.training.checkpoint import check_fingerprint
 from capaboost.training.loop import FitResult, fit
 from capaboost.training.optimize import described, make_accelerator
-from capaboost.training.result import Result, adapter_bytes, counts_of, device_name, read_result, write_result
+from capaboost.training.result import (
+    Result,
+    adapter_bytes,
+    command_line,
+    counts_of,
+    device_name,
+    read_result,
+    write_result,
+)
 from capaboost.training.run_folder import ADAPTER, RESULT, check_folder, claim, is_finished
 from capaboost.training.settings import TrainSection, to_dict
 from capaboost_core.adapter_files.record import write_inference
@@ -78,7 +86,9 @@ class TaskSetup:
 Prepare = Callable[[RunSettings, Accelerator], TaskSetup]
 
 
-def run_experiment(run: RunSettings, folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
+def run_experiment(
+    run: RunSettings, folder: Path, resume: bool, prepare: Prepare, command: str | None = None
+) -> dict[str, Any]:
     """Train, test once, and leave the adapter and the result in the folder.
 
     All input is checked before the first file is written. A run holds its folder's lock while it lives.
@@ -88,6 +98,7 @@ def run_experiment(run: RunSettings, folder: Path, resume: bool, prepare: Prepar
         folder: Where the run lives.
         resume: Continue from the folder's checkpoint; a finished run returns its stored result unchanged.
         prepare: Makes the model and the task; writes nothing.
+        command: What the result says was typed; by default the command line of this process.
 
     Returns:
         The result, as `result.json` has it; empty in all processes but the first.
@@ -108,7 +119,7 @@ def run_experiment(run: RunSettings, folder: Path, resume: bool, prepare: Prepar
         return stored_result(run, folder) if accelerator.is_main_process else {}
     accelerator.print(described(accelerator.mixed_precision, accelerator.device))
     with claim(folder):
-        return _train_and_test(run, folder, resume, prepare, accelerator)
+        return _train_and_test(run, folder, resume, prepare, accelerator, command or command_line())
 
 
 def stored_result(run: RunSettings, folder: Path) -> dict[str, Any]:
@@ -124,7 +135,7 @@ def stored_result(run: RunSettings, folder: Path) -> dict[str, Any]:
 
 
 def _train_and_test(
-    run: RunSettings, folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator
+    run: RunSettings, folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator, command: str
 ) -> dict[str, Any]:
     set_seed(run.train.seed)
     setup = prepare(run, accelerator)
@@ -143,7 +154,7 @@ def _train_and_test(
         write_inference(folder / ADAPTER, setup.inference)
     if run.train.test and hasattr(setup.task, "write_report"):
         setup.task.write_report(folder)
-    result = make_result(run, setup, selected, fitted, tested, folder, accelerator)
+    result = make_result(run, setup, selected, fitted, tested, folder, accelerator, command)
     write_result(folder, result.to_dict())
     return result.to_dict()
 
@@ -156,6 +167,7 @@ def make_result(
     tested: dict[str, float],
     folder: Path,
     accelerator: Accelerator,
+    command: str,
 ) -> Result:
     """Gather the fields of the result file."""
     return Result(
@@ -182,4 +194,5 @@ def make_result(
         data_hash=fitted.data_hash,
         weights_hash=fitted.weights_hash,
         config=to_dict(run),
+        command=command,
     )

@@ -247,6 +247,16 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flattened
 
 
+def nested(values: dict[str, Any]) -> Raw:
+    """`{"train.lr": 1e-3}` -> `{"train": {"lr": 1e-3}}`, at every depth."""
+    layers = []
+    for name, layer in values.items():
+        for key in reversed(name.split(".")):
+            layer = {key: layer}
+        layers.append(layer)
+    return merge_settings(*layers)
+
+
 RunOfTask = TypeVar("RunOfTask")
 
 

@@ -10,7 +10,6 @@ from capaboost.sweeps.display import all_runs
 from capaboost.sweeps.estimate import Estimator
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import final_runs, groups, tuning_runs
-from capaboost.sweeps.work import command_of, options_of
 from capaboost_core.settings import yaml_file
 from tests.sweeps.case import sweep_file, write_file
 
@@ -22,7 +21,7 @@ def test_every_combination_is_a_run_of_its_own_folder(tmp_path):
     assert len(runs) == len({run.name for run in runs}) == 2 * 2 * 3
     assert "digits/wide/batch_size=32,seed=0/seed2" in {run.name for run in runs}
     (run,) = [run for run in runs if run.name == "digits/wide/batch_size=64,seed=0/seed3"]
-    settings = command_of(run).load(options_of(run))
+    settings = run.load()
     assert (settings.adapter.label, settings.adapter.r, settings.train.seed) == ("lora", 16, 3)
     assert (settings.train.batch_size, settings.train.epochs, settings.model.name) == (64, 2, "test_vit")
     assert settings.train.test
@@ -35,11 +34,11 @@ def test_tuning_runs_leave_the_test_rows_unseen_and_final_runs_have_what_was_cho
     assert [run.name for run in runs][:2] == [
         "digits/lora/tune/lr=0.001,alpha=8/seed1", "digits/lora/tune/lr=0.001,alpha=16/seed1"
     ]  # fmt: skip
-    settings = [command_of(run).load(options_of(run)) for run in runs]
+    settings = [run.load() for run in runs]
     assert {(s.train.lr, s.adapter.alpha) for s in settings} == {(1e-3, 8), (1e-3, 16), (1e-2, 8), (1e-2, 16)}
     assert {(s.train.test, s.data.protocol, s.train.seed) for s in settings} == {(False, "select", 1)}
     assert {s.train.select for s in settings} == {"last"}
-    final = [command_of(r).load(options_of(r)) for r in final_runs(sweep, group, {"train.lr": 1e-2})]
+    final = [r.load() for r in final_runs(sweep, group, {"train.lr": 1e-2})]
     assert [(s.train.lr, s.train.test, s.data.protocol, s.train.seed) for s in final] == [
         (1e-2, True, "test", 1), (1e-2, True, "test", 2)
     ]  # fmt: skip
@@ -49,7 +48,7 @@ def test_tuning_may_judge_the_best_epoch():
     sweep = sweep_file(tune={"grid": {"train.lr": [1e-3, 1e-2]}, "epoch": "best"}, methods=["lora"])
     (group,) = groups(sweep)
     runs = tuning_runs(sweep, group, sweep.tune.grid)
-    assert {command_of(run).load(options_of(run)).train.select for run in runs} == {None}
+    assert {run.load().train.select for run in runs} == {None}
 
 
 def test_masks_move_with_the_seed_of_the_run_where_a_method_has_them():
@@ -59,7 +58,7 @@ def test_masks_move_with_the_seed_of_the_run_where_a_method_has_them():
     seeds = {}
     for name, group in zip(methods, groups(sweep_file(methods=methods)), strict=True):
         for sweep in (sweep_file(methods=methods), sweep_file(methods=methods, mask_seed="run")):
-            settings = [command_of(run).load(options_of(run)).adapter for run in final_runs(sweep, group, {})]
+            settings = [run.load().adapter for run in final_runs(sweep, group, {})]
             seeds.setdefault(name, []).append([getattr(adapter, "seed", 0) for adapter in settings])
     fixed = [[0, 0], [0, 0]]
     moved = [[0, 0], [1, 2]]
@@ -77,7 +76,7 @@ def test_workers_read_the_sweep_that_was_written(tune, tmp_path):
 def test_a_task_may_have_a_name_of_its_own(tmp_path):
     tasks = {"small": {"task": "digits", "model.img_size": 32}, "digits": {}}
     runs = all_runs(sweep_file(tasks=tasks, methods=["linear"], seeds=[1]), SweepFolder(tmp_path), (1, 1))
-    settings = {run.name: command_of(run).load(options_of(run)) for run in runs}
+    settings = {run.name: run.load() for run in runs}
     assert {name: s.model.img_size for name, s in settings.items()} == {
         "small/linear/seed1": 32, "digits/linear/seed1": None
     }  # fmt: skip

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 
+from capaboost.runs.trainings import TRAININGS
 from capaboost.sweeps import work as worker
 from capaboost.sweeps.claims import holder
 from capaboost.sweeps.folder import SweepFolder
@@ -29,11 +30,15 @@ from capaboost_core.errors import UserError
 MOST_DEATHS = 3  # of workers over one run, such as one that fills the memory
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0  # for a step and a checkpoint
-TRAINING = {  # what a command trains with
-    "train-vtab": "capaboost.runs.vtab",
-    "train-glue": "capaboost.runs.glue",
-    "train-squad": "capaboost.runs.squad",
-}
+
+
+def local_engine(workers: int | None, threads: int | None = None, gpus: tuple[str, ...] | None = None) -> LocalEngine:
+    """Workers on this machine, by default one for each GPU or else one; they share its GPUs and its cores."""
+    import torch
+
+    gpus = gpus or tuple(map(str, range(torch.cuda.device_count())))
+    workers = workers or max(1, len(gpus))
+    return LocalEngine(workers, threads or max(1, len(os.sched_getaffinity(0)) // workers), gpus)
 
 
 @dataclass
@@ -65,7 +70,7 @@ class LocalEngine:
         """
         processes: dict[int, ForkServerProcess] = {}
         os.environ.update(wait_policy(side_by_side=self.workers > 1))
-        _start_server([] if self.gpus else ["capaboost.sweeps.work", TRAINING[folder.sweep().command]])
+        _start_server([] if self.gpus else ["capaboost.sweeps.work", TRAININGS[folder.sweep().command].module])
         try:
             while True:
                 for slot in range(self.workers):

@@ -1,0 +1,128 @@
+"""A training run made by functions: its settings from a recipe, a preset and typed values, then its training.
+
+The training commands, the sweeps and the rank study share it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from capaboost.console import tell
+from capaboost.hub import adapter_folder, write_card
+from capaboost.runs.settings import GlueRun, SquadRun, VtabRun, glue_config_file, squad_config_file, vtab_config_file
+from capaboost.shipped import shipped
+from capaboost.training.experiment import Prepare, run_experiment
+from capaboost.training.result import print_table
+from capaboost.training.settings import Raw, load_run
+from capaboost.training.tuning import run_grid
+from capaboost_core.adapter_files.record import read_inference
+from capaboost_core.extras import install_line, is_installed
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training command trains.
+
+    Attributes:
+        settings: The class of a run's settings.
+        task: The setting that names the task, as section.key.
+        module: Its `prepare` makes model and task from the settings.
+        recipe: The shipped settings file for flags by section and a preset.
+    """
+
+    settings: type
+    task: str
+    module: str
+    recipe: Callable[[Raw, str | None], Path]
+
+    def load(self, flags: Raw, preset: str | None, assignments: Sequence[str] = (), file: Path | None = None) -> Any:
+        """The settings of a run: those of the file, by default the recipe, under the flags, the preset and `--set`.
+
+        Raises:
+            UserError: If one is wrong.
+        """
+        path = file or self.recipe(flags, preset)
+        run = load_run(self.settings, path, flags, preset, list(assignments))
+        if isinstance(run, VtabRun):
+            from capaboost_vision.vtab.sources import check
+
+            check(run.data.dataset, run.data.source, run.data.dir)
+        return run
+
+    @property
+    def prepare(self) -> Prepare:
+        """Imported when asked for, as it needs timm or transformers."""
+        return importlib.import_module(self.module).prepare
+
+
+def _vtab_recipe(flags: Raw, _: str | None) -> Path:
+    return vtab_config_file(shipped("configs") / "vtab", flags.get("data", {}).get("dataset"))
+
+
+def _glue_recipe(flags: Raw, preset: str | None) -> Path:
+    task, model = flags.get("data", {}).get("task"), flags.get("model", {}).get("name")
+    return glue_config_file(shipped("configs") / "glue", task, model, preset)
+
+
+def _squad_recipe(flags: Raw, _: str | None) -> Path:
+    return squad_config_file(shipped("configs") / "squad", flags.get("data", {}).get("dataset"))
+
+
+TRAININGS = {
+    "train-vtab": Training(VtabRun, "data.dataset", "capaboost.runs.vtab", _vtab_recipe),
+    "train-glue": Training(GlueRun, "data.task", "capaboost.runs.glue", _glue_recipe),
+    "train-squad": Training(SquadRun, "data.dataset", "capaboost.runs.squad", _squad_recipe),
+}
+
+
+def train(
+    run: Any,
+    folder: Path,
+    resume: bool,
+    prepare: Prepare,
+    rates: list[float] | None = None,
+    command: str | None = None,
+) -> None:
+    """Train with the settings, or with each learning rate of a grid, and show the result.
+
+    Args:
+        run: All settings.
+        folder: Where the run lives.
+        resume: Continue from the folder's checkpoint.
+        prepare: Makes the model and the task.
+        rates: A run for each of them, of which the best is kept.
+        command: What `result.json` says was typed, by default the command line of this process.
+
+    Raises:
+        UserError: If the settings, the data or the folder do not permit the run, or it diverges.
+    """
+    if not (is_installed("tensorboard") or is_installed("tensorboardX")) and os.environ.get("RANK", "0") == "0":
+        tell(f"tensorboard is not installed: no TensorBoard logs are written; {install_line('tensorboard')} adds them")
+    if rates is not None:
+        result = run_grid(run, rates, folder, resume, prepare)
+    else:
+        result = run_experiment(run, folder, resume, prepare, command)
+    if result:
+        print_table([result])
+        print(f"result: {folder / 'result.json'}")
+        _write_card(folder, result)
+    PartialState().destroy_process_group()
+
+
+def _write_card(folder: Path, result: dict[str, Any]) -> None:
+    """The model card beside the adapter, which goes with it to the hub, and the picture of the confusion matrix."""
+    adapter = adapter_folder(folder)
+    write_card(adapter, result, read_inference(adapter))
+    source = adapter.parent / "confusion.csv"
+    if source.is_file() and is_installed("matplotlib"):
+        from capaboost.plots.draw import draw_confusion
+
+        draw_confusion(source, source.with_suffix(".png"))
+        print(f"accuracy of each class: {source}, and as a picture {source.with_suffix('.png')}")
