@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.looped import LoopedLinear
 from benchmarks.models import ATTENTION_QV, Workload, copy_with_own
-from capaboost_core import CapaBoostConfig, Plan, UserError, inject, merge
+from capaboost_core import Plan, UserError, inject, merge
 from capaboost_core.extras import install_line
+from capaboost_core.methods.lora import LoRA
+from capaboost_core.methods.reference import LoopedLinear
 from capaboost_core.plan import in_prefix
 
 # The peers by name: CapaBoost, stock peft LoRA, the looped reference, and the frozen model.
@@ -90,16 +91,21 @@ def build_peer(name: str, base: nn.Module, workload: Workload, rank: int) -> Pee
 
 
 def capaboost(model: nn.Module, plan: Plan, rank: int, num_tied: int) -> Peer:
-    config = CapaBoostConfig(r=rank, num_tied=num_tied, density=0.5 if num_tied > 1 else 1.0)
-    return _peer(inject(model, config, plan), plan.head)
+    return _peer(inject(model, tied_config(rank, num_tied), plan), plan.head)
+
+
+def tied_config(rank: int, num_tied: int) -> LoRA:
+    return LoRA(r=rank, num_tied=num_tied, density=0.5 if num_tied > 1 else 1.0)
 
 
 def looped(model: nn.Module, plan: Plan, rank: int, num_tied: int) -> Peer:
     _train_head_only(model, plan)
+    config = tied_config(rank, num_tied)
     for target in plan.targets:
         layer = model.get_submodule(target.path)
         slices = target.slices or ((0, layer.out_features),)
-        model.set_submodule(target.path, LoopedLinear(layer, slices, rank, num_tied, 0.5))
+        looped_layer = LoopedLinear(layer, slices, rank, num_tied, config.density, config.scale)
+        model.set_submodule(target.path, looped_layer)
     return _peer(model, plan.head)
 
 

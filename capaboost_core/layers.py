@@ -263,6 +263,9 @@ def empty_like_weight(weight: torch.Tensor, *shape: int) -> torch.Tensor:
 class MergedWeights(nn.Module):
     """A weight, and a bias where that differs too, with the addition in them; they move as a layer does, unsaved."""
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__()
         self.register_buffer("weight", weight, persistent=False)

@@ -13,11 +13,11 @@ from torch import nn
 from benchmarks import inference, masks, memory, parts, peers, sparse, step, tables, whole_run
 from benchmarks import tables as make_tables
 from benchmarks.command import run_command
-from benchmarks.looped import LoopedLinear
 from benchmarks.models import WORKLOADS, logits_of, loss_of
 from benchmarks.peers import sizes_of
 from benchmarks.timing import Pair, Repeats, Stopwatch, compare, interleave, spread
 from capaboost_core import UserError
+from capaboost_core.methods.reference import LoopedLinear
 
 CPU = torch.device("cpu")
 MODELS = ("tiny-vit", "tiny-roberta")
@@ -75,13 +75,14 @@ def test_stopwatch_fills_a_block_of_time_with_calls(monkeypatch):
 def test_looped_reference_is_equation_4():
     torch.manual_seed(0)
     base = nn.Linear(6, 9)
-    layer = LoopedLinear(base, ((0, 3), (6, 9)), rank=2, num_tied=3, density=0.5)
+    layer = LoopedLinear(base, ((0, 3), (6, 9)), rank=2, num_tied=3, density=0.5, scale=1.5)
     for parameter in (*layer.A, *layer.B):
         nn.init.normal_(parameter)
     weight = base.weight.detach().clone()
-    for index, (start, stop) in enumerate(layer.slices):
-        for a_mask, b_mask in zip(getattr(layer, f"mask_A_{index}"), getattr(layer, f"mask_B_{index}"), strict=True):
-            weight[start:stop] += (layer.B[index] * b_mask) @ (layer.A[index] * a_mask)
+    modules = zip(layer.slices, layer.A, layer.B, layer.masks_A, layer.masks_B, strict=True)
+    for (start, stop), A, B, masks_A, masks_B in modules:
+        for mask_A, mask_B in zip(masks_A, masks_B, strict=True):
+            weight[start:stop] += 1.5 * (B * mask_B) @ (A * mask_A)
     x = torch.randn(2, 5, 6)
     torch.testing.assert_close(layer(x), x @ weight.T + base.bias)
 

@@ -12,7 +12,7 @@ from capaboost_core.methods.bottleneck import AfterFeedForward, Bottleneck
 from capaboost_core.methods.low_rank import Scaling
 from capaboost_core.methods.method import register_method
 from capaboost_core.settings.base import refuse
-from capaboost_core.sharing.tied import PLAIN, TIED
+from capaboost_core.sharing.masks import PLAIN, TIED
 
 
 class KroneckerBottleneck(Bottleneck):

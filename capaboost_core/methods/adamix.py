@@ -18,8 +18,8 @@ from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.lora_layer import LoRALinear
 from capaboost_core.methods.method import register_method
 from capaboost_core.settings.base import Settings
-from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight
+from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
+from capaboost_core.sharing.tied import TiedWeight
 
 # How much the outputs of two passes over a batch differ.
 

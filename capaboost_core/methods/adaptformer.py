@@ -12,7 +12,8 @@ from capaboost_core.methods.bottleneck import Bottleneck
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
-from capaboost_core.sharing.tied import PLAIN, TIED, TyingSettings
+from capaboost_core.sharing.masks import PLAIN, TIED
+from capaboost_core.sharing.tied import TyingSettings
 
 
 @register_method("adaptformer", capaboost_adaptformer=TIED, adaptformer=PLAIN)

@@ -15,9 +15,8 @@ from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Plan
 from capaboost_core.settings.base import refuse
-from capaboost_core.sharing.masks import hash_random
-from capaboost_core.sharing.pool import NONE, Pool, PooledWeight
-from capaboost_core.sharing.tied import PLAIN, TIED
+from capaboost_core.sharing.masks import PLAIN, TIED, hash_random
+from capaboost_core.sharing.pool import EMPTY, Pool, PooledWeight
 
 # Ranks that move between increments: which component gives its entries, and where they go.
 
@@ -97,7 +96,7 @@ class Places:
         empty = ((self.components // self.rows == receiver) & (self.slots < 0)).nonzero().flatten()
         empty = empty[self.components[empty].argsort(stable=True)][: len(left)]
         left = left[: len(empty)]
-        self.slots[empty], self.slots[left] = self.slots[left], NONE
+        self.slots[empty], self.slots[left] = self.slots[left], EMPTY
         return empty
 
 
@@ -148,7 +147,7 @@ class AllocatedLoRA(LoRA):
         initialise: Callable[[Tensor], Any],
         parts: Sequence[int] = (),
     ) -> nn.Module:
-        return PooledWeight(self, masks(), initial, initialise)
+        return PooledWeight(self, self.r, masks(), initial, initialise)
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """The first layer holds what all share."""
@@ -194,7 +193,7 @@ class AllocatedLoRA(LoRA):
         layers = _layers(model)
         slots = torch.cat(list(_slots(layers).values()))
         entries = torch.arange(len(layers[0].pool.entries), dtype=slots.dtype, device=slots.device)
-        if bool((slots >= NONE).all()) and torch.equal(slots[slots >= 0].sort().values, entries):
+        if bool((slots >= EMPTY).all()) and torch.equal(slots[slots >= 0].sort().values, entries):
             return None
         return (
             "its entries do not stand at one place each, as after averaging models whose ranks moved; begin to "

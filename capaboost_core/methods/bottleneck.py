@@ -19,9 +19,8 @@ from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Target
 from capaboost_core.roles import Roles
 from capaboost_core.settings.base import refuse
-from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
-from capaboost_core.sharing.tied import PLAIN, TIED
 
 # CapaBoost adapters: tied bottlenecks.
 

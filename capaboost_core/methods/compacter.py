@@ -17,9 +17,9 @@ from capaboost_core.methods.bottleneck import ACTIVATION, AdapterLinear
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan
 from capaboost_core.roles import Roles
-from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
-from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, TyingSettings
+from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 
 # Compacter's adapter: both projections are sums of Kronecker products.
 

@@ -17,9 +17,9 @@ from capaboost_core.layers import Adapted, MacCount, Mergeable, dropout_of, empt
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target, linear_shape
 from capaboost_core.roles import MATRICES, Roles
-from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize
-from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, TyingSettings
+from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 
 # The factors of FacT, and the linear layer whose increment is made of them.
 

@@ -17,7 +17,7 @@ from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import MATRICES, Roles
 from capaboost_core.settings.base import Text, Texts
-from capaboost_core.sharing.tied import PLAIN, TIED
+from capaboost_core.sharing.masks import PLAIN, TIED
 
 
 @register_method("lora", capaboost_lora=TIED, lora=PLAIN)

@@ -1,15 +1,16 @@
-"""CapaBoost-LoRA: tied low-rank increments on a frozen linear layer."""
+"""CapaBoost-LoRA's layer: d masked low-rank modules on a frozen linear layer, as one product of factors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
@@ -19,196 +20,17 @@ from capaboost_core.methods.bottleneck import Filler
 from capaboost_core.methods.low_rank import LowRankSettings
 from capaboost_core.plan import Target
 from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import transformed
+from capaboost_core.sharing.tied import TiedWeight, eager, transformed
 
-# An input in the precision of autocast, once for all layers that read it, as query and value do.
-#
-# Autocast keeps lowered weights for reuse but no lowered inputs, so each layer would hold a copy of its own until the
-# backward pass.
-
-
-# The last input, its version and its lowered copy, both weakly: a copy lives as long as autograd holds it. One tuple,
-# so that threads see all of it or none.
-_last: tuple[TensorWeakRef, int, TensorWeakRef] | None = None
-
-
-def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a precision, as values without a gradient of their own; the copy of the call before, if it was of this x
-    and is still held.
-    """
-    global _last
-    if x.dtype == dtype:
-        return x
-    if torch.compiler.is_compiling() or x.is_inference():  # compilers do it by themselves; no version to compare
-        return x.to(dtype)
-    if _last is not None:
-        of, version, kept = _last
-        copy = kept()
-        if of() is x and version == x._version and copy is not None and copy.dtype == dtype:
-            return copy
-    copy = x.to(dtype)
-    _last = TensorWeakRef(x), x._version, TensorWeakRef(copy)
-    return copy
-
-
-# A frozen linear layer and its low-rank increments as one step of autograd.
-
-
-def low_rank_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    slices: Sequence[tuple[int, int]],
-    a: Tensor,
-    b: Tensor,
-    scaling: float,
-    dropped: Tensor | None = None,
-) -> Tensor:
-    """x W^T + b, plus scaling * x A^T B^T on each slice of the output, in the precision of x or of autocast.
-
-    Per call there is one large product, one with all A stacked, and one small product for each slice that
-    adds to the output in place; the gradient of x is one sum, made in place as well. For the backward pass
-    autograd holds x (or what is given for it as `dropped`), the hidden x A^T, the factors, and the weight
-    itself, in its own precision: no copy. A backward pass that is differentiated itself computes the hidden anew.
-
-    Args:
-        x: (..., in).
-        weight: (out, in), frozen or not.
-        bias: (out), or None.
-        slices: (start, stop) ranges of the output.
-        a: (len(slices) * rank, in), A of each slice under that of the one before.
-        b: (rank, sum of widths), B^T of each slice beside that of the one before.
-        scaling: The factor of the increments.
-        dropped: What the increments see in place of x, if that is not x.
-
-    Raises:
-        UserError: In a backward pass that is to be differentiated, if autocast has lowered x for the forward pass.
-    """
-    dtype = precision(x)
-    a, b, dropped = a.to(dtype), b.to(dtype), dropped if dropped is None else dropped.to(dtype)
-    if transformed():
-        return _plain(x.to(dtype), dropped, weight, bias, slices, a, b, scaling)
-    return _LowRankLinear.apply(x, dropped, weight, bias, slices, a, b, scaling)
-
-
-def _plain(x, dropped, weight, bias, slices, a, b, scaling) -> Tensor:
-    """The same in operators that torch.func and forward-mode differentiation know."""
-    out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    seen = x if dropped is None else dropped
-    hidden = (seen @ a.T).reshape(-1, len(a))
-    return out + scaling * padded_deltas(hidden, b, slices, out.shape[-1]).view(out.shape)
-
-
-def precision(x: Tensor) -> torch.dtype:
-    """What a linear layer computes in; autocast lets double precision be."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):  # the meta device has none
-        return x.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-class _LowRankLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, dropped, weight, bias, slices, a, b, scaling):
-        ctx.dtype, given = x.dtype, x
-        x = cast_once(x, a.dtype)
-        seen = _rows(x if dropped is None else dropped)
-        hidden = seen @ a.T  # before the large product, while what was just computed is in the cache
-        out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            out = out + scaling * padded_deltas(hidden, b, slices, out.shape[-1]).view(out.shape)
-        else:
-            out_rows = out.view(-1, out.shape[-1])
-            for columns, at_hidden, at_b in _places(slices, len(b)):
-                out_rows[:, columns].addmm_(hidden[:, at_hidden], b[:, at_b], alpha=scaling)
-        needs_x = dropped is None or ctx.needs_input_grad[2]
-        ctx.save_for_backward(x if needs_x else None, dropped, weight, hidden, a, b)
-        ctx.slices, ctx.scaling, ctx.shape, ctx.cast = slices, scaling, x.shape, needs_x and x is not given
-        return out  # and not a view made here, which a model could not change in place
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, dropped, weight, hidden, a, b = ctx.saved_tensors
-        needs_x, needs_dropped, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        seen = _rows(x if dropped is None else dropped)
-        grad = grad.reshape(-1, weight.shape[0])
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grad_hidden, grad_b = _differentiable(ctx, grad, seen, a, b)
-        else:
-            grad_hidden, grad_b = _in_place(ctx, grad, hidden, b)
-        grad_a = grad_hidden.T @ seen  # as in forward: the small products come before the large one
-        grad_x = grad_dropped = None
-        if needs_x and dropped is None:
-            grad_x = (grad_hidden @ a).to(grad.dtype)  # a backward pass within autocast has lowered it
-            grad_x = grad_x.addmm_(grad, weight.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
-        elif needs_x:
-            grad_x = (grad @ weight.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
-        if needs_dropped:
-            grad_dropped = (grad_hidden @ a).view(ctx.shape)
-        grad_weight = grad.T @ _rows(x) if needs_weight else None
-        grad_bias = grad.sum(0) if needs_bias else None
-        return grad_x, grad_dropped, grad_weight, grad_bias, None, grad_a, grad_b, None
-
-
-def _in_place(ctx, grad: Tensor, hidden: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of the hidden values and of B^T, written to their places."""
-    places = list(_places(ctx.slices, len(b)))
-    grad_hidden, grad_b = torch.empty_like(hidden), torch.empty_like(b)
-    for columns, at_hidden, at_b in places:
-        grad_hidden[:, at_hidden].addmm_(grad[:, columns], b[:, at_b].T, beta=0, alpha=ctx.scaling)
-    for columns, at_hidden, at_b in places:
-        grad_b[:, at_b].addmm_(hidden[:, at_hidden].T, grad[:, columns], beta=0, alpha=ctx.scaling)
-    return grad_hidden, grad_b
-
-
-def _differentiable(ctx, grad: Tensor, seen: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The same as functions of what the layer was given, for derivatives of the gradients."""
-    if ctx.cast:
-        raise UserError(
-            "a lowered copy of an adapted layer's input has no second derivatives; leave autocast out of the passes "
-            "whose gradients are differentiated (create_graph=True)"
-        )
-    hidden, places = seen @ a.T, list(_places(ctx.slices, len(b)))
-    grad_hidden = [grad[:, columns] @ b[:, at_b].T for columns, _, at_b in places]
-    grad_b = [hidden[:, at_hidden].T @ grad[:, columns] for columns, at_hidden, _ in places]
-    return ctx.scaling * torch.cat(grad_hidden, 1), ctx.scaling * torch.cat(grad_b, 1)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-def padded_deltas(hidden: Tensor, b: Tensor, slices: Sequence[tuple[int, int]], columns: int) -> Tensor:
-    """The products (rows, columns) of all slices, zero in the columns between.
-
-    For what cannot write to a slice in place: compilers fuse the sum with what reads it, and would copy an output for
-    each slice; torch.onnx's tracer loses what is written to a view.
-    """
-    parts, end = [], 0
-    for at_out, at_hidden, at_b in sorted(_places(slices, len(b)), key=lambda places: places[0].start):
-        parts += [_zeros(hidden, at_out.start - end), hidden[:, at_hidden] @ b[:, at_b]]
-        end = at_out.stop
-    return torch.cat([*parts, _zeros(hidden, columns - end)], 1)
-
-
-def _zeros(like: Tensor, columns: int) -> Tensor:
-    return like.new_zeros(()).expand(like.shape[0], columns)
-
-
-def _places(slices: Sequence[tuple[int, int]], rank: int) -> Iterator[tuple[slice, slice, slice]]:
-    """The columns of each slice in the output, in the hidden values, and in B^T."""
-    begin = 0
-    for index, (start, stop) in enumerate(slices):
-        end = begin + stop - start
-        yield slice(start, stop), slice(index * rank, (index + 1) * rank), slice(begin, end)
-        begin = end
+Slices = Sequence[tuple[int, int]]  # (start, stop) ranges of an output
 
 
 class LoRALayer(Mergeable):
     """Linear layer plus s * sum_i (B * mb_i)(A * ma_i), s = `config.scale`, on its output or slices of it (Eq. 4).
 
     The d modules are one product of concatenated factors, [B_1 .. B_d][A_1; ..; A_d], of rank d*r; a
-    step has two small products for any d. B starts at zero, so the output starts as the base's.
+    step has two small products for any d. B starts at zero, so the output starts as the base's. `reference.py` has
+    the formula module by module.
 
     Worked example: a fused qkv of width 768 with increments on q and v, r = 8, d = 2, x (64, 197, 768):
     out = x W^T + b is (64, 197, 2304); x A^T is (64, 197, 32), 16 columns for q and 16 for v; each
@@ -225,26 +47,33 @@ class LoRALayer(Mergeable):
     low_rank: ClassVar[bool] = True
     fan_in_fan_out: ClassVar[bool] = False  # peft's word: whether the weight is held as (in, out)
 
+    in_features: int
+    out_features: int
+    weight: Tensor
+    bias: Tensor | None
+    lora_A: TiedWeight
+    lora_B: TiedWeight
+
     def __init__(self, base: nn.Module, config: LowRankSettings, target: Target):
         self.adopt(base, target.path)
         self.scaling, self.dropout, self.drops = config.scale, dropout_of(config.dropout), config.dropout > 0
-        self.slices = target.slices or ((0, self.out_features),)
+        self.slices: Slices = target.slices or ((0, self.out_features),)
         self.widths = [stop - start for start, stop in self.slices]
         self.bound = bound = 1 / math.sqrt(self.in_features if config.init == "lora" else config.r)
-        a = empty_like_weight(base.weight, len(self.slices), config.rows, self.in_features)
+        a = empty_like_weight(self.weight, len(self.slices), config.rows, self.in_features)
         self.lora_A = self.make_factor(config, "A", a, partial(nn.init.uniform_, a=-bound, b=bound))
-        b = empty_like_weight(base.weight, config.rows, sum(self.widths))
+        b = empty_like_weight(self.weight, config.rows, sum(self.widths))
         self.lora_B = self.make_factor(config, "B", b, nn.init.zeros_)
         self.allow_merging()
         self.train(base.training)
 
-    def make_factor(self, config: LowRankSettings, name: str, empty: Tensor, fill: Filler) -> nn.Module:
+    def make_factor(self, config: LowRankSettings, name: str, empty: Tensor, fill: Filler) -> Any:
         """A of all slices (slices, r, in), or B^T of all slices side by side (r, widths); an empty one is given."""
         parts = self.widths if name == "B" else ()
         return config.make_weight(name, lambda: self.masks(config, name), fill(empty), fill, parts)
 
-    def masks(self, config: LowRankSettings, name: str) -> np.ndarray:
-        """Of the factor "A" or "B"; names that go on from there have masks of their own."""
+    def masks(self, config: LowRankSettings, name: str) -> NDArray[np.uint8]:
+        """Of the factor "A" or "B"; longer names, such as "A.expert", have masks of their own."""
         if name.startswith("A"):
             shape = (config.rows, self.in_features)
             return np.stack([mask_bits(config, self.path, f"{name}.{i}", shape) for i in range(len(self.slices))])
@@ -264,12 +93,12 @@ class LoRALayer(Mergeable):
         """
         if self.disabled:
             return F.linear(x, self.matrix, self.bias)
-        sums = self.current_merged()
-        if sums is not None:
-            return F.linear(x, sums.weight, self.bias)
+        merged = self.current_merged()
+        if merged is not None:
+            return F.linear(x, merged.weight, self.bias)
         dropped = self.dropout(x) if self.drops and self.training else None
-        factors = self.factors(dtype=precision(x))
-        return low_rank_linear(x, self.matrix, self.bias, self.slices, *factors, self.scaling, dropped)
+        a, b = self.factors(dtype=precision(x))
+        return low_rank_linear(x, self.matrix, self.bias, self.slices, a, b, self.scaling, dropped)
 
     def factors(self, training: bool | None = None, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Concatenated over slices and copies: A (slices*d*r, in) and B^T (d*r, widths); see `TiedWeight.copies`."""
@@ -308,3 +137,183 @@ class LoRALayer(Mergeable):
 
 class LoRALinear(LoRALayer, nn.Linear):
     """`nn.Linear` with increments."""
+
+
+def low_rank_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    slices: Slices,
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+    dropped: Tensor | None = None,
+) -> Tensor:
+    """x W^T + b, plus scaling * x A^T B^T on each slice of the output, in the precision of x or of autocast.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), frozen or not.
+        bias: (out), or None.
+        slices: (start, stop) ranges of the output.
+        a: (len(slices) * rank, in), A of each slice under that of the one before.
+        b: (rank, sum of widths), B^T of each slice beside that of the one before.
+        scaling: The factor of the increments.
+        dropped: What the increments see in place of x, if that is not x.
+
+    Raises:
+        UserError: In a backward pass that is to be differentiated, if autocast has lowered x for the forward pass.
+    """
+    dtype = precision(x)
+    a, b, dropped = a.to(dtype), b.to(dtype), None if dropped is None else dropped.to(dtype)
+    if not transformed():
+        return _LowRankLinear.apply(x, dropped, weight, bias, slices, a, b, scaling)  # the same, faster and smaller
+    x = x.to(dtype)
+    hidden = (x if dropped is None else dropped) @ a.T
+    out = F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+    return out + scaling * padded_deltas(hidden, b, slices, out.shape[-1])
+
+
+def precision(x: Tensor) -> torch.dtype:
+    """What a linear layer computes in; autocast lets double precision be."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):  # the meta device has none
+        return x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def padded_deltas(hidden: Tensor, b: Tensor, slices: Slices, width: int) -> Tensor:
+    """hidden B^T of all slices, (..., width), zero in the columns between them.
+
+    For what cannot write to a slice in place: compilers fuse the sum with what reads it, and would copy an output for
+    each slice; torch.onnx's tracer loses what is written to a view.
+    """
+    parts, end = [], 0
+    zero = hidden.new_zeros(()).expand(*hidden.shape[:-1], 1)
+    for columns, at_hidden, at_b in sorted(_columns(slices, len(b)), key=lambda columns: columns[0].start):
+        parts += [zero.expand(*hidden.shape[:-1], columns.start - end), hidden[..., at_hidden] @ b[:, at_b]]
+        end = columns.stop
+    return torch.cat([*parts, zero.expand(*hidden.shape[:-1], width - end)], -1)
+
+
+def _columns(slices: Slices, rank: int) -> Iterator[tuple[slice, slice, slice]]:
+    """The columns of each slice in the output, in the hidden values, and in B^T."""
+    begin = 0
+    for index, (start, stop) in enumerate(slices):
+        end = begin + stop - start
+        yield slice(start, stop), slice(index * rank, (index + 1) * rank), slice(begin, end)
+        begin = end
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """`low_rank_linear` as one step of autograd.
+
+    Per call there is one large product, one with all A stacked, and one small product for each slice that
+    adds to the output in place; the gradient of x is one sum, made in place as well. For the backward pass
+    autograd holds x (or what is given for it as `dropped`), the hidden x A^T, the factors, and the weight
+    itself, in its own precision: no copy. A backward pass that is differentiated itself computes the hidden anew.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        slices: Slices,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        ctx.dtype, given = x.dtype, x
+        x = cast_once(x, a.dtype)
+        hidden = _rows(x if dropped is None else dropped) @ a.T  # first, while its input is in the cache
+        out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        if not eager():
+            out = out + scaling * padded_deltas(hidden, b, slices, out.shape[-1]).view(out.shape)
+        else:
+            rows = out.view(-1, out.shape[-1])
+            for columns, at_hidden, at_b in _columns(slices, len(b)):
+                rows[:, columns].addmm_(hidden[:, at_hidden], b[:, at_b], alpha=scaling)
+        needs_x = dropped is None or ctx.needs_input_grad[2]
+        ctx.save_for_backward(x if needs_x else None, dropped, weight, hidden, a, b)
+        ctx.slices, ctx.scaling, ctx.shape, ctx.cast = slices, scaling, x.shape, needs_x and x is not given
+        return out  # and not a view made here, which a model could not change in place
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, dropped, weight, hidden, a, b = ctx.saved_tensors
+        needs_x, needs_dropped, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        seen = _rows(x if dropped is None else dropped)
+        grad = grad.reshape(-1, weight.shape[0])
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grad_hidden, grad_b = _differentiable(ctx, grad, seen, a, b)
+        else:
+            grad_hidden, grad_b = _in_place(ctx, grad, hidden, b)
+        grad_a = grad_hidden.T @ seen  # as in forward: the small products come before the large one
+        grad_x = grad_dropped = None
+        if needs_x and dropped is None:
+            grad_x = (grad_hidden @ a).to(grad.dtype)  # a backward pass within autocast has lowered it
+            grad_x = grad_x.addmm_(grad, weight.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
+        elif needs_x:
+            grad_x = (grad @ weight.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
+        if needs_dropped:
+            grad_dropped = (grad_hidden @ a).view(ctx.shape)
+        grad_weight = grad.T @ _rows(x) if needs_weight else None
+        grad_bias = grad.sum(0) if needs_bias else None
+        return grad_x, grad_dropped, grad_weight, grad_bias, None, grad_a, grad_b, None
+
+
+def _in_place(ctx: Any, grad: Tensor, hidden: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the hidden values and of B^T, each slice written to its columns."""
+    all_columns = list(_columns(ctx.slices, len(b)))
+    grad_hidden, grad_b = torch.empty_like(hidden), torch.empty_like(b)
+    for columns, at_hidden, at_b in all_columns:
+        grad_hidden[:, at_hidden].addmm_(grad[:, columns], b[:, at_b].T, beta=0, alpha=ctx.scaling)
+    for columns, at_hidden, at_b in all_columns:
+        grad_b[:, at_b].addmm_(hidden[:, at_hidden].T, grad[:, columns], beta=0, alpha=ctx.scaling)
+    return grad_hidden, grad_b
+
+
+def _differentiable(ctx: Any, grad: Tensor, seen: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as functions of what the layer was given, for derivatives of the gradients."""
+    if ctx.cast:
+        raise UserError(
+            "a lowered copy of an adapted layer's input has no second derivatives; leave autocast out of the passes "
+            "whose gradients are differentiated (create_graph=True)"
+        )
+    hidden, all_columns = seen @ a.T, list(_columns(ctx.slices, len(b)))
+    grad_hidden = [grad[:, columns] @ b[:, at_b].T for columns, _, at_b in all_columns]
+    grad_b = [hidden[:, at_hidden].T @ grad[:, columns] for columns, at_hidden, _ in all_columns]
+    return ctx.scaling * torch.cat(grad_hidden, 1), ctx.scaling * torch.cat(grad_b, 1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+# The last input that autocast lowered, its version and its copy, both weakly: a copy lives as long as autograd holds
+# it. One tuple, so that threads see all of it or none.
+_last: tuple[TensorWeakRef, int, TensorWeakRef] | None = None
+
+
+def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a precision, as values without a gradient of their own; one copy for layers in a row that read the same x.
+
+    Autocast keeps lowered weights for reuse but no lowered inputs, so query and value would hold a copy each until the
+    backward pass.
+    """
+    global _last
+    if x.dtype == dtype:
+        return x
+    if torch.compiler.is_compiling() or x.is_inference():  # compilers do it by themselves; no version to compare
+        return x.to(dtype)
+    if _last is not None:
+        source, version, lowered = _last
+        copy = lowered()
+        if source() is x and version == x._version and copy is not None and copy.dtype == dtype:
+            return copy
+    copy = x.to(dtype)
+    _last = TensorWeakRef(x), x._version, TensorWeakRef(copy)
+    return copy

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 GROUP, PLUGINS = "capaboost.methods", "CAPABOOST_PLUGINS"
 Found = TypeVar("Found")
+Registered = TypeVar("Registered", bound="Method")
 
 
 class Registry(MutableMapping[str, Found]):
@@ -76,7 +77,7 @@ def announce(module: str, presets: Iterable[str]) -> None:
             METHODS.announce(preset, module)
 
 
-def register_method(name: str, **presets: Mapping[str, Any]) -> Callable[[type[Method]], type[Method]]:
+def register_method(name: str, **presets: Mapping[str, Any]) -> Callable[[type[Registered]], type[Registered]]:
     """Make a class the method `name`; nothing else has to know of it.
 
     Args:
@@ -84,7 +85,7 @@ def register_method(name: str, **presets: Mapping[str, Any]) -> Callable[[type[M
         **presets: Settings by the name of a preset, with `_` for `-`; without any, `name` has the defaults.
     """
 
-    def register(cls: type[Method]) -> type[Method]:
+    def register(cls: type[Registered]) -> type[Registered]:
         cls.name = name
         METHODS[name] = cls
         for preset, settings in (presets or {name: {}}).items():
@@ -182,11 +183,6 @@ class NamedSettings(Settings):
     @property
     def method(self) -> str:
         return self.name
-
-    @classmethod
-    def used(cls, values: Mapping[str, Any]) -> set[str]:
-        """The settings that mean something beside the given ones."""
-        return set(cls.model_fields)
 
     @classmethod
     def fields_for(cls, values: Mapping[str, Any]) -> dict[str, FieldInfo]:
@@ -287,9 +283,14 @@ class Method(NamedSettings):
         def __init__(self, method: str | None = None, **values: Any) -> None: ...
 
     @property
+    def is_plain(self) -> bool:
+        """Whether no weight is shared by several modules or masked."""
+        return True
+
+    @property
     def label(self) -> str:
-        """The name in results and folders."""
-        return self.name
+        """The name in results and folders: `capaboost-` before a method whose weights are shared or masked."""
+        return self.name if self.is_plain else f"capaboost-{self.name}"
 
     @property
     def budget_step(self) -> int:

@@ -24,7 +24,8 @@ from capaboost_core.methods.vpt import VPT, PromptedBlock, Prompts, VPTDeep, emb
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
 from capaboost_core.settings.base import refuse
-from capaboost_core.sharing.tied import PLAIN, TIED, TyingSettings
+from capaboost_core.sharing.masks import PLAIN, TIED
+from capaboost_core.sharing.tied import TyingSettings
 from capaboost_core.wrappers import unwrap
 
 # Subnets of NOAH: a width for each part of each block, and the space that they are drawn from.

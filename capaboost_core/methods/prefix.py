@@ -15,8 +15,8 @@ from capaboost_core.layers import Adapted, MacCount, empty_like_weight, macs_of
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan
 from capaboost_core.roles import Roles
-from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import PLAIN, TIED, TyingSettings
+from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
+from capaboost_core.sharing.tied import TyingSettings
 
 # CapaBoost-Prefix: tied keys and values in front of those of a frozen attention.
 

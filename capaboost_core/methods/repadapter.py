@@ -18,9 +18,9 @@ from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
 from capaboost_core.settings.base import refuse
-from capaboost_core.sharing.masks import mask_bits
+from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize
-from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, TyingSettings
+from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 
 
 class LinearBottleneck(ResetOnMaterialize):

@@ -19,8 +19,9 @@ from capaboost_core.methods.method import Method, register_method
 from capaboost_core.methods.prefix import Prefix, PrefixTuning
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
+from capaboost_core.sharing.masks import PLAIN, TIED
 from capaboost_core.sharing.parameters import ResetOnMaterialize
-from capaboost_core.sharing.tied import PLAIN, TIED, TyingSettings
+from capaboost_core.sharing.tied import TyingSettings
 
 # UniPELT's gates, and additions that they multiply.
 

@@ -16,8 +16,8 @@ from capaboost_core.layers import Adapted, MacCount, dropout_of, empty_like_weig
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
-from capaboost_core.sharing.masks import mask_bits
-from capaboost_core.sharing.tied import PLAIN, TIED, TiedWeight, TyingSettings
+from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
+from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 
 
 class VPT(TyingSettings, Method):

@@ -146,6 +146,11 @@ class Settings(BaseModel):
         return made
 
     @classmethod
+    def used(cls, values: Mapping[str, Any]) -> set[str]:
+        """The settings that mean something beside the given ones."""
+        return set(cls.model_fields)
+
+    @classmethod
     def fields_for(cls, values: Mapping[str, Any]) -> dict[str, FieldInfo]:
         """The settings beside the given ones."""
         return cls.model_fields

@@ -71,7 +71,7 @@ class LearnedMaskWeight(ResetOnMaterialize, SharedParameters):
 
     def masks(self) -> Tensor:
         """The masks (..., d, r, width) as zeros and ones."""
-        pairs = zip(self.scores.detach().abs().split(self.parts, -1), self.ones, strict=True)
+        pairs = zip(self.scores.detach().abs().split_with_sizes(self.parts, -1), self.ones, strict=True)
         return torch.cat([_largest(part, ones) for part, ones in pairs], -1)
 
     def copies(self, training: bool | None = None, dtype: torch.dtype | None = None) -> Tensor:

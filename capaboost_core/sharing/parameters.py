@@ -1,13 +1,14 @@
-"""One parameter that several modules use."""
+"""Modules whose parameters get their initial values late, or belong to another module."""
+
+# pyright: reportUnknownMemberType=false
+# torch annotates nn.Module._apply only in part.
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
-
-# Parameters that have their first values wherever they get memory.
 
 
 class ResetOnMaterialize(nn.Module):
@@ -16,7 +17,7 @@ class ResetOnMaterialize(nn.Module):
     def reset_parameters(self) -> None:
         raise NotImplementedError
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ResetOnMaterialize:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         was_meta = self._is_meta()
         super()._apply(fn, recurse)
         if was_meta and not self._is_meta():
@@ -35,14 +36,14 @@ class SharedParameters(nn.Module):
     """
 
     def attach_shared(self, owner: nn.Module, *names: str) -> None:
-        """Drop own parameters, and read the owner's from now on; of itself a module borrows nothing."""
+        """Drop own parameters, and read the owner's from now on; attached to itself, a module stays as it is."""
         if owner is self:
             return
         for name in names:
-            del self._parameters[name]
-        lenders = vars(self).setdefault("lenders", {})
-        lenders |= dict.fromkeys(names, (owner,))  # in a tuple: as an attribute it would be a child
+            delattr(self, name)
+        owners = vars(self).setdefault("owners", {})
+        owners |= dict.fromkeys(names, (owner,))  # in a tuple, since nn.Module would register it as a child
 
     def __getattr__(self, name: str) -> Any:
-        lenders = vars(self).get("lenders", {})
-        return getattr(lenders[name][0], name) if name in lenders else super().__getattr__(name)
+        owners: dict[str, tuple[nn.Module]] = vars(self).get("owners", {})
+        return getattr(owners[name][0], name) if name in owners else super().__getattr__(name)

@@ -1,4 +1,4 @@
-"""The fused step equals the written-out loop over d masked modules: outputs and gradients of a layer."""
+"""The fused step equals `reference.increments`, one masked module at a time: outputs and gradients of a layer."""
 
 import copy
 import itertools
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from capaboost_core import CapaBoostConfig, UserError
+from capaboost_core.methods.reference import increments
 from capaboost_core.sharing.masks import mask_bits
 from tests.core.fast_path_case import ALPHA, DOUBLE, DROPOUT, IN, OUT, Q_AND_V, RANK, WHOLE, assert_near, lora_linear
 
@@ -37,13 +38,13 @@ class Loop:
         self.modules = self.modules_of(*(self.leaves[name] for name in self.of))
 
     def modules_of(self, dense_a, dense_b):
-        """A and B of each slice and copy, with the columns of the output that they add to."""
-        a, b = self.masked("lora_A.packed", dense_a), self.masked("lora_B.packed", dense_b)
+        """A, B and their masks for each slice, with the columns of the output that they add to."""
+        masks_a, masks_b = self.masks("lora_A.packed"), self.masks("lora_B.packed")
         modules, end = [], 0
         for i, (start, stop) in self.slices:
             begin, end = end, end + stop - start
-            copies = range(self.config.num_tied)
-            modules += [(start, stop, a[copy][i], b[copy][:, begin:end].T) for copy in copies]
+            weights = dense_a[i], dense_b[:, begin:end].T
+            modules.append((start, stop, *weights, masks_a[:, i], masks_b[:, :, begin:end].mT))
         return modules
 
     def placed(self, name, entries):
@@ -66,16 +67,17 @@ class Loop:
     def bits(self, name, shape):
         return torch.from_numpy(mask_bits(self.config, "p", name, shape))
 
-    def masked(self, name, dense):
-        """A dense weight times each mask."""
-        return [dense * ((self.of[name] >> copy & 1) != 0) for copy in range(self.config.num_tied)]
+    def masks(self, name):
+        """The mask of each copy."""
+        return torch.stack([(self.of[name] >> copy & 1) != 0 for copy in range(self.config.num_tied)])
 
     def __call__(self, x, seen=None):
         seen = x if seen is None else seen
         out = x @ self.leaves["weight"].T
         out = out + self.leaves["bias"] if "bias" in self.leaves else out
-        for start, stop, a, b in self.modules:
-            out = out + F.pad(ALPHA / RANK * (seen @ a.T @ b.T), (start, OUT - stop))
+        for start, stop, *weights_and_masks in self.modules:
+            for increment in increments(seen, *weights_and_masks, ALPHA / RANK):
+                out = out + F.pad(increment, (start, OUT - stop))
         return out
 
     def gradient(self, name):

@@ -97,7 +97,7 @@ def test_within_autocast_too():
 def test_many_entries_are_made_in_several_goes(monkeypatch):
     model = adapted()
     expected = gradients(model, model)
-    monkeypatch.setattr(together, "MOST", 3 * 4 * WIDTH)  # three of the eight weights
+    monkeypatch.setattr(together, "LARGEST_GROUP", 3 * 4 * WIDTH)  # three of the eight weights
     assert spreads(model, batch()) == 3
     torch.testing.assert_close(gradients(model, model), expected, rtol=0, atol=0)
 
