@@ -61,7 +61,7 @@ class MaskSettings(Settings):
 
     @model_validator(mode="after")
     def _check_masks(self) -> Self:
-        self._check_groups()
+        self._check_mask_groups()
         used = self.used(self.__dict__)
         for name, field in MaskSettings.model_fields.items():
             value = getattr(self, name)
@@ -69,7 +69,7 @@ class MaskSettings(Settings):
                 refuse(name, value, "it means nothing without masks that are drawn once; drop it")
         return self
 
-    def _check_groups(self) -> None:
+    def _check_mask_groups(self) -> None:
         n, m = self.n, self.m
         if self.mask != "nm":
             if n is not None or m is not None:

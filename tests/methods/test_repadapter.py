@@ -100,3 +100,9 @@ def test_what_needs_a_bias_is_not_merged_without_one():
     with pytest.raises(UserError, match=r"has a shift for blocks\.0\.attn\.qkv, which has no bias, and cannot be"):
         merge(model)
     assert torch.equal(out(model), before)
+
+
+def test_groups_of_nm_masks_are_checked_beside_the_groups_of_the_up_projection():
+    assert Method(method="repadapter", mask="nm", n=1, m=4).density == 0.25
+    with pytest.raises(UserError, match="needs n and m"):
+        Method(method="repadapter", mask="nm", n=1)
