@@ -60,9 +60,9 @@ lint: install ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-tables: install ## write the tables of the single runs into results/ and the README; sweeps have their own pages
+tables: install ## write the tables of the single runs into results/ and docs/results.md; sweeps have their own pages
 	$(BIN)/capaboost tables $(SINGLE_RUNS) --markdown results/tables.md \
-		--csv results/tables.csv --readme README.md
+		--csv results/tables.csv --readme docs/results.md
 
 plots: install ## draw the plots of all result files
 	$(BIN)/capaboost plots
