@@ -34,6 +34,7 @@ PEERS = (
     "looped-d8",
     "peft",
     "peft-2r",
+    "peft-capaboost",
     "capaboost-d2-merged",
     "peft-merged",
 )
@@ -81,7 +82,7 @@ def build_peer(name: str, base: nn.Module, workload: Workload, rank: int) -> Pee
     if kind in ("base", "floor"):
         peer = frozen(model, plan, floor=kind == "floor")
     elif kind == "peft":
-        peer = peft_lora(model, workload, plan, 2 * rank if variant == "2r" else rank)
+        peer = peft_peer(model, workload, plan, rank, variant)
     else:
         peer = {"capaboost": capaboost, "looped": looped}[kind](model, plan, rank, int(variant.removeprefix("d")))
     _randomise(peer)
@@ -109,16 +110,19 @@ def looped(model: nn.Module, plan: Plan, rank: int, num_tied: int) -> Peer:
     return _peer(model, plan.head)
 
 
-def peft_lora(model: nn.Module, workload: Workload, plan: Plan, rank: int) -> Peer:
-    """Stock peft, with a scale of 1 and no dropout as the others have."""
+def peft_peer(model: nn.Module, workload: Workload, plan: Plan, rank: int, variant: str) -> Peer:
+    """Stock peft, with a scale of 1 and no dropout as the others have; or `capaboost-d2` through peft's door."""
     import peft
 
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=list(workload.peft_targets),
-        modules_to_save=list(plan.head),
-    )
+    settings = dict(target_modules=list(workload.peft_targets), modules_to_save=list(plan.head))
+    if variant == "capaboost":
+        from capaboost_peft import CapaBoostConfig as PeftConfig
+
+        slices = {target.path: list(target.slices) for target in plan.targets if target.slices}
+        config = PeftConfig(r=rank, slices=slices, **settings)
+    else:
+        rank = 2 * rank if variant == "2r" else rank
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, **settings)
     wrapped = peft.get_peft_model(model, config)
     head = tuple(f"base_model.model.{path}" for path in plan.head)
     return Peer(wrapped, head, lambda: peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False))

@@ -32,6 +32,7 @@ def pairs_of(setup: Setup) -> list[Pair]:
     return [
         Pair("capaboost-d2", "peft", high=AIMS[setup.options.model] if aimed else None),
         Pair("capaboost-d2", "peft-2r"),
+        Pair("peft-capaboost", "capaboost-d2", high=1.02),
         Pair("capaboost-d2", "looped-d2"),
         Pair("capaboost-d2", "floor", high=1.02 if vit_base else None),
         Pair("capaboost-d8", "capaboost-d1", high=1.03 if vit_base else None),

@@ -34,10 +34,11 @@ def peft_type() -> PeftType:
 
 @dataclass
 class CapaBoostConfig(LoraConfig):
-    """s * sum_i (B * mb_i)(A * ma_i) on each target, d modules that share one A and one B (arXiv 2407.01320, Eq. 3-5).
+    """s * sum_i (B * mb_i)(A * ma_i) on each target, d modules that share one A and one B.
 
-    All settings of `peft.LoraConfig` that are not refused mean what they mean there; `r` is the rank of one module, so
-    that an increment has rank d r. By default a file has 0.75 of the entries of LoRA's.
+    These are Eq. 3 to 5 of https://arxiv.org/abs/2407.01320. All settings of `peft.LoraConfig` that are not refused
+    mean what they mean there; `r` is the rank of one module, so that an increment has rank d r. By default a file has
+    0.75 of the entries of LoRA's.
 
     Attributes:
         num_tied: d, the number of parallel modules that share the weight.
