@@ -79,8 +79,8 @@ class Adapted(nn.Module):
         contexts: How many `disable` contexts each thread is in, by its number; under `ANY`, for all threads.
     """
 
-    mergeable: ClassVar[bool] = False
-    not_mergeable_because: ClassVar[str] = "a nonlinearity"
+    mergeable: bool = False
+    not_mergeable_because: str = "a nonlinearity"
     low_rank: ClassVar[bool] = False
     counted_in_trace: ClassVar[bool] = False
 
@@ -280,7 +280,7 @@ class Mergeable(Adapted):
     and computes with what `current_merged` gives, if that is not None.
     """
 
-    mergeable: ClassVar[bool] = True
+    mergeable: bool = True
 
     def allow_merging(self) -> None:
         self.register_module("merged_weights", None)

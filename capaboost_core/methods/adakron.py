@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from capaboost_core.methods.adamix import ExpertBottleneck, Mixture
 from capaboost_core.methods.bottleneck import AfterFeedForward, Bottleneck
@@ -53,7 +53,7 @@ class AdaKron(AfterFeedForward):
             refuse("r", self.r, f"it is the product of left, {self.left}, and the other size; try {self.left * 4}")
         return self
 
-    def make_adapter(self, path: str, width: int, weight: Tensor) -> nn.Module:
+    def make_adapter(self, path: str, width: int, weight: Tensor) -> Bottleneck:
         return KroneckerBottleneck(self, path, width, weight)
 
 
@@ -76,7 +76,7 @@ class MAdaKron(Mixture, AdaKron):
     def mixed(self) -> tuple[str, ...]:
         return ("left", "right")
 
-    def make_adapter(self, path: str, width: int, weight: Tensor) -> nn.Module:
+    def make_adapter(self, path: str, width: int, weight: Tensor) -> Bottleneck:
         return MixedKroneckerBottleneck(self, path, width, weight)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ def disagreement(first: Any, second: Any) -> Tensor:
     whose divergences are summed. A regression has one class, and no divergence.
     """
     pairs = zip(_logits(first), _logits(second), strict=True)
-    return sum(_towards(p, q.detach()) + _towards(q, p.detach()) for p, q in pairs) / 2
+    divergences = (_towards(p, q.detach()) + _towards(q, p.detach()) for p, q in pairs)
+    return cast(Tensor, sum(divergences)) / 2
 
 
 def _towards(logits: Tensor, target: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ class AdaMix(Mixture, AfterFeedForward):
     def mixed(self) -> tuple[str, ...]:
         return ("down",) if self.share_up else ("down", "up")
 
-    def make_adapter(self, path: str, width: int, weight: Tensor) -> nn.Module:
+    def make_adapter(self, path: str, width: int, weight: Tensor) -> Bottleneck:
         return ExpertBottleneck(self, path, width, weight)
 
 

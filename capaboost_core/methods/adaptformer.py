@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from capaboost_core.layers import Adapted
-from capaboost_core.methods.bottleneck import Bottleneck
+from capaboost_core.methods.bottleneck import AdapterSettings, Bottleneck
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
@@ -67,7 +67,8 @@ class ParallelFeedForward(Adapted):
     def __init__(self, base: nn.Module, config: AdaptFormer, target: Target):
         self.adopt(base, target.path)
         linear = next(module for module in base.modules() if isinstance(module, nn.Linear))
-        self.adapter = ParallelBottleneck(config, target.path, self.width(linear), linear.weight)
+        settings = cast(AdapterSettings, config)  # it has all of these that a bottleneck reads
+        self.adapter = ParallelBottleneck(settings, target.path, self.width(linear), linear.weight)
         self.train(base.training)
 
     def width(self, linear: nn.Linear) -> int:

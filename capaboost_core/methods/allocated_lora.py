@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from capaboost_core.layers import Adapted
 from capaboost_core.methods.lora import LoRA
+from capaboost_core.methods.lora_layer import LoRALayer
 from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Plan
 from capaboost_core.settings.base import refuse
@@ -40,7 +41,7 @@ class Places:
     rows: int
 
     @classmethod
-    def of(cls, layers: Sequence[Adapted], rows: int) -> Places:
+    def of(cls, layers: Sequence[LoRALayer], rows: int) -> Places:
         slots, components, reach, first = [], [], [], 0
         for layer in layers:
             which, row, _ = layer.lora_A.bits.nonzero(as_tuple=True)
@@ -48,7 +49,7 @@ class Places:
             row, column = layer.lora_B.bits.nonzero(as_tuple=True)
             ends = torch.tensor(layer.widths, device=column.device).cumsum(0)
             components.append(first + torch.bucketize(column, ends, right=True) * rows + row)
-            for weight, bound in ((layer.lora_A, layer.bound), (layer.lora_B, 0.0)):
+            for weight, bound in zip(_weights(layer), (layer.bound, 0.0), strict=True):
                 slots.append(weight.slots)
                 reach.append(torch.full_like(weight.slots, bound, dtype=torch.float64))
             first += len(layer.slices) * rows
@@ -131,13 +132,13 @@ class AllocatedLoRA(LoRA):
     def _check_rows(self) -> Self:
         if self.max_r is None:
             self.derive("max_r", 2 * self.r)
-        if self.max_r < self.r:
+        if (self.max_r or 0) < self.r:
             refuse("max_r", self.max_r, f"ranks start at r, which is {self.r}; type {2 * self.r}")
         return self
 
     @property
     def rows(self) -> int:
-        return self.max_r
+        return self.max_r or 2 * self.r
 
     def make_weight(
         self,
@@ -152,7 +153,7 @@ class AllocatedLoRA(LoRA):
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """The first layer holds what all share."""
         layers = super().make_layers(modules, plan)
-        weights = [weight for layer in layers.values() for weight in (layer.lora_A, layer.lora_B)]
+        weights = [weight for layer in layers.values() for weight in _weights(cast(LoRALayer, layer))]
         next(iter(layers.values())).pool = Pool(weights)
         return layers
 
@@ -161,7 +162,9 @@ class AllocatedLoRA(LoRA):
         if step > self.allocation_share * steps:
             return
         layers = _layers(model)
-        pool, memory = layers[0].pool, _memory(layers[0].pool)
+        pool = _pool(layers)
+        memory = _memory(pool)
+        assert pool.entries.grad is not None, "called after the backward pass"
         product = pool.entries * pool.entries.grad
         sensitivity = product.abs().nan_to_num(0, 0, 0)  # with fp16 a step that overflows is left out
         memory["importance"].lerp_(sensitivity, 1 - self.beta1)
@@ -169,8 +172,9 @@ class AllocatedLoRA(LoRA):
         if step % self.interval == 0:
             self._allocate(layers, step)
 
-    def _allocate(self, layers: list[Adapted], step: int) -> None:
-        pool, memory = layers[0].pool, _memory(layers[0].pool)
+    def _allocate(self, layers: list[LoRALayer], step: int) -> None:
+        pool = _pool(layers)
+        memory = _memory(pool)
         places = Places.of(layers, self.rows)
         increments = sum(len(layer.slices) for layer in layers)
         score = (memory["importance"] * memory["uncertainty"]).flatten()
@@ -192,7 +196,7 @@ class AllocatedLoRA(LoRA):
         """Each entry stands at one place, or several averages of models have made other numbers of their places."""
         layers = _layers(model)
         slots = torch.cat(list(_slots(layers).values()))
-        entries = torch.arange(len(layers[0].pool.entries), dtype=slots.dtype, device=slots.device)
+        entries = torch.arange(len(_pool(layers).entries), dtype=slots.dtype, device=slots.device)
         if bool((slots >= EMPTY).all()) and torch.equal(slots[slots >= 0].sort().values, entries):
             return None
         return (
@@ -202,26 +206,39 @@ class AllocatedLoRA(LoRA):
 
     def state(self, model: nn.Module) -> dict[str, Any]:
         layers = _layers(model)
-        return {"memory": _memory(layers[0].pool), "slots": {n: s.detach() for n, s in _slots(layers).items()}}
+        return {"memory": _memory(_pool(layers)), "slots": {n: s.detach() for n, s in _slots(layers).items()}}
 
     def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         layers = _layers(model)
         for name, slots in _slots(layers).items():
             slots.copy_(state["slots"][name])
-        for name, values in _memory(layers[0].pool).items():
+        for name, values in _memory(_pool(layers)).items():
             values.copy_(state["memory"][name])
 
 
-def _layers(model: nn.Module) -> list[Adapted]:
-    return [module for module in model.modules() if isinstance(module, Adapted)]
+def _layers(model: nn.Module) -> list[LoRALayer]:
+    return [module for module in model.modules() if isinstance(module, LoRALayer)]
 
 
-def _slots(layers: list[Adapted]) -> dict[str, nn.Parameter]:
+def _slots(layers: list[LoRALayer]) -> dict[str, nn.Parameter]:
     """Of all weights, in the order of `Places`."""
-    return {f"{layer.path}.{name}": getattr(layer, name).slots for layer in layers for name in ("lora_A", "lora_B")}
+    names = ("lora_A", "lora_B")
+    return {
+        f"{layer.path}.{name}": weight.slots
+        for layer in layers
+        for name, weight in zip(names, _weights(layer), strict=True)
+    }
 
 
-def _sizes(layers: list[Adapted]) -> list[int]:
+def _weights(layer: LoRALayer) -> tuple[PooledWeight, PooledWeight]:
+    return cast(PooledWeight, layer.lora_A), cast(PooledWeight, layer.lora_B)
+
+
+def _pool(layers: list[LoRALayer]) -> Pool:
+    return cast(Pool, layers[0].pool)
+
+
+def _sizes(layers: list[LoRALayer]) -> list[int]:
     return [len(slots) for slots in _slots(layers).values()]
 
 

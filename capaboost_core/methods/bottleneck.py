@@ -111,23 +111,32 @@ class Bottleneck(ResetOnMaterialize, SharedParameters):
 # The places of adapters: after a frozen linear layer or its dropout, or inside a residual norm.
 
 
-class AdapterMaker(Protocol):
-    """What a layer with an adapter asks of its method's settings."""
+class AdapterModule(Protocol):
+    """A module (..., width) -> (..., width) that counts its multiply-adds."""
 
-    def make_adapter(self, path: str, width: int, weight: Tensor) -> nn.Module:
-        """A module (..., width) -> (..., width) with `macs`, on the device of a frozen weight.
+    def __call__(self, h: Tensor) -> Tensor: ...
+
+    def macs(self, needs_gradient: bool) -> list[MacCount]: ...
+
+
+class AdapterMaker(Protocol):
+    """What a layer with an adapter needs of its method's settings."""
+
+    def make_adapter(self, path: str, width: int, weight: Tensor) -> AdapterModule:
+        """An adapter on the device of a frozen weight.
 
         Args:
             path: Module path of the layer that it stands in.
             width: Size of what it adds to.
             weight: A frozen weight.
         """
+        ...
 
 
 class AdapterLayer(Adapted):
     """A frozen layer with a module `adapter`, whose output is added to what the layer computes."""
 
-    adapter: nn.Module
+    adapter: AdapterModule
 
     def macs(self, needs_gradient: bool) -> list[MacCount]:
         return self.adapter.macs(needs_gradient)
@@ -238,7 +247,7 @@ class AdapterSettings(LowRankSettings):
         """Without the named targets, which are LoRA's, though files of 0.1.0 hold them."""
         return super().used(values) - ({"targets"} if values.get("targets") in TARGET_PRESETS else set())
 
-    def make_adapter(self, path: str, width: int, weight: Tensor) -> nn.Module:
+    def make_adapter(self, path: str, width: int, weight: Tensor) -> Bottleneck:
         """The module that a layer adds; see `AdapterMaker`."""
         return Bottleneck(self, path, width, weight)
 

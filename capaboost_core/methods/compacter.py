@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from math import sqrt
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -148,7 +148,7 @@ class Compacter(TyingSettings, Method):
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """All layers read the slow weights of the first."""
         layers = super().make_layers(modules, plan)
-        first, *others = (layer.adapter for layer in layers.values())
+        first, *others = (cast(KroneckerAdapter, layer.adapter) for layer in layers.values())
         for adapter in others:
             adapter.attach_shared(first, "slow")
         return layers

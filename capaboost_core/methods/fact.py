@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 
 class Outer(ResetOnMaterialize):
     """What all layers share: tied U (r, width) and V^T (r, width), and with `core` Tucker's core C (r, r, r)."""
+
+    core: nn.Parameter | None
 
     def __init__(self, config: FacT, path: str, width: int, weight: Tensor):
         super().__init__()
@@ -144,6 +146,8 @@ class FacT(TyingSettings, Method):
     wanted: ClassVar[str] = "nn.Linear"
     budget: ClassVar[str | None] = "r"
     core: ClassVar[bool]
+    if TYPE_CHECKING:
+        r: int  # the subclasses declare it with their defaults
 
     scale: float = Field(1.0, gt=0, description="The increments are scaled by it.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a value between S and V in training.")
@@ -155,7 +159,8 @@ class FacT(TyingSettings, Method):
             UserError: If the blocks differ in width.
         """
         modules = dict(model.named_modules())
-        widths = {linear_shape(modules[target.path])[0] for target in roles.targets(("o",))}
+        shapes = [linear_shape(modules[target.path]) for target in roles.targets(("o",))]
+        widths = {shape[0] for shape in shapes if shape}
         if len(widths) > 1:
             found = ", ".join(map(str, sorted(widths)))
             raise UserError(f"method {self.name} shares factors of one width, but {found} are there; choose lora")
@@ -163,13 +168,13 @@ class FacT(TyingSettings, Method):
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         layers = super().make_layers(modules, plan)
-        first = next(iter(layers.values()))
-        width = first.in_features
+        linears = [cast(FactLinear, layer) for layer in layers.values()]
+        first, width = linears[0], linears[0].in_features
         first.outer = outer = Outer(self, first.path, width, first.weight)
-        pieces = {path: tuple(-(-size // width) for size in layer.weight.shape) for path, layer in layers.items()}
-        total = sum(n * m for n, m in pieces.values())
-        for path, layer in layers.items():
-            layer.attach_shared(outer, Inner(*self.inner(*pieces[path], total), layer.weight), pieces[path])
+        pieces = [(-(-layer.out_features // width), -(-layer.in_features // width)) for layer in linears]
+        total = sum(n * m for n, m in pieces)
+        for layer, (n, m) in zip(linears, pieces, strict=True):
+            layer.attach_shared(outer, Inner(*self.inner(n, m, total), layer.weight), (n, m))
         return layers
 
     def inner(self, n: int, m: int, total: int) -> tuple[int, int, float]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from capaboost_core.errors import UserError
 from capaboost_core.layers import Adapted
-from capaboost_core.methods.lora_layer import LoRALinear
+from capaboost_core.methods.lora_layer import LoRALayer, LoRALinear
 from capaboost_core.methods.low_rank import TARGET_PRESETS, LowRankSettings
 from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Plan, Target
@@ -50,11 +50,11 @@ class LoRA(LowRankSettings):
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         layers = super().make_layers(modules, plan)
-        any(_warn_of_rank(self.r, layer) for layer in layers.values())
+        any(_warn_of_rank(self.r, layer) for layer in layers.values() if isinstance(layer, LoRALayer))
         return layers
 
 
-def _warn_of_rank(r: int, layer: Adapted) -> bool:
+def _warn_of_rank(r: int, layer: LoRALayer) -> bool:
     """Warn that r is above the layer's width: allowed, as files may hold it, but it adds parameters and no rank."""
     width = min(layer.in_features, *layer.widths)
     if r > width:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic.fields import FieldInfo
 
@@ -158,7 +158,8 @@ class NamedSettings(Settings):
     def __new__(cls, method: Any = None, **_: Any) -> Self:
         # `CapaBoostConfig(method="padapter", r=8)` is the public constructor since 0.1.0: which class is made depends
         # on a value, and each class declares only the settings that it uses, so that a wrong one raises an error.
-        return super().__new__(cls if cls.name else find_method("lora" if method is None else method))
+        made = cls if cls.name else find_method("lora" if method is None else method)
+        return super().__new__(cast(type[Self], made))
 
     def __init__(self, method: str | None = None, **values: Any):
         super().__init__(**values if method is None else {"method": method, **values})
@@ -202,7 +203,7 @@ class NamedSettings(Settings):
         """
         if not cls.name:
             named = values.get("method", "lora") if isinstance(values, Mapping) else "lora"
-            return find_method(named, prefix).from_dict(values, prefix)
+            return cast(Self, find_method(named, prefix).from_dict(values, prefix))
         return super().from_dict(values, prefix)
 
     @classmethod
@@ -218,7 +219,8 @@ class NamedSettings(Settings):
         known = {name for method in METHODS.values() for name in method.model_fields}
         used = found.used(values) | {"method"}
         values = {**found.if_unrecorded, **values}
-        return found.from_dict({name: value for name, value in values.items() if name in used or name not in known})
+        values = {name: value for name, value in values.items() if name in used or name not in known}
+        return cast(Self, found.from_dict(values))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -243,7 +245,7 @@ class NamedSettings(Settings):
             UserError: If the changed settings are not valid.
         """
         settings = {"method": self.name} | {name: getattr(self, name) for name in self.model_fields_set} | changes
-        return find_method(settings["method"]).from_dict(settings)
+        return cast(Self, find_method(settings["method"]).from_dict(settings))
 
 
 # Settings by which an added weight grows.

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from capaboost_core.errors import UserError
 from capaboost_core.layers import Adapted
 from capaboost_core.methods.adaptformer import ParallelBottleneck
-from capaboost_core.methods.bottleneck import PAdapter
+from capaboost_core.methods.bottleneck import AdapterSettings, PAdapter
 from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.lora_layer import LoRALinear
-from capaboost_core.methods.low_rank import LowRankSettings
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.methods.vpt import VPT, PromptedBlock, Prompts, VPTDeep, embedding_fan_in
 from capaboost_core.plan import Plan, Target
@@ -130,7 +129,7 @@ class SlicedBottleneck(Sliced, ParallelBottleneck):
     The activation is the authors' (ZhangYuanhan-AI/NOAH model/module/adapter_super.py:8-10 at e9c55f3).
     """
 
-    def __init__(self, config: LowRankSettings, path: str, width: int, weight: Tensor):
+    def __init__(self, config: AdapterSettings, path: str, width: int, weight: Tensor):
         super().__init__(config, path, width, weight)
         self.activation = quick_gelu
 
@@ -254,13 +253,14 @@ class Composed(TyingSettings, Method):
     def _prompted(
         self, modules: Mapping[str, nn.Module], targets: tuple[Target, ...], widths: tuple[int, ...]
     ) -> dict[str, Adapted]:
-        blocks = super().make_layers(modules, Plan(targets))
-        for block, width in zip(blocks.values(), widths, strict=True):
+        layers = super().make_layers(modules, Plan(targets))
+        blocks = [cast(PromptedBlock, layer) for layer in layers.values()]
+        for block, width in zip(blocks, widths, strict=True):
             if width:
                 config = VPTDeep(r=width, dropout=self.dropout, **self._tying())
                 block.prompts = SlicedPrompts(config, block, embedding_fan_in(modules))
-        pass_on(list(blocks.values()))
-        return blocks
+        pass_on(blocks)
+        return layers
 
     def _lora(self, r: int) -> LoRA:
         return SlicedLoRA(r=r, dropout=self.dropout, targets=self.targets, **self._tying())

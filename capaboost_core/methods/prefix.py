@@ -16,7 +16,7 @@ from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
-from capaboost_core.sharing.tied import TyingSettings
+from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 
 # CapaBoost-Prefix: tied keys and values in front of those of a frozen attention.
 
@@ -43,6 +43,9 @@ class Prefix(nn.Module):
         width: Number of key heads times head size; heads are consecutive slices of it.
         weight: A frozen weight, which gives device and precision.
     """
+
+    keys: TiedWeight
+    values: TiedWeight
 
     def __init__(self, config: PrefixTuning, path: str, width: int, weight: Tensor):
         super().__init__()
@@ -71,7 +74,7 @@ class Prefix(nn.Module):
         return F.pad(mask, (self.length, 0), value=0.0 if mask.is_floating_point() else 1)
 
 
-def _before(weight: nn.Module, tokens: Tensor, gate: Tensor | None) -> Tensor:
+def _before(weight: TiedWeight, tokens: Tensor, gate: Tensor | None) -> Tensor:
     batch, heads, _, size = tokens.shape
     by_head = weight.copies().reshape(-1, heads, size).transpose(0, 1).to(tokens.dtype)
     by_head = by_head.expand(batch, -1, -1, -1) if gate is None else gate.to(tokens.dtype) * by_head

@@ -12,7 +12,7 @@ from capaboost_core.layers import Adapted
 from capaboost_core.methods.bottleneck import PAdapter
 from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.low_rank import Scaling
-from capaboost_core.methods.method import register_method
+from capaboost_core.methods.method import Method, register_method
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.plan import Plan
 from capaboost_core.sharing.learned import LearnedMaskWeight
@@ -20,8 +20,8 @@ from capaboost_core.sharing.parameters import SharedParameters
 from capaboost_core.sharing.tied import TyingSettings
 
 
-class ProPETL(TyingSettings):
-    """Learned masks in place of drawn ones, and prototypes that the layers of a role share; it stands before a method.
+class ProPETL(TyingSettings, Method):
+    """Learned masks in place of drawn ones, and prototypes that the layers of a role share; list it before a method.
 
     Trained are the prototype, once, and a score for each entry of it in each layer. Rates, densities and the presets'
     r are the authors' for RoBERTa-base, with a learning rate of 1e-4 (ChaosCodes/ProPETL propetl-roberta/scripts/
@@ -57,7 +57,8 @@ class ProPETL(TyingSettings):
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """Layers whose paths differ by numbers alone borrow all but the scores from the first."""
-        layers, owners = super().make_layers(modules, plan), {}
+        layers = super().make_layers(modules, plan)
+        owners: dict[tuple[Any, ...], SharedParameters] = {}
         for path, layer in layers.items():
             role = [part for part in path.split(".") if not part.isdigit()]
             for name, module in layer.named_modules():

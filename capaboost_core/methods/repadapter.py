@@ -144,12 +144,14 @@ class RepAdapter(TyingSettings, Method):
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         """One bottleneck for the layers below each module: they read the same input."""
-        layers, owners = super().make_layers(modules, plan), {}
+        layers = super().make_layers(modules, plan)
+        owners: dict[str, LinearBottleneck] = {}
         for path, layer in layers.items():
+            assert isinstance(layer, RepLinear)
             if (width := layer.in_features) % self.groups:
                 raise UserError(f"groups is {self.groups}, but {path} reads {width} values; type a divisor of that")
-            owner = owners.setdefault(path.rpartition(".")[0], layer)
-            if owner is layer:
-                owner.bottleneck = LinearBottleneck(self, path, layer.weight)
-            layer.attach_shared(owner.bottleneck)
+            parent = path.rpartition(".")[0]
+            if parent not in owners:
+                layer.bottleneck = owners[parent] = LinearBottleneck(self, path, layer.weight)
+            layer.attach_shared(owners[parent])
         return layers

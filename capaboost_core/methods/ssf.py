@@ -47,11 +47,13 @@ class ScaleShiftLayer(Mergeable):
     """
 
     after: ClassVar[int] = 0  # dimensions of the output behind the channels
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, base: nn.Module, config: ScaleShiftMethod, target: Target):
         self.adopt(base, target.path)
-        self.scale_shift = ScaleShift(base.weight, config.spread, self.after)
-        if base.bias is None:
+        self.scale_shift = ScaleShift(self.weight, config.spread, self.after)
+        if self.bias is None:
             self.mergeable, self.not_mergeable_because = False, f"a shift for {target.path}, which has no bias,"
         self.allow_merging()
         self.train(base.training)
@@ -69,6 +71,7 @@ class ScaleShiftLayer(Mergeable):
         raise NotImplementedError
 
     def merged_weight(self) -> tuple[Tensor, Tensor]:
+        assert self.bias is not None, "a layer without a bias is not mergeable"
         scale, shift = self.scale_shift.scale, self.scale_shift.shift
         weight = scale.view(-1, *(1,) * (self.weight.ndim - 1)) * self.weight
         return weight.to(self.weight.dtype), (scale * self.bias + shift).to(self.bias.dtype)

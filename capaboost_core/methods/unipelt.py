@@ -62,9 +62,9 @@ class Gate(ResetOnMaterialize):
 class GatedLinear(LoRALinear):
     """x W^T + b, plus gate * sum_i x (A * ma_i)^T (B * mb_i)^T on each slice, with a gate in place of alpha / r."""
 
-    mergeable: ClassVar[bool] = False
+    mergeable: bool = False
     low_rank: ClassVar[bool] = False
-    not_mergeable_because: ClassVar[str] = "a gate that depends on the input"
+    not_mergeable_because: str = "a gate that depends on the input"
 
     def __init__(self, base: nn.Linear, config: LowRankSettings, target: Target):
         super().__init__(base, config, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -46,7 +46,8 @@ class VPT(TyingSettings, Method):
 
     def make_layers(self, modules: Mapping[str, nn.Module], plan: Plan) -> dict[str, Adapted]:
         layers = super().make_layers(modules, plan)
-        self.place(list(layers.values()), embedding_fan_in(modules))
+        blocks = [cast(PromptedBlock, layer) for layer in layers.values()]
+        self.place(blocks, embedding_fan_in(modules))
         return layers
 
     def place(self, blocks: list[PromptedBlock], fan_in: int) -> None:
@@ -137,7 +138,7 @@ class PromptedBlock(Adapted):
     """
 
     counted_in_trace: ClassVar[bool] = True
-    not_mergeable_because: ClassVar[str] = "tokens of its own"
+    not_mergeable_because: str = "tokens of its own"
 
     def __init__(self, base: nn.Module, config: VPT, target: Target):
         self.adopt(base, target.path)

@@ -46,7 +46,8 @@ class PooledWeight(TiedWeight):
         initialise: Callable[[Tensor], Any],
     ):
         super().__init__(config, masks, initial, initialise)
-        rows: NDArray[np.bool_] = np.broadcast_to(np.arange(masks.shape[-2])[:, None], masks.shape) < first_rows
+        rows = np.zeros(masks.shape, dtype=bool)
+        rows[..., :first_rows, :] = True
         self.full_at_first: NDArray[np.bool_] = rows[masks > 0]
         self.ones_at_first = int(np.unpackbits(masks[rows]).sum())
         self.first_entry = 0
@@ -95,6 +96,8 @@ class Pool(ResetOnMaterialize):
     Args:
         weights: Those that share it; they join it.
     """
+
+    memory: dict[str, Tensor]  # what a method remembers of each entry
 
     def __init__(self, weights: Sequence[PooledWeight]):
         super().__init__()

@@ -39,14 +39,14 @@ class AdaLoRA(FromPeft):
     def _check_schedule(self) -> Self:
         if self.init_r is None:
             self.derive("init_r", self.r + -(-self.r // 2))
-        if self.init_r <= self.r:
+        if (self.init_r or 0) <= self.r:
             refuse("init_r", self.init_r, f"ranks fall from it to r, which is {self.r}; type {2 * self.r}")
         if self.initial_share + self.final_share >= 1:
             refuse("final_share", self.final_share, f"with initial_share it must stay below 1; try {1 / 3:.2f}")
         return self
 
     def peft_layers(self, stand_ins: Mapping[Target, nn.Module]) -> dict[Target, nn.Module]:
-        made = super().peft_layers(stand_ins)
+        made: dict[Target, Any] = super().peft_layers(stand_ins)
         for layer in made.values():
             layer.ranknum.requires_grad_(False)  # a constant, which peft lets train where it moves it to a device
         return made

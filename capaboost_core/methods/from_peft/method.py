@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,9 +48,16 @@ class PeftLayer(Mergeable):
 
     fan_in_fan_out: ClassVar[bool] = False  # peft's word: whether the weight is held as (in, out)
 
-    def __init__(self, base: nn.Module, config: FromPeft, target: Target, made: nn.Module):
+    in_features: int
+    out_features: int
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    peft: Any  # the methods' layers have no common class
+    memory: dict[str, Any]  # AdaLoRA's
+
+    def __init__(self, base: nn.Module, config: FromPeft, target: Target, made: Any):
         self.adopt(base, target.path)
-        made.to(wide(base.weight.dtype))  # peft splits weights in single precision
+        made.to(wide(self.weight.dtype))  # peft splits weights in single precision
         self.drops, self.removed, self.target, self.unset = config.drops, nn.ParameterDict(), target, False
         if config.row.splits_weight:
             factors = _principal(made).items()
@@ -135,7 +142,7 @@ class PeftLayer(Mergeable):
 
     def merged_weight(self) -> tuple[Tensor, Tensor | None]:
         """As peft merges, into a copy in single precision or better; weight (out, in)."""
-        plain = stand_in(self.plain())
+        plain: Any = stand_in(self.plain())
         for parameter in plain.parameters():
             parameter.data = parameter.clone()
         if self.removed:
@@ -145,7 +152,7 @@ class PeftLayer(Mergeable):
         vars(twin).update(base_layer=plain, merged_adapters=[], _caches={})
         twin.merge()
         weight = plain.weight.T if self.fan_in_fan_out else plain.weight
-        bias = None if plain.bias is None else plain.bias.detach().to(self.bias.dtype)
+        bias = None if self.bias is None else plain.bias.detach().to(self.bias.dtype)
         return weight.detach().to(self.weight.dtype), bias
 
     def as_stored(self, weight: Tensor) -> Tensor:
@@ -175,7 +182,7 @@ class PeftLayer(Mergeable):
         return counter.get_total_flops() // 2 - rows * self.weight.numel()
 
 
-def _principal(made: nn.Module) -> dict[str, Tensor]:
+def _principal(made: Any) -> dict[str, Tensor]:
     """The factors of peft's layer, B with the scale."""
     return {"A": made.lora_A[ADAPTER].weight, "B": made.scaling[ADAPTER] * made.lora_B[ADAPTER].weight}
 
@@ -263,6 +270,8 @@ class FromPeft(Method):
     wanted: ClassVar[str] = "nn.Linear"
     own_places: ClassVar[tuple[str, ...]] = ("q", "v")
     row: ClassVar[Row]
+    if TYPE_CHECKING:
+        r: int  # the settings of a row declare it
 
     targets: Text | Texts | None = Field(
         None,
@@ -311,12 +320,13 @@ class FromPeft(Method):
 
     def loaded(self, layers: list[Adapted], of_base: bool) -> None:
         """Set what left the meta device without values, and what starts from weights that are others now."""
-        unset = [layer for layer in layers if layer.unset]
+        peft_layers = [layer for layer in layers if isinstance(layer, PeftLayer)]
+        unset = [layer for layer in peft_layers if layer.unset]
         from_weight = self.row.splits_weight or "use_dora" in self.row.arguments
-        stale = [layer for layer in layers if of_base and from_weight and layer not in unset and layer.at_start]
+        stale = [layer for layer in peft_layers if of_base and from_weight and layer not in unset and layer.at_start]
         if not unset and not stale:
             return
-        made = self._made({layer.target: layer.plain() for layer in layers})
+        made = self._made({layer.target: layer.plain() for layer in peft_layers})
         for layer in (*unset, *stale):
             buffers = [name for name, _ in layer.peft.named_buffers()]
             parameters = [name for name, _ in layer.peft.named_parameters()]
@@ -334,7 +344,7 @@ class FromPeft(Method):
         import peft
 
         values = {theirs: getattr(self, ours) for ours, theirs in self.row.settings.items()}
-        if values.get(self.row.settings.get("alpha"), 0) is None:
+        if values.get(self.row.settings.get("alpha", ""), 0) is None:
             values[self.row.settings["alpha"]] = self.r
         return getattr(peft, self.row.config)(target_modules=r"(in|out)\d+", **values, **self.row.arguments)
 

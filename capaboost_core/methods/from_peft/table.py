@@ -53,6 +53,11 @@ class ShiraLinear(Linear):
         TypeError: If the base is another layer, as in peft.
     """
 
+    in_features: int
+    out_features: int
+    base_layer: nn.Linear
+    places: Tensor
+
     def __init__(self, base: nn.Module, places: np.ndarray, config: ShiraConfig):
         if not isinstance(base, nn.Linear):
             raise TypeError(f"SHiRA takes nn.Linear, not {type(base).__name__}")
@@ -79,11 +84,10 @@ class SHiRA(FromPeft):
     seed: int = Field(0, ge=0, lt=2**64, description="Seed of the places, independent of the run's own.")
 
     def peft_layers(self, stand_ins: Mapping[Target, nn.Module]) -> dict[Target, nn.Module]:
-
         config = self.peft_config()
         return {target: ShiraLinear(layer, self._places(target, layer), config) for target, layer in stand_ins.items()}
 
-    def _places(self, target: Target, layer: nn.Module) -> np.ndarray:
+    def _places(self, target: Target, layer: Any) -> np.ndarray:
         """Positions in the flat weight, in rising order: those of the smallest draws."""
         drawn = hash_random(f"{self.seed}/{target.path}/shira", (layer.weight.numel(),))
         return np.sort(np.argsort(drawn, kind="stable")[: self.r * sum(layer.weight.shape)])
