@@ -16,6 +16,7 @@ from capaboost_core.methods.method import (
 MODULES = (  # in this folder, with presets in the order of lists; those with `capaboost-` are tied kinds of the method
     ("lora", ("capaboost-lora", "lora")),
     ("allocated_lora", ("capaboost-lora-allocated", "lora-allocated")),
+    ("hira", ("capaboost-hira", "hira")),
     ("bottleneck", ("capaboost-padapter", "padapter", "capaboost-hadapter", "hadapter")),
     ("prefix", ("capaboost-prefix", "prefix")),
     ("adaptformer", ("capaboost-adaptformer", "adaptformer")),

@@ -49,6 +49,7 @@ VIT_OUTPUTS, BERT_OUTPUTS = (4 + 4 + 1 + 2) * WIDTH, 4 * WIDTH + 24 + WIDTH + 2 
 ADDED = {
     "lora": (2 * (R * WIDTH + WIDTH * R), 0),  # q and v
     "lora-allocated": (2 * 2 * (R * WIDTH + WIDTH * R), 0),  # twice the places
+    "hira": (2 * (R * WIDTH + WIDTH * R), 0),
     "padapter": BOTTLENECK,
     "hadapter": (2 * BOTTLENECK[0], 2 * BOTTLENECK[1]),
     "adaptformer": BOTTLENECK,
