@@ -27,7 +27,7 @@ from capaboost_core.files import write_atomically
 RESULTS, QUICK_RESULTS = Path("benchmarks/results"), Path("runs/benchmarks")
 
 
-def make_bare_parser(description: str) -> argparse.ArgumentParser:
+def make_bare_parser(description: str | None) -> argparse.ArgumentParser:
     """The flags of a command that writes a result file."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -37,7 +37,9 @@ def make_bare_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def make_parser(description: str, repeats: int, warmups: int = 1, minutes: float = 10) -> argparse.ArgumentParser:
+def make_parser(
+    description: str | None, repeats: int, warmups: int = 1, minutes: float = 10
+) -> argparse.ArgumentParser:
     """The flags that every benchmark of times has, with its own defaults."""
     parser = make_bare_parser(description)
     add = parser.add_argument
@@ -92,7 +94,7 @@ class Measured:
     benchmark: str
     variant: str
     unit: str
-    values: Mapping[str, list[float]]
+    values: Mapping[str, Sequence[float]]
     details: Mapping[str, Mapping[str, Any]]
     pairs: Sequence[Pair]
     settings: Mapping[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -34,7 +35,8 @@ def fake_cuda() -> Iterator[None]:
 
 def _take_over(tensor: Tensor, other: Tensor) -> None:
     """For `nn.Module.to`, which swaps fake parameters, and finds that what holds them forbids it."""
-    tensor.data, tensor.fake_device = other.data, other.device
+    tensor.data = other.data
+    tensor.fake_device = other.device  # pyright: ignore[reportAttributeAccessIssue]  FakeTensor's own attribute
 
 
 _of_torch = F.scaled_dot_product_attention
@@ -68,9 +70,10 @@ def backward(loss: Tensor) -> None:
 
     The engine itself wants a real GPU. Gradients are set, not added to those that are there.
     """
-    arrived: defaultdict[Node, dict[int, Tensor]] = defaultdict(dict)
-    arrived[loss.grad_fn][0] = torch.ones_like(loss)
-    missing, ready = _edges_into(loss.grad_fn), [loss.grad_fn]
+    root: Any = loss.grad_fn
+    arrived: defaultdict[Any, dict[int, Tensor]] = defaultdict(dict)
+    arrived[root][0] = torch.ones_like(loss)
+    missing, ready = _edges_into(root), [root]
     while ready:
         node = ready.pop()
         gradients = arrived.pop(node, {})
@@ -100,7 +103,7 @@ def _edges_into(root: Node) -> Counter[Node]:
     return counts
 
 
-def _passed_on(node: Node, gradients: dict[int, Tensor]) -> Iterator[tuple[tuple[Node, int], Tensor | None]]:
+def _passed_on(node: Any, gradients: dict[int, Tensor]) -> Iterator[tuple[tuple[Any, int], Tensor | None]]:
     """The edges of a node with the gradients that it makes."""
     given = [gradients.get(index) for index in range(len(node._input_metadata))]
     if not gradients:

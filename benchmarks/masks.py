@@ -16,8 +16,9 @@ from torch import nn
 
 from benchmarks.command import Measured, finish, make_parser, prepare, repeats_of, run_command
 from benchmarks.timing import interleave
-from capaboost_core import CapaBoostConfig, Plan, Target, inject
+from capaboost_core import Plan, Target, inject
 from capaboost_core.injection import adapted_layers
+from capaboost_core.methods.lora import LoRA
 from capaboost_core.sharing.masks import mask_bits
 
 Shape = tuple[int, int]
@@ -33,8 +34,8 @@ class Case:
     num_tied: int
 
     @property
-    def config(self) -> CapaBoostConfig:
-        return CapaBoostConfig(r=self.r, num_tied=self.num_tied)
+    def config(self) -> LoRA:
+        return LoRA(r=self.r, num_tied=self.num_tied)
 
     @property
     def entries(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,7 @@ class Setup:
             peer = build_peer(name, base, workload, self.options.rank)
             yield name, Peer(peer.model.to(self.device), peer.head, peer.file_tensors)
 
-    def callable(self, model: nn.Module) -> nn.Module:
+    def callable(self, model: nn.Module) -> Callable[..., Any]:
         """The model, compiled if requested."""
         return torch.compile(model, mode=self.options.compile) if self.options.compile else model
 
@@ -75,7 +75,9 @@ def usual(device: torch.device) -> tuple[int, str]:
     return (64, "bf16") if device.type == "cuda" else (8, "fp32")
 
 
-def set_up(description: str, default_peers: tuple[str, ...], arguments: list[str] | None, repeats: int = 7) -> Setup:
+def set_up(
+    description: str | None, default_peers: tuple[str, ...], arguments: list[str] | None, repeats: int = 7
+) -> Setup:
     """Read and check the flags, make the batch.
 
     Raises:

@@ -50,7 +50,8 @@ def vit(name: str, size: int, **changes: Any) -> Workload:
 
 
 def roberta(length: int, **changes: int) -> Workload:
-    config = RobertaConfig(**changes, max_position_embeddings=514, type_vocab_size=1, num_labels=CLASSES)
+    settings: dict[str, Any] = {**changes, "max_position_embeddings": 514, "type_vocab_size": 1}
+    config = RobertaConfig(**settings, num_labels=CLASSES)
     return Workload(
         create=lambda: RobertaForSequenceClassification(config),
         inputs=lambda batch: torch.randint(5, config.vocab_size, (batch, length)),

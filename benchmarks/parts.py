@@ -17,6 +17,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
@@ -62,7 +63,7 @@ def _milliseconds(operators: Iterable[FunctionEvent]) -> float:
 
 def _multiply_adds(product: FunctionEvent) -> int:
     """Of x W^T with W (out, in), or of the two matrices that are the last operands."""
-    shapes = [shape for shape in product.input_shapes if shape]
+    shapes: list[Any] = [shape for shape in product.input_shapes if shape]
     if product.name == "aten::linear":
         return math.prod(shapes[0]) * shapes[1][0]
     return math.prod(shapes[-2]) * shapes[-1][1]
@@ -76,7 +77,7 @@ def make_measure(step: Callable[[], None], found: list[Parts]) -> Callable[[], f
             begun = time.perf_counter()
             step()
             seconds = time.perf_counter() - begun
-        found.append(parts_of(profiler.events()))
+        found.append(parts_of(profiler.events() or ()))
         return seconds
 
     return measure

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -87,7 +88,7 @@ def build_peer(name: str, base: nn.Module, workload: Workload, rank: int) -> Pee
         peer = {"capaboost": capaboost, "looped": looped}[kind](model, plan, rank, int(variant.removeprefix("d")))
     _randomise(peer)
     if merged:
-        merge(peer.model) if kind == "capaboost" else peer.model.merge_adapter()
+        merge(peer.model) if kind == "capaboost" else cast(Any, peer.model).merge_adapter()
     return peer
 
 
@@ -104,6 +105,7 @@ def looped(model: nn.Module, plan: Plan, rank: int, num_tied: int) -> Peer:
     config = tied_config(rank, num_tied)
     for target in plan.targets:
         layer = model.get_submodule(target.path)
+        assert isinstance(layer, nn.Linear)
         slices = target.slices or ((0, layer.out_features),)
         looped_layer = LoopedLinear(layer, slices, rank, num_tied, config.density, config.scale)
         model.set_submodule(target.path, looped_layer)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ from torch.sparse import to_sparse_semi_structured
 from benchmarks.command import Measured, finish, make_parser, prepare, repeats_of, run_command
 from benchmarks.timing import Pair, Stopwatch, interleave
 from capaboost.report.peak_memory import peak_bytes
-from capaboost_core import CapaBoostConfig, UserError
+from capaboost_core import UserError
+from capaboost_core.methods.lora import LoRA
 from capaboost_core.sharing.masks import mask_bits
 
 PAIRS = [
@@ -34,7 +36,7 @@ PAIRS = [
 
 def factors(rank: int, num_tied: int, width: int) -> tuple[Tensor, Tensor]:
     """Concatenated 2:4 factors A (d*r, width) and B (width, d*r) of random values."""
-    config = CapaBoostConfig(r=rank, num_tied=num_tied, mask="nm", n=2, m=4)
+    config = LoRA(r=rank, num_tied=num_tied, mask="nm", n=2, m=4)
     copies = []
     for name, shape in (("A", (rank, width)), ("B", (width, rank))):
         bits, shifts = torch.from_numpy(mask_bits(config, "layer", name, shape)), torch.arange(num_tied)
@@ -92,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = prepare(options)
     check_device(device)
     check_sizes(options.rank, options.num_tied, options.width)
-    bf16 = dict(device=device, dtype=torch.bfloat16)
+    bf16: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
     a, b = (factor.to(**bf16) for factor in factors(options.rank, options.num_tied, options.width))
     x, weight = torch.randn(options.rows, options.width, **bf16), torch.randn(options.width, options.width, **bf16)
     with torch.no_grad():

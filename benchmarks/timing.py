@@ -7,7 +7,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def interleave(measures: Mapping[str, Callable[[], float]], plan: Repeats) -> di
     return values
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles, the latter by linear interpolation between the values."""
     if len(values) == 1:
         return {"median": values[0], "quartile_1": values[0], "quartile_3": values[0]}

@@ -20,7 +20,7 @@ import sys
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch.utils.data import Subset
 
 from benchmarks.command import Measured, finish, make_parser, prepare, repeats_of, run_command
@@ -53,7 +53,8 @@ def make_run(options: argparse.Namespace, device: torch.device) -> DigitsRun:
     if options.quick:
         images = Subset(images, range(32))
     precision = "bf16" if device.type == "cuda" else "no"
-    train = TrainSection(epochs=options.epochs, batch_size=options.batch, warmup_ratio=0.0, mixed_precision=precision)
+    settings = {"epochs": options.epochs, "batch_size": options.batch, "warmup_ratio": 0.0}
+    train = TrainSection.from_dict(settings | {"mixed_precision": precision})
     return DigitsRun(options.model, device, images, decode(images, "decoding"), train)
 
 

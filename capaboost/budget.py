@@ -131,7 +131,7 @@ def _subject(name: str, image_size: int | None) -> ModelFactory:
 
 def describe_budget(found: Budgeted) -> str:
     """`budget: lora with r 6 trains 221,184 parameters`, and where a rank is beyond the model's width that it is."""
-    method, size_field = found.method, found.method.budget
+    method, size_field = found.method, found.size_field
     value = getattr(method, size_field)
     beyond = size_field == "r" and value > found.width > 0
     note = f"; r is {value / found.width:.1f} times the model's width of {found.width}" if beyond else ""

@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {close[0]}?" if close else ""
 
 
-def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
+def make_parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
     """A parser that shows the description as it stands; a command adds its data before `add_run_flags`.
 
     Args:
@@ -88,8 +88,8 @@ class Help(argparse.Action):
     """
 
     def __init__(self, option_strings: list[str], dest: str, run: str, **_: Any):
-        text = "show this, the presets and the settings, then exit; after --method NAME the settings of that method"
-        super().__init__(option_strings, dest, nargs=0, help=text)
+        about = "show this, the presets and the settings, then exit; after --method NAME the settings of that method"
+        super().__init__(option_strings, dest, nargs=0, help=about)
         self.run = run
 
     def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, *_: Any) -> None:

@@ -91,8 +91,9 @@ def show_table(table: Table) -> None:
     if not console.is_terminal:
         for column in table.columns:  # plain cells measure at once what rich takes a second for, of 2,000 rows
             cells = [column.header, *column.cells]
-            if all(isinstance(cell, str) and cell.isprintable() for cell in cells):
-                column.width = min(max(map(cell_len, cells)), WIDEST)
+            texts = [cell for cell in cells if isinstance(cell, str) and cell.isprintable()]
+            if len(texts) == len(cells):
+                column.width = min(max(map(cell_len, texts)), WIDEST)
         room = console.options.update(max_width=WIDEST)
         console = Console(width=console.measure(table, options=room).maximum)
     console.print(table, markup=False)

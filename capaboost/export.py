@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -87,7 +88,7 @@ def to_timm(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
         raise UserError("--to timm is for images; type --to safetensors or --to onnx")
     import timm
 
-    model = _plain(run)
+    model: Any = _plain(run)
     model.pretrained_cfg = dict(
         model.pretrained_cfg,
         mean=run.mean,
@@ -100,7 +101,7 @@ def to_timm(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
         label_names=list(run.classes),
     )
     arguments = dict(getattr(model, "_model_args", None) or {})
-    timm.models.save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
+    timm.models.save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return _logits(run, again, *example)
 

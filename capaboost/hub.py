@@ -117,18 +117,17 @@ def _on_the_hub(model: str, inference: dict[str, Any] | None) -> str | None:
 def _data(result: dict[str, Any], inference: dict[str, Any] | None) -> str:
     """The card's header, which the hub reads."""
     kind = TASKS.get(inference["kind"]) if inference else None
-    name = f"{result['method']}-{result['task']}"
-    measured = kind and result["value"] is not None
-    results = [
-        EvalResult(kind, result["task"], result["task"], result["metric"], result["value"], dataset_split="test")
-    ]
+    name, results = f"{result['method']}-{result['task']}", []
+    if kind and result["value"] is not None:
+        task = result["task"]
+        results = [EvalResult(kind, task, task, result["metric"], result["value"], dataset_split="test")]
     data = ModelCardData(
         library_name="capaboost",
         base_model=_on_the_hub(result["model"], inference),
         pipeline_tag=kind,
         tags=["capaboost", "peft", result["method"]],
-        model_name=name if measured else None,
-        eval_results=results if measured else None,
+        model_name=name if results else None,
+        eval_results=results or None,
     )
     return data.to_yaml().strip()
 

@@ -127,9 +127,9 @@ class TextRun:
         """Probabilities (texts, classes) on the CPU; of a regression the numbers (texts, 1)."""
         parts = [torch.empty(0, max(1, len(self.classes)))]
         for batch in _batches(texts, "predict", shown):
-            pairs = [text if isinstance(text, tuple) else (text, None) for text in batch]
-            second = None if pairs[0][1] is None else [pair for _, pair in pairs]
-            logits = self.model(**self._tokens([text for text, _ in pairs], second)).logits.float()
+            first = [text[0] if isinstance(text, tuple) else text for text in batch]
+            second = [text[1] for text in batch if isinstance(text, tuple)]
+            logits = self.model(**self._tokens(first, second or None)).logits.float()
             parts.append((logits.softmax(dim=1) if self.classes else logits).cpu())
         return torch.cat(parts)
 

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from capaboost.budget import told
+from capaboost.budget import describe_budget
 from capaboost.commands import compare, flops, train_glue, train_vtab
 from capaboost.report.models import Sizes, make_subject
 from capaboost.report.sizes import parse_budget, within_budget
@@ -78,7 +78,7 @@ def test_a_rank_beyond_the_width_is_said(preset, beyond):
     found = within_budget(SUBJECT, resolve_config(preset), 30_000, nearest=True)
     assert found.width == 64
     assert (found.method.r > found.width) == beyond
-    assert ("times the model's width of 64" in told(found)) == beyond
+    assert ("times the model's width of 64" in describe_budget(found)) == beyond
 
 
 @pytest.mark.parametrize("preset", ["linear", "full"])

@@ -38,7 +38,8 @@ ENDINGS = (".json", ".csv", ".md")
 
 def flops_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog)
-    add, whole = parser.add_argument, dict(type=at_least_one, metavar="N")
+    add = parser.add_argument
+    whole: dict[str, Any] = {"type": at_least_one, "metavar": "N"}
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="NAME", help="a timm name, roberta-base, microsoft/deberta-v3-base, or a "
         "folder with a transformers config.json")  # fmt: skip
@@ -73,7 +74,7 @@ def report_methods(options: argparse.Namespace) -> None:
     from capaboost.report.cost_report import choose_methods, make_report
     from capaboost.report.models import Sizes, describe, make_subject
     from capaboost.report.paper import sheets
-    from capaboost_core.methods import Method
+    from capaboost_core.methods.lora import LoRA
 
     methods, changes = choose_methods(options.methods), adapter_settings(options.set)
     sizes = Sizes(options.batch_size, options.sequence_length, options.image_size, options.classes)
@@ -92,7 +93,7 @@ def report_methods(options: argparse.Namespace) -> None:
     report = make_report(subject, methods, changes, options.methods != "all", peak, within)
     record = {"model": options.model, "inputs": describe(subject), "settings": changes, **asdict(report)}
     comparisons, about_paper = compare_paper(options.model)
-    settings = " ".join(options.set) or f"those of the presets, such as adapter.r={Method().r}"
+    settings = " ".join(options.set) or f"those of the presets, such as adapter.r={LoRA().r}"
     facts = {"model": f"{options.model}, {describe(subject)}", "settings": settings, "peak memory": how}
     facts |= {"budget": "; ".join(text.removeprefix("budget: ") for text in found)} if found else {}
     record["paper"] = [asdict(comparison) for comparison in comparisons]

@@ -75,11 +75,14 @@ def search_of(supernet: VtabRun, options: argparse.Namespace) -> Search:
     """
     from capaboost.budget import entries_of, subject_of
     from capaboost.report.subnets import Evolution, Search, SubnetCosts
+    from capaboost_core.methods.noah import NOAHSupernet
 
-    subject, method, size = subject_of(supernet), supernet.adapter, options.population
-    budget, cost = entries_of(subject, method, budget_of(options)), SubnetCosts(subject, method)
+    subject, method, size, budget = subject_of(supernet), supernet.adapter, options.population, budget_of(options)
+    assert isinstance(method, NOAHSupernet)
+    assert budget is not None
+    cost = SubnetCosts(subject, method)
     how = Evolution(options.generations, size, max(1, size // 5), size // 2, size // 2)
-    return Search(method.space(cost.blocks), cost, budget, how)
+    return Search(method.space(cost.blocks), cost, entries_of(subject, method, budget), how)
 
 
 def settings(options: argparse.Namespace) -> tuple[VtabRun, VtabRun]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capaboost.command_line import at_least_one, exit_code, make_parser
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 def rank_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog)
-    add, whole = parser.add_argument, dict(type=at_least_one)
+    add = parser.add_argument
+    whole: dict[str, Any] = {"type": at_least_one}
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--adapter", type=Path, metavar="FOLDER", help="report a saved adapter instead of training")
     kind.add_argument("--theorem", action="store_true", help="random draws for Theorem 3.1 instead of training")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ from capaboost_core.methods.vpt import VPT
 # What plots of result files share: a panel for each task, a colour and a mark for each series.
 
 
-Style = dict[str, str]
+Style = dict[str, Any]
 WIDTH, HEIGHT = 3.2, 2.7  # inches of a panel
 BESIDE = 4  # panels
 LETTER = 0.075  # inches of an average letter of a legend
@@ -119,21 +120,21 @@ def _ranked(table: Comparison) -> Figure:
     figure = Figure(figsize=(3.6 * across, down * (SMALL * most + 0.7) + 0.4), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for panel, (task, name) in zip(panels, names.items(), strict=False):
-        cells = sorted(_differing(table, task).items(), key=lambda item: -item[1].difference.mean)
-        for row, (_, cell) in enumerate(cells):
+        cells = sorted(_differing(table, task), key=lambda item: -item[2].mean)
+        for row, (_, cell, of) in enumerate(cells):
             color = FAMILIES[family_of(cell)]
             filled = cell.verdict is not None and cell.verdict.differs
-            if cell.difference.interval:
-                panel.plot(cell.difference.interval, [row, row], color=color, linewidth=1, solid_capstyle="butt")
+            if of.interval:
+                panel.plot(of.interval, [row, row], color=color, linewidth=1, solid_capstyle="butt")
             face = color if filled else "white"
-            panel.plot([cell.difference.mean], [row], "o", color=color, markerfacecolor=face, markersize=3.5)
+            panel.plot([of.mean], [row], "o", color=color, markerfacecolor=face, markersize=3.5)
         panel.axvline(0, color=QUIET, linewidth=1, linestyle=":", zorder=1)
-        panel.set_yticks(range(len(cells)), [method for method, _ in cells], fontsize=6.5)
-        for tick, (_, cell) in zip(panel.get_yticklabels(), cells, strict=True):
+        panel.set_yticks(range(len(cells)), [method for method, _, _ in cells], fontsize=6.5)
+        for tick, (_, cell, _) in zip(panel.get_yticklabels(), cells, strict=True):
             tick.set_color(FAMILIES[family_of(cell)])
         panel.tick_params(axis="y", length=0)
         panel.set_ylim(len(cells) - 0.4, -0.6)
-        means = [cell.difference.mean for _, cell in cells]
+        means = [of.mean for _, _, of in cells]
         room = 0.15 * (max(*means, 0) - min(*means, 0))
         panel.set_xlim(min(*means, 0) - room, max(*means, 0) + room)  # an interval may go on outside
         panel.set_title(name, loc="left")
@@ -147,8 +148,8 @@ def _ranked(table: Comparison) -> Figure:
     return figure
 
 
-def _differing(table: Comparison, task: Task) -> dict[str, Cell]:
-    return {method: cell for method, cell in table.row(task).items() if cell.difference}
+def _differing(table: Comparison, task: Task) -> list[tuple[str, Cell, Difference]]:
+    return [(method, cell, cell.difference) for method, cell in table.row(task).items() if cell.difference]
 
 
 def family_of(cell: Cell) -> str:

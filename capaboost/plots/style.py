@@ -22,7 +22,7 @@ MARKERS = {1: "o", 2: "s", 4: "D"}
 _HUES = ("#8250df", "#d1660a", "#0969da", "#1a7f37", "#57606a", "#bf3989", "#cf222e", "#9a6700")
 SERIES = [(color, "osD^vP"[(turn + number) % 6]) for turn in (0, 3) for number, color in enumerate(_HUES)]
 # White under everything, so that a plot reads the same on a light and on a dark page.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.dpi": 100,
     "savefig.dpi": 200,

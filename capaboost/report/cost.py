@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,7 @@ def optimizer_bytes(parameters: dict[str, nn.Parameter]) -> int:
     return sum(2 * p.numel() * p.element_size() + 4 for p in parameters.values())
 
 
-def adapter_file_bytes(parameters: dict[str, nn.Parameter]) -> int:
+def adapter_file_bytes(parameters: Mapping[str, Tensor]) -> int:
     """Bytes of the file that `save_adapter` writes, from the format alone: no weights are needed.
 
     A safetensors file is 8 bytes of length, a JSON header filled up to a multiple of 8, and the data,
@@ -140,7 +140,7 @@ def adapter_file_bytes(parameters: dict[str, nn.Parameter]) -> int:
     """
     header: dict[str, Any] = {"__metadata__": {"mask_checksum": "0" * 64}}
     offset = 0
-    for name, p in sorted(parameters.items(), key=_place_in_file):
+    for name, p in sorted(parameters.items(), key=_order_in_file):
         size = p.numel() * p.element_size()
         header[name] = {"dtype": DTYPES[p.dtype], "shape": list(p.shape), "data_offsets": [offset, offset + size]}
         offset += size
@@ -148,6 +148,6 @@ def adapter_file_bytes(parameters: dict[str, nn.Parameter]) -> int:
     return 8 + -(-length // 8) * 8 + offset
 
 
-def _place_in_file(item: tuple[str, nn.Parameter]) -> tuple[int, bool, str]:
+def _order_in_file(item: tuple[str, Tensor]) -> tuple[int, bool, str]:
     name, parameter = item
     return -parameter.element_size(), not parameter.is_floating_point(), name

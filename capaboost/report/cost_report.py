@@ -84,11 +84,9 @@ def bytes_text(size: int | None) -> str:
     """3,145,728 -> `3.00 MiB`."""
     if size is None:
         return "not measured"
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024 or unit == "MiB":
-            return f"{size:,} B" if unit == "B" else f"{size:,.2f} {unit}"
-        size /= 1024
-    raise AssertionError
+    if size < 1024:
+        return f"{size:,} B"
+    return f"{size / 2**10:,.2f} KiB" if size < 2**20 else f"{size / 2**20:,.2f} MiB"
 
 
 def occurrences(operators: dict[str, dict[str, int]]) -> str:

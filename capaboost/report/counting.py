@@ -18,17 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from capaboost_core.errors import UserError
 
-# What counting takes from fvcore, imported without its warning that `torch.jit.script` is deprecated.
-#
-# Raised where fvcore is first imported, it would stand above the one line of a user's mistake, and in workers' logs.
-
-
 with warnings.catch_warnings():
+    # Raised by the import of fvcore, it would stand above the one line of a user's mistake, and in workers' logs.
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import conv_flop_jit, get_shape
-
-__all__ = ["FlopCountAnalysis", "conv_flop_jit", "get_shape"]
 
 
 # What an operator costs: fvcore handles that count matmuls, and which other operators are negligible.
@@ -40,14 +34,21 @@ __all__ = ["FlopCountAnalysis", "conv_flop_jit", "get_shape"]
 Handle = Callable[[list[Any], list[Any]], int | Counter[str]]
 
 
+def shape_of(value: Any) -> list[int]:
+    """The shape of a tensor of the trace."""
+    shape = get_shape(value)
+    assert shape is not None
+    return shape
+
+
 def product(position: int) -> Handle:
     """Entries of the output times the reduced dimension, the last of the matrix at `position`; batches broadcast."""
-    return lambda inputs, outputs: prod(get_shape(outputs[0])) * get_shape(inputs[position])[-1]
+    return lambda inputs, outputs: prod(shape_of(outputs[0])) * shape_of(inputs[position])[-1]
 
 
 def attention(inputs: list[Any], outputs: list[Any]) -> int:
     """Q K^T and A V, masked positions included: batch * heads * queries * keys * (size of q + size of v)."""
-    query, key, value = map(get_shape, inputs[:3])
+    query, key, value = map(shape_of, inputs[:3])
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
@@ -59,7 +60,7 @@ def einsum(inputs: list[Any], outputs: list[Any]) -> int | Counter[str]:
         return named(inputs, outputs)
     sizes: dict[str, int] = {}
     for term, operand in zip(letters, operands, strict=True):
-        sizes.update(zip(term, get_shape(operand), strict=True))
+        sizes.update(zip(term, shape_of(operand), strict=True))
     return prod(sizes.values())
 
 
@@ -73,7 +74,7 @@ def dropout(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return named(inputs, outputs) if inputs[2].toIValue() else Counter()
 
 
-HANDLES: dict[str, Handle | None] = {
+HANDLES: dict[str, Any] = {  # None: the operator costs nothing
     **{f"aten::{name}": product(0) for name in ("linear", "matmul", "mm", "bmm", "mv", "dot", "inner")},
     **{f"aten::{name}": product(1) for name in ("addmm", "addmm_", "baddbmm", "baddbmm_", "addmv")},
     **{f"aten::{name}": named for name in ("relu", "relu_", "clamp", "clamp_", "max")},
@@ -211,11 +212,11 @@ def dispatched_products(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
 def untraced() -> Iterator[None]:
     """Within the context, a running trace records nothing, and sizes are plain numbers."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # pyright: ignore[reportAttributeAccessIssue]  not in torch's stubs
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # pyright: ignore[reportAttributeAccessIssue]  not in torch's stubs
 
 
 class _MetaConvolutions(TorchFunctionMode):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +70,8 @@ def _text(name: str, sizes: Sizes, device: str) -> ModelFactory:
 
     length = sizes.sequence_length or TOKENS
     create = partial(architectures.build, name, num_labels=sizes.classes)
-    build, config = _on(device, create), _on("meta", create)().config
+    build, model = _on(device, create), _on("meta", create)()
+    config: Any = model.config
     # RoBERTa's positions start behind that of its padding.
     offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
     limit = getattr(config, "max_position_embeddings", length) - offset
@@ -87,6 +89,7 @@ def _image(name: str, sizes: Sizes, device: str) -> ModelFactory:
     if sizes.sequence_length:
         raise UserError(f"--sequence-length is for text models; for {name} type --image-size")
     import timm
+    from timm.data.config import resolve_model_data_config
 
     import capaboost_vision
 
@@ -94,7 +97,7 @@ def _image(name: str, sizes: Sizes, device: str) -> ModelFactory:
     create = partial(timm.create_model, name, num_classes=sizes.classes, **size)
     try:
         model = _on("meta", create)()
-        shape = timm.data.resolve_model_data_config(model)["input_size"]
+        shape = resolve_model_data_config(model)["input_size"]
         shape = (shape[0], sizes.image_size, sizes.image_size) if sizes.image_size else shape
         model(torch.zeros(1, *shape, device="meta"))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:

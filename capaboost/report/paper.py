@@ -83,7 +83,8 @@ class Comparison:
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         title, unit = QUANTITIES[self.quantity]
         numbers = (f"{self.paper:g} {unit}", f"{self.here:.3f} {unit}", f"{round(self.here - self.paper, 3) + 0:+.3f}")
-        note = str(reasons.index(self.why or self.reading) + 1) if self.why or self.reading else ""
+        reason = self.why or self.reading
+        note = str(reasons.index(reason) + 1) if reason else ""
         return (_short(self.source), self.method, settings, title, *numbers, note)
 
 
@@ -135,7 +136,7 @@ def sheets(comparisons: list[Comparison]) -> list[ReportTable]:
 
 
 def _reasons(comparisons: list[Comparison]) -> list[str]:
-    return list(dict.fromkeys(c.why or c.reading for c in comparisons if c.why or c.reading))
+    return list(dict.fromkeys(reason for c in comparisons if (reason := c.why or c.reading)))
 
 
 def _slips(table: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from capaboost.training.result import git_state, library_versions
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
 from capaboost_core.injection import adapted_layers, injection_of, parameter_counts
-from capaboost_core.methods import Method
+from capaboost_core.methods.lora import LoRA
 from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.tied import TiedWeight
 
@@ -72,7 +72,8 @@ class Spectrum:
 
 def spectrum(matrix: Tensor) -> Spectrum:
     """Singular values of a matrix (out, in)."""
-    return Spectrum(tuple(matrix.shape), torch.linalg.svdvals(_double(matrix)))
+    rows, columns = matrix.shape
+    return Spectrum((rows, columns), torch.linalg.svdvals(_double(matrix)))
 
 
 def product_spectrum(b: Tensor, a: Tensor) -> Spectrum:
@@ -162,7 +163,8 @@ def adapter_record(model: nn.Module) -> dict[str, Any]:
     Raises:
         UserError: If the model has no LoRA increments.
     """
-    increments, config = model_ranks(model), injection_of(model).config
+    increments = model_ranks(model)
+    config: Any = injection_of(model).config  # what has increments has r, num_tied, density and mask
     trainable = parameter_counts(model).trainable
     return {
         "r": config.r,
@@ -177,7 +179,7 @@ def adapter_record(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def paper_values(config: Method) -> dict[str, float] | None:
+def paper_values(config: Any) -> dict[str, float] | None:
     """Rank and parameter factor in Table 1 (arXiv 2407.01320): RoBERTa-base of width 768 on CoLA."""
     density = 1.0 if config.num_tied == 1 else 0.5
     known = config.r in PAPER_R and config.num_tied in PAPER_RANKS
@@ -329,7 +331,7 @@ def _independent_sum(size: int, r: int, seed: int) -> Tensor:
 
 def _masked_sum(mask: str, density: float) -> Callable[[int, int, int], Tensor]:
     def draw(size: int, r: int, seed: int) -> Tensor:
-        config = Method(r=r, num_tied=2, density=density, mask=mask, seed=seed)
+        config = LoRA(r=r, num_tied=2, density=density, mask=mask, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         masks_a = mask_bits(config, "theorem", "A", (r, size))
         masks_b = mask_bits(config, "theorem", "B", (size, r))

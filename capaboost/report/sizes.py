@@ -23,12 +23,14 @@ class Budgeted:
     """A method within a budget.
 
     Attributes:
-        method: With the knob that was found.
+        method: With the size that was found.
+        size_field: The setting that was found, such as r.
         trainable: Its trained parameters, the head's not among them.
         width: That of the model: how many inputs most of its linear layers have.
     """
 
     method: Method
+    size_field: str
     trainable: int
     width: int
 
@@ -109,7 +111,7 @@ def within_budget(subject: ModelFactory, method: Method, entries: int, nearest: 
     if count(low) == count(high):  # the knob does nothing here; count where that begins too
         _around(count(low), count, 0, low)
     best = min(sorted(counts), key=lambda steps: abs(counts[steps] - entries))
-    found = Budgeted(at(best), counts[best], _width(subject))
+    found = Budgeted(at(best), size_field, counts[best], _width(subject))
     if not nearest and abs(found.trainable - entries) > TOLERANCE * entries:
         raise UserError(
             f"method {method.label} comes no nearer to a budget of {entries:,} than {found.trainable:,} parameters, "

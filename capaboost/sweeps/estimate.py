@@ -56,7 +56,7 @@ def within_budget(sweep: SweepFile) -> SweepFile:
     if sweep.budget is None:
         return sweep
     task, varied = next(iter(sweep.tasks)), next(iter(sweep.varied))
-    methods = {name: _settings(sweep, (task, name, varied)) for name in sweep.methods}
+    methods = {name: _settings(sweep, sweep.budget, (task, name, varied)) for name in sweep.methods}
     return sweep.replace(methods=methods, budget=None)
 
 
@@ -73,7 +73,7 @@ def judged_alike(sweep: SweepFile) -> SweepFile:
     return sweep.replace(tune=sweep.tune.replace(epoch="best" if selects else "last"))
 
 
-def _settings(sweep: SweepFile, group: tuple[str, ...]) -> Values:
+def _settings(sweep: SweepFile, budget: str, group: tuple[str, ...]) -> Values:
     own = sweep.methods[group[1]]
     run = final_runs(sweep, group, {})[0]
     settings = run.load()
@@ -86,7 +86,7 @@ def _settings(sweep: SweepFile, group: tuple[str, ...]) -> Values:
             tell(f"budget: {group[1]} keeps its own {size_field}, {own[f'adapter.{size_field}']}")
             return own
         refuse_given(settings.adapter, {**run.values, **(sweep.tune.grid if sweep.tune else {})})
-        found = solve(subject_of(settings), settings.adapter, sweep.budget, sweep.nearest)
+        found = solve(subject_of(settings), settings.adapter, budget, sweep.nearest)
     except UserError as error:
         raise UserError(f"{run.name}: {error}") from error
     tell(describe_budget(found))

@@ -26,8 +26,8 @@ def have_ended(folder: SweepFolder, runs: list[Run]) -> bool:
 
 
 def mean_value(folder: SweepFolder, runs: list[Run]) -> Mean:
-    values = [folder.result(run)["value"] if folder.is_done(run) else None for run in runs]
-    return None if None in values else statistics.fmean(values)
+    values = [folder.result(run)["value"] for run in runs if folder.is_done(run)]
+    return statistics.fmean(values) if len(values) == len(runs) and None not in values else None
 
 
 def mean_loss(folder: SweepFolder, runs: list[Run]) -> Mean:
@@ -39,12 +39,11 @@ def mean_loss(folder: SweepFolder, runs: list[Run]) -> Mean:
 
 def best_of(means: Sequence[Mean], losses: Sequence[Mean] | None = None) -> int | None:
     """The place of the highest mean, of equal ones that of the lowest loss, then the first; None if there is none."""
-    losses = losses or [None] * len(means)
-
-    def rank(i: int) -> tuple[float, float]:
-        return (-math.inf if means[i] is None else means[i], -math.inf if losses[i] is None else -losses[i])
-
-    return None if all(mean is None for mean in means) else max(range(len(means)), key=rank)
+    ranks = [
+        (-math.inf if mean is None else mean, -math.inf if loss is None else -loss)
+        for mean, loss in zip(means, losses or [None] * len(means), strict=True)
+    ]
+    return None if all(mean is None for mean in means) else max(range(len(means)), key=ranks.__getitem__)
 
 
 def _diverged(folder: SweepFolder, run: Run) -> bool:
@@ -102,7 +101,7 @@ def plan_of(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int] = (1, 
     chosen: dict[tuple[str, ...], Tuned] = {}
     undecided = 0
     for group in mine:
-        tuning, tuned = _tune(sweep, folder, group)
+        tuning, tuned = _tune(sweep, sweep.tune, folder, group)
         runs += tuning
         if tuned is None:
             undecided += len(sweep.seeds)
@@ -129,18 +128,18 @@ def _untuned(sweep: SweepFile, folder: SweepFolder, mine: list[tuple[str, ...]])
     return Plan(runs, {}, undecided)
 
 
-def _tune(sweep: SweepFile, folder: SweepFolder, group: tuple[str, ...]) -> tuple[list[Run], Tuned | None]:
+def _tune(sweep: SweepFile, tune: Tune, folder: SweepFolder, group: tuple[str, ...]) -> tuple[list[Run], Tuned | None]:
     """The group's tuning runs so far, and once all have ended well what is best."""
-    grid: Grid = dict(sweep.tune.grid)
-    for widened in itertools.count():
+    grid, widened = dict(tune.grid), 0
+    while True:
         runs = tuning_runs(sweep, group, grid)
         if not have_ended(folder, runs):
             return runs, None
         tuned = _best(folder, runs, grid)
-        wider = tuned and _wider(sweep.tune, grid, tuned, widened)
+        wider = tuned and _wider(tune, grid, tuned, widened)
         if not wider:
             return runs, tuned
-        grid |= wider
+        grid, widened = grid | wider, widened + 1
 
 
 def _wider(tune: Tune, grid: Grid, tuned: Tuned, widened: int) -> Grid:

@@ -79,6 +79,7 @@ def groups(sweep: SweepFile) -> list[tuple[str, ...]]:
 
 def tuning_runs(sweep: SweepFile, group: tuple[str, ...], grid: dict[str, tuple[Any, ...]]) -> list[Run]:
     """The runs that choose a group's settings, by a grid that may be wider than the file's."""
+    assert sweep.tune is not None
     chosen = combinations(grid)
     seeds = sweep.tune.seeds or sweep.seeds[:1]
     protocol = {"data.protocol": sweep.tune.protocol}

@@ -111,9 +111,10 @@ def _agreement(cells: dict[tuple[Task, str], Cell]) -> dict[tuple[Task, Task], f
     found = {}
     for pair in combinations(sorted(means), 2):
         both = sorted(means[pair[0]].keys() & means[pair[1]].keys())
-        columns = [[means[task][method] for method in both] for task in pair]
-        if len(both) > MANY and all(len(set(column)) > 1 for column in columns):
-            found[pair] = float(spearmanr(*columns).statistic)
+        first, second = ([means[task][method] for method in both] for task in pair)
+        if len(both) > MANY and len(set(first)) > 1 and len(set(second)) > 1:
+            correlation: Any = spearmanr(first, second)
+            found[pair] = float(correlation.statistic)
     return found
 
 
@@ -169,7 +170,7 @@ def _cells(row: dict[str, Group], reference: str | None) -> dict[str, Cell]:
     spreads = {label: spread_of(of_label.values()) for label, of_label in values.items()}
     seeds = sorted({seed for of_label in values.values() for seed in of_label})
     best = max(spread.mean for spread in spreads.values())
-    of_reference = values.get(reference, {})
+    of_reference = values.get(reference, {}) if reference else {}
     pairs = {label: paired(of_label, of_reference) for label, of_label in values.items() if label != reference}
     verdicts = judge(pairs, pooled_deviation(values))
     return {

@@ -87,7 +87,7 @@ def group_runs(results: dict[Path, Result], apart: tuple[str, ...] = ()) -> list
     groups: dict[str, Group] = {}
     files: dict[str, Path] = {}
     for path, result in results.items():
-        task = Task(*(result[name] for name in Task._fields[:-1]), result.get("split_note") or "")
+        task = Task._make([*(result[name] for name in Task._fields[:-1]), result.get("split_note") or ""])
         settings = run_settings(result)
         given = {name: same_value(value) for name, value in settings.items() if value is not None}
         key = [task, result["method"], given, data_of(result), [result[name] for name in apart]]
@@ -125,8 +125,9 @@ def unlike(named: Iterable[tuple[str, list[Result]]], of: str) -> list[str]:
 
 def _commit(result: Result) -> str | None:
     git = result.get("git")
-    commit = git.get("commit") if isinstance(git, dict) else None
-    return commit and f"{commit}"[:8] + (" with changes" if git.get("dirty") else "")
+    if not isinstance(git, dict) or not git.get("commit"):
+        return None
+    return f"{git['commit']}"[:8] + (" with changes" if git.get("dirty") else "")
 
 
 def _in(section: str, name: str) -> Callable[[Result], Any]:

@@ -50,7 +50,7 @@ BY_METHOD = ("adapter.num_tied", "adapter.density")  # a plain method has others
 
 def has_rank(adapter: dict[str, Any]) -> bool:
     """Whether the adapter's method has an inner dimension r; files of 0.1.0 have one for the baselines too."""
-    return "r" in getattr(METHODS.get(adapter.get("method")), "model_fields", ())
+    return "r" in getattr(METHODS.get(adapter.get("method", "")), "model_fields", ())
 
 
 def run_settings(result: dict[str, Any]) -> dict[str, Any]:

@@ -131,8 +131,8 @@ def judge(family: Mapping[str, Sequence[float]], pooled: Pooled | None = None) -
     from scipy.stats import t
 
     spreads = {name: _spread(of, pooled) for name, of in family.items() if len(of) > 1}
-    plain = {name: _two_sided(*spread) for name, (*spread, _) in spreads.items()}
-    order, corrected, rejected = sorted(plain, key=plain.get), {}, 0
+    plain = {name: _two_sided(mean, error, freedom) for name, (mean, error, freedom, _) in spreads.items()}
+    order, corrected, rejected = sorted(plain, key=plain.__getitem__), {}, 0
     for rank, name in enumerate(order):
         corrected[name] = min(1.0, max([(len(order) - rank) * plain[name], *corrected.values()]))
         rejected += corrected[name] < LEVEL
@@ -199,8 +199,8 @@ def _spread(differences: Sequence[float], pooled: Pooled | None) -> tuple[float,
     freedom, is_pooled = count - 1, False
     if pooled and pooled.std and freedom <= FEW:
         ratio = freedom * std**2 / pooled.std**2
-        is_pooled = min(chi2.sf(ratio, freedom), chi2.cdf(ratio, freedom)) > STRANGE / 2
-    std, freedom = (pooled.std, pooled.freedom) if is_pooled else (std, freedom)
+        is_pooled = bool(min(chi2.sf(ratio, freedom), chi2.cdf(ratio, freedom)) > STRANGE / 2)
+        std, freedom = (pooled.std, pooled.freedom) if is_pooled else (std, freedom)
     return statistics.fmean(differences), std / math.sqrt(count), freedom, is_pooled
 
 

@@ -102,15 +102,16 @@ class LocalEngine:
         return process
 
     def _note_death(self, folder: SweepFolder, shard: tuple[int, int], process: ForkServerProcess) -> None:
-        if process.exitcode == worker.REFUSED:
+        code = process.exitcode
+        assert code is not None
+        if code == worker.REFUSED:
             raise UserError("a worker cannot go on, for the reason that it printed above; the same command goes on")
         for run in plan_of(folder.sweep(), folder, shard).runs:
             if (holder(folder.claim(run)) or {}).get("pid") == process.pid:
-                self._count(folder, run, process.exitcode)
+                self._count(folder, run, code)
                 return
         self.idle_deaths += 1
         if self.idle_deaths == MOST_DEATHS:
-            code = process.exitcode
             raise UserError(
                 f"workers end with exit code {code} before they begin a run; what they printed stands above"
             )

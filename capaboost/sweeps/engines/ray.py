@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from capaboost.sweeps.claims import EXPIRE_SECONDS
 from capaboost.sweeps.folder import SweepFolder
@@ -53,7 +54,7 @@ class RayEngine:
             environment = {"env_vars": own}
             ray.init(address=self.address, runtime_env=environment, log_to_driver=False, include_dashboard=False)
         task = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=-1)(do)
-        submitted: dict[str, object] = {}
+        submitted: dict[str, Any] = {}
         while True:
             for run in open_runs(folder, shard):
                 if run.name not in submitted:
