@@ -39,7 +39,7 @@ TURNED = {
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
 SPARE = 2  # places drawn for each that is wanted, as some are reached by no test
-MOST_TESTS, MOST_SECONDS = 200, 600
+CLOSEST, MOST_TESTS, MOST_SECONDS = 12, 200, 600  # for each fault
 AT_IMPORT = "found: the tests cannot be imported"
 # Python runs it as it starts, wherever the folder is on the path: what a probe calls, in processes of the tests too.
 PROBE = """
@@ -259,24 +259,29 @@ def _failures(out: str) -> list[tuple[str, str]]:
 
 
 def judge(clean: Path, place: Path, mutant: Mutant) -> None:
-    """Run the tests that reach the fault until one fails that passes without it."""
-    tests = mutant.tests[:MOST_TESTS]
+    """Run the tests that reach the fault, a few of the closest first, until it is found."""
     write(clean, place, [mutant], probes=False)
-    mutant.outcome = "not run"
-    while mutant.outcome == "not run" and tests:
-        code, out = run_listed(place, tests)
-        mutant.test = next((name for name, _ in _failures(out)), "")
-        if code in (0, -1):
-            mutant.outcome = "survived" if code == 0 else "timeout"
-        elif code == 1 and mutant.test in tests:
-            passes = run_listed(clean, [mutant.test])[0] == 0
-            mutant.outcome = "found" if passes else "not run"
-            tests.remove(mutant.test)
-        elif code == 2 and [run_listed(which, tests, "--collect-only")[0] for which in (place, clean)] == [2, 0]:
-            mutant.outcome = AT_IMPORT
-        else:
-            mutant.outcome = f"not run: exit code {code}"
+    for tests in filter(None, (mutant.tests[:CLOSEST], mutant.tests[CLOSEST:MOST_TESTS])):
+        if not mutant.outcome.startswith("found"):
+            mutant.outcome, mutant.test = outcome_of(clean, place, tests)
     restore(clean, place, [mutant])
+
+
+def outcome_of(clean: Path, place: Path, tests: list[str]) -> tuple[str, str]:
+    """What the tests say of the fault that is in place, with the first that fails and passes without it."""
+    while tests:
+        code, out = run_listed(place, tests)
+        failed = next((name for name, _ in _failures(out)), "")
+        if code in (0, -1):
+            return "survived" if code == 0 else "timeout", ""
+        if code == 2 and [run_listed(which, tests, "--collect-only")[0] for which in (place, clean)] == [2, 0]:
+            return AT_IMPORT, failed
+        if code != 1 or failed not in tests:
+            return f"not run: exit code {code}", failed
+        if run_listed(clean, [failed])[0] == 0:
+            return "found", failed
+        tests = [test for test in tests if test != failed]
+    return "not run", ""
 
 
 def started(number: int, seed: int) -> dict[str, Any]:
