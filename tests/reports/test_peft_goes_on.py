@@ -97,6 +97,14 @@ def test_all_that_peft_saved_goes_on_and_is_saved_again(tmp_path, case):
     assert_computes(peft.PeftModel.from_pretrained(make(), tmp_path / "again").eval(), expected)
 
 
+def test_a_saved_module_within_another_one_goes_on_as_a_part_of_it(tmp_path):
+    theirs(bert, tmp_path, task_type="SEQ_CLS", modules_to_save=["pooler"])
+    record = json.loads((tmp_path / CONFIG).read_text())
+    record["modules_to_save"].append("pooler.dense")
+    (tmp_path / CONFIG).write_text(json.dumps(record))
+    assert load_peft(bert(), tmp_path).capaboost.plan.head == ("bert.pooler", "classifier")
+
+
 def test_a_wrapped_base_takes_a_lora_of_peft(tmp_path):
     expected = theirs(bert, tmp_path, task_type="SEQ_CLS")
     wrapped = torch.compile(bert(), backend="eager")
