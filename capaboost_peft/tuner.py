@@ -284,7 +284,7 @@ def mask_checksum(model: nn.Module, adapter: str) -> str:
     return checksum(
         (
             f"{base_path(name)}{getattr(layer, 'parameter_name', '')}.lora_{letter}",
-            (factor.masks or {"bits": factor.bits})["bits"].cpu().numpy(),
+            (factor.off_device or {"bits": factor.bits})["bits"].cpu().numpy(),
         )
         for name, layer in layers_with(model, adapter)
         for letter, factor in zip("AB", factors_of(layer, adapter), strict=True)
