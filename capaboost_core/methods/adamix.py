@@ -21,8 +21,6 @@ from capaboost_core.settings.base import Settings
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.tied import TiedWeight
 
-# How much the outputs of two passes over a batch differ.
-
 
 @contextmanager
 def outputs_of(model: nn.Module) -> Iterator[list[Any]]:
@@ -58,14 +56,14 @@ def _logits(output: Any) -> list[Tensor]:
     return [logits.float() for logits in found]
 
 
-# Mixtures of experts as AdaMix has them (Wang et al., 2022): random routing in training, one mean expert after it.
+# Mixtures of experts: random routing in training, one mean expert after it.
 
 
 def routed(training: bool, *stacks: Tensor) -> list[Tensor]:
-    """Of stacks (experts, ...) that belong together, those of one expert in training, which is drawn, else the means.
+    """One random expert's part of stacks (experts, ...) that belong together in training, else their means.
 
-    The draw is the device's own: the host does not wait for it, checkpointed gradients repeat it, and a resumed run
-    goes on with it.
+    The random number is the device's: the host does not wait for it, checkpointed gradients repeat it, and a resumed
+    run continues its stream.
     """
     if not training:
         return [stack.mean(0) for stack in stacks]
@@ -94,7 +92,7 @@ class ExpertWeight(TiedWeight):
 
 
 class Mixture(Settings):
-    """Settings of a mixture, and its loss; it stands before `Method` among a method's bases."""
+    """Settings of a mixture, and its loss; list it before `Method` among the bases."""
 
     num_experts: int = Field(4, ge=1, le=256, description="Experts, of which each training step draws one a layer.")
     consistency: float = Field(

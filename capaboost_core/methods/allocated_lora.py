@@ -19,19 +19,17 @@ from capaboost_core.settings.base import refuse
 from capaboost_core.sharing.masks import PLAIN, TIED, hash_random
 from capaboost_core.sharing.pool import EMPTY, Pool, PooledWeight
 
-# Ranks that move between increments: which component gives its entries, and where they go.
-
 
 @dataclass
-class Places:
-    """All places of the pooled weights of low-rank layers, weight by weight.
+class Positions:
+    """All positions of the pooled weights of low-rank layers that may hold an entry, weight by weight.
 
     A component is a row of A with its column of B; those of an increment are numbered one after the other.
 
     Attributes:
-        slots: The entry at each place, or -1.
-        components: The component of each place.
-        reach: New values at each place are uniform within +- this: the bound of A, and 0 for B.
+        slots: The entry at each position, or -1.
+        components: The component of each position.
+        reach: New values at each position are uniform within +- this: the bound of A, and 0 for B.
         rows: Components of an increment.
     """
 
@@ -41,7 +39,7 @@ class Places:
     rows: int
 
     @classmethod
-    def of(cls, layers: Sequence[LoRALayer], rows: int) -> Places:
+    def of(cls, layers: Sequence[LoRALayer], rows: int) -> Positions:
         slots, components, reach, first = [], [], [], 0
         for layer in layers:
             which, row, _ = layer.lora_A.bits.nonzero(as_tuple=True)
@@ -59,7 +57,7 @@ class Places:
         """Move components from the least important increments to the most important ones, which have room.
 
         Of each of the `pairs` increments of the smallest mean score, the component of the smallest mean score gives
-        all its entries, and as many empty places of an increment of the largest scores, in the order of its
+        all its entries, and as many empty positions of an increment of the largest scores, in the order of its
         components, take them. An increment keeps one component at least, and no entry comes or goes.
 
         Args:
@@ -67,7 +65,7 @@ class Places:
             pairs: How many components move at most.
 
         Returns:
-            The places that were taken.
+            The positions that were taken.
         """
         taken = [self._hand_over(giver, receiver, means) for giver, receiver, means in self._pairs(score, pairs)]
         return torch.cat(taken) if taken else self.slots.new_empty(0, dtype=torch.long)
@@ -78,7 +76,7 @@ class Places:
         size = len(self.components) and int(self.components.max()) + 1
         scores = torch.where(full, score[self.slots.clamp(min=0)], 0.0)
         total = scores.new_zeros(size).index_add(0, self.components, scores).view(-1, self.rows)
-        count, places = (
+        count, capacity = (
             torch.bincount(self.components, weights=values, minlength=size).view(-1, self.rows).cpu()
             for values in (full.double(), torch.ones_like(full, dtype=torch.float64))
         )
@@ -86,7 +84,7 @@ class Places:
         importance = total.sum(1) / count.sum(1)
         rising = importance.argsort(stable=True).tolist()
         givers = [i for i in rising if (count[i] > 0).sum() > 1]
-        receivers = [i for i in reversed(rising) if (count[i] < places[i]).any()]
+        receivers = [i for i in reversed(rising) if (count[i] < capacity[i]).any()]
         for giver, receiver in list(zip(givers, receivers, strict=False))[:pairs]:
             if importance[giver] < importance[receiver]:
                 yield giver, receiver, means[giver]
@@ -175,32 +173,32 @@ class AllocatedLoRA(LoRA):
     def _allocate(self, layers: list[LoRALayer], step: int) -> None:
         pool = _pool(layers)
         memory = _memory(pool)
-        places = Places.of(layers, self.rows)
+        positions = Positions.of(layers, self.rows)
         increments = sum(len(layer.slices) for layer in layers)
         score = (memory["importance"] * memory["uncertainty"]).flatten()
-        taken = places.move(score, max(1, increments // PAIRS))
+        taken = positions.move(score, max(1, increments // PAIRS))
         if not len(taken):
             return
         words = torch.from_numpy(
             (hash_random(f"{self.seed}/allocation/{step}", (len(taken),)) >> 11).astype("float64")
         )
-        uniform = (words / 2**52 - 1).to(places.reach.device)
-        moved = places.slots[taken]
-        pool.entries[moved] = (places.reach[taken] * uniform).to(pool.entries.dtype).unsqueeze(1)
+        uniform = (words / 2**52 - 1).to(positions.reach.device)
+        moved = positions.slots[taken]
+        pool.entries[moved] = (positions.reach[taken] * uniform).to(pool.entries.dtype).unsqueeze(1)
         for values in memory.values():
             values[moved] = 0.0
-        for slots, new in zip(_slots(layers).values(), places.slots.split(_sizes(layers)), strict=True):
+        for slots, new in zip(_slots(layers).values(), positions.slots.split(_sizes(layers)), strict=True):
             slots.copy_(new)
 
     def problem(self, model: nn.Module) -> str | None:
-        """Each entry stands at one place, or several averages of models have made other numbers of their places."""
+        """Averaging models whose ranks have moved leaves slots that no longer name each entry once."""
         layers = _layers(model)
         slots = torch.cat(list(_slots(layers).values()))
         entries = torch.arange(len(_pool(layers).entries), dtype=slots.dtype, device=slots.device)
         if bool((slots >= EMPTY).all()) and torch.equal(slots[slots >= 0].sort().values, entries):
             return None
         return (
-            "its entries do not stand at one place each, as after averaging models whose ranks moved; begin to "
+            "its entries do not have one position each, as after averaging models whose ranks moved; begin to "
             "average after allocation_share of the steps"
         )
 
@@ -221,7 +219,7 @@ def _layers(model: nn.Module) -> list[LoRALayer]:
 
 
 def _slots(layers: list[LoRALayer]) -> dict[str, nn.Parameter]:
-    """Of all weights, in the order of `Places`."""
+    """Of all weights, in the order of `Positions`."""
     names = ("lora_A", "lora_B")
     return {
         f"{layer.path}.{name}": weight.slots

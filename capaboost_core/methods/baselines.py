@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al., 2022): the biases alone."""
+"""Methods that add nothing: the linear probe, BitFit (Ben Zaken et al., 2022) and full fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from torch import nn
 from capaboost_core.errors import UserError
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, in_prefix
-
-# The linear probe: the head alone.
 
 
 @register_method("linear")
@@ -20,9 +18,6 @@ class LinearProbe(Method):
             raise UserError(
                 f"method linear trains the head only, but {type(model).__name__} has none; set num_classes"
             )
-
-
-# Full fine-tuning: every weight.
 
 
 @register_method("full")

@@ -1,4 +1,4 @@
-"""CapaBoost-HAdapter, and the plain adapter of Houlsby et al. (2019)."""
+"""CapaBoost's adapters: tied bottlenecks, as PAdapter (Pfeiffer et al., 2021) and HAdapter (Houlsby et al., 2019)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,6 @@ from capaboost_core.roles import Roles
 from capaboost_core.settings.base import refuse
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
-
-# CapaBoost adapters: tied bottlenecks.
-
 
 Filler = Callable[[Tensor], Any]  # fills a tensor in place
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
@@ -64,13 +61,13 @@ class Bottleneck(ResetOnMaterialize, SharedParameters):
     def make_projection(self, config: AdapterSettings, path: str, name: str, empty: Tensor, fill: Filler) -> None:
         """Make the weight `name`, of the shape (out, in) of an empty tensor, and its bias."""
 
-        def laid(values: Any) -> Any:
-            return values.T if name == "up" else values  # the rank comes first
+        def rank_first(values: Any) -> Any:
+            return values.T if name == "up" else values
 
         def masks() -> np.ndarray:
-            return laid(mask_bits(config, path, name, empty.shape))
+            return rank_first(mask_bits(config, path, name, empty.shape))
 
-        setattr(self, name, config.make_weight(name, masks, laid(fill(empty)), fill))
+        setattr(self, name, config.make_weight(name, masks, rank_first(fill(empty)), fill))
         setattr(self, f"{name}_bias", nn.Parameter(empty.new_empty(len(empty))))
 
     def reset_parameters(self) -> None:
@@ -104,11 +101,11 @@ class Bottleneck(ResetOnMaterialize, SharedParameters):
         return projections[0]
 
     def macs(self, needs_gradient: bool) -> list[MacCount]:
-        """Of the input's projections, then of up; `Adapted.macs` of the layer that it stands in."""
+        """Counts of the input's projections, then of up, for `Adapted.macs` of the layer that holds it."""
         return macs_of([[getattr(self, name) for name in self.downs], [self.up]], needs_gradient)
 
 
-# The places of adapters: after a frozen linear layer or its dropout, or inside a residual norm.
+# Where adapters are added: after a frozen linear layer or its dropout, or inside a residual norm.
 
 
 class AdapterModule(Protocol):
@@ -126,7 +123,7 @@ class AdapterMaker(Protocol):
         """An adapter on the device of a frozen weight.
 
         Args:
-            path: Module path of the layer that it stands in.
+            path: Module path of the layer that gets it.
             width: Size of what it adds to.
             weight: A frozen weight.
         """
@@ -225,7 +222,7 @@ ADAPTERS: dict[type[nn.Module], type[Adapted]] = {
 }
 
 
-# Settings that adapters have in common.
+# The methods and their settings.
 
 
 class AdapterSettings(LowRankSettings):
@@ -244,7 +241,7 @@ class AdapterSettings(LowRankSettings):
 
     @classmethod
     def used(cls, values: Mapping[str, Any]) -> set[str]:
-        """Without the named targets, which are LoRA's, though files of 0.1.0 hold them."""
+        """The presets of targets are LoRA's, though files of 0.1.0 hold them for adapters too."""
         return super().used(values) - ({"targets"} if values.get("targets") in TARGET_PRESETS else set())
 
     def make_adapter(self, path: str, width: int, weight: Tensor) -> Bottleneck:
@@ -271,13 +268,7 @@ class AfterFeedForward(AdapterSettings):
         return roles.targets(("f2",))
 
 
-# CapaBoost-PAdapter, and the plain adapter of Pfeiffer et al. (2021).
-
-
-RELU = {"activation": "relu"}
-
-
-@register_method("padapter", capaboost_padapter=TIED | RELU, padapter=PLAIN | RELU)
+@register_method("padapter", capaboost_padapter=TIED | {"activation": "relu"}, padapter=PLAIN | {"activation": "relu"})
 class PAdapter(AdapterSettings):
     """A bottleneck after each feed-forward part, inside the norm of the residual sum where there is one."""
 
@@ -288,12 +279,11 @@ class PAdapter(AdapterSettings):
         return tuple(Target((block.modules_for(["norm"]) or block.modules_for(["f2"]))[-1].path) for block in blocks)
 
 
-SWISH = {"activation": "swish"}  # as its sources have it
-
-
-@register_method("hadapter", capaboost_hadapter=TIED | SWISH, hadapter=PLAIN | SWISH)
+@register_method(
+    "hadapter", capaboost_hadapter=TIED | {"activation": "swish"}, hadapter=PLAIN | {"activation": "swish"}
+)
 class HAdapter(AdapterSettings):
-    """A bottleneck after each attention and after each feed-forward part."""
+    """A bottleneck after each attention and after each feed-forward part; its sources have swish."""
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = ADAPTERS
 

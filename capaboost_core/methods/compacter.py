@@ -21,8 +21,6 @@ from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
 from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 
-# Compacter's adapter: both projections are sums of Kronecker products.
-
 
 class KroneckerAdapter(ResetOnMaterialize, SharedParameters):
     """U(f(D(h))) with D(h) = h sum_i A_i kron (s_i t_i) + c, and U alike with other s, t and bias.
@@ -31,7 +29,7 @@ class KroneckerAdapter(ResetOnMaterialize, SharedParameters):
     rank k are the layer's own (Karimi Mahabadi et al., 2021, arXiv 2106.04647). No sum is ever built. D cuts h into n
     pieces of width / n and multiplies each by all s, then the n * n * k values by A and t, made one small matrix; U
     does the same in reverse. So a row costs 2 n k (width + r n) multiply-adds in place of 2 width r. With d masked
-    views of s and t, D = sum_i A_i kron (sum_j (s_i * ms_ij) (t_i * mt_ij)): they stand side by side, as a rank d k.
+    views of s and t, D = sum_i A_i kron (sum_j (s_i * ms_ij) (t_i * mt_ij)): they are concatenated, to a rank d k.
 
     Worked example, width 768, r 24, n 4, k 1: pieces (.., 4, 192) times s^T (192, 4) are (.., 4, 4); A and t make
     (24, 16), which gives the hidden (.., 24); A and U's s make (16, 24), which gives (.., 4, 4); times t (4, 192).
@@ -110,7 +108,7 @@ class Compacter(TyingSettings, Method):
     Per adapter 2 * phm_rank * (width + r) + r + width parameters, and phm_dim^3 once (arXiv 2106.04647). The defaults
     are the authors' for T5-base, whose width / 32 is 24, run with a learning rate of 3e-3 (rabeehk/compacter
     seq2seq/configs/compacter.json@e123daa). They train the norms too, which stay frozen here: 0.021 of their 0.073 %.
-    Tied, the other factors have d masked views each, and the small ones stay whole.
+    Tied, the other factors have d masked views each, and the small ones are shared without masks.
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: AdapterLinear}

@@ -21,8 +21,6 @@ from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize
 from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 
-# The factors of FacT, and the linear layer whose increment is made of them.
-
 
 class Outer(ResetOnMaterialize):
     """What all layers share: tied U (r, width) and V^T (r, width), and with `core` Tucker's core C (r, r, r)."""
@@ -46,7 +44,7 @@ class Outer(ResetOnMaterialize):
 
 
 class Inner(ResetOnMaterialize):
-    """What a layer has of its own, from U(-bound, bound).
+    """The parameters of one layer, from U(-bound, bound).
 
     Without a core that is its matrices S themselves, as (n * r, m * r); with one a weight for each slice of the core
     in each of the n * m matrices, as (n * m, r).
@@ -83,7 +81,7 @@ class FactLinear(Mergeable, nn.Linear):
         self.allow_merging()
 
     def attach_shared(self, outer: Outer, inner: Inner, pieces: tuple[int, int]) -> None:
-        """Have the factors; those that are shared in a tuple, as the first layer alone registers them."""
+        """Set the factors; the shared ones in a tuple, since only the first layer registers them as a child."""
         self.shared, self.inner, self.pieces = (outer,), inner, pieces
         self.train(self.training)
 
@@ -116,12 +114,12 @@ class FactLinear(Mergeable, nn.Linear):
         (outer,), (n, m) = self.shared, self.pieces
         s = self.matrices().unflatten(0, (n, -1)).unflatten(2, (m, -1))
         u, v = outer.u.copies(False), outer.v.copies(False)
-        whole = torch.einsum("dro,nrms,dsi->nomi", v, s, u).flatten(2).flatten(0, 1)
-        increment = self.scale * whole[: self.out_features, : self.in_features]
+        delta = torch.einsum("dro,nrms,dsi->nomi", v, s, u).flatten(2).flatten(0, 1)
+        increment = self.scale * delta[: self.out_features, : self.in_features]
         return (self.weight + increment).to(self.weight.dtype), None
 
     def macs(self, needs_gradient: bool) -> list[MacCount]:
-        """With U, S and V; making S of a core is no matter of rows."""
+        """The products with U, S and V; that of the core does not depend on the rows."""
         (outer,), (n, m) = self.shared, self.pieces
         u, v, s = outer.u, outer.v, outer.u.num_tied * n * m * outer.u.bits.shape[0] ** 2
         return [
@@ -137,9 +135,9 @@ class FacT(TyingSettings, Method):
     The matrices are those of (width, width) that q, k, v, o, f1 and f2 consist of: 12 a block of a ViT, 4 of them in
     f1 and 4 in f2. A size that is no multiple of the width counts as the next one, and what is too much is cut off.
 
-    V starts at zero and U from U(-1/sqrt(width), 1/sqrt(width)). Places, first values, dropout and the scale of 1 are
-    those of the authors' code (JieShibo/PETL-ViT FacT/fact_tt.py:60-128, fact_tk.py:59-136 at 026e4f1), which takes a
-    scale of 0.01 to 100 by the task. Tied, V and U have d masked views each, with one S between.
+    V starts at zero and U from U(-1/sqrt(width), 1/sqrt(width)). Targets, initial values, dropout and the scale of 1
+    are those of the authors' code (JieShibo/PETL-ViT FacT/fact_tt.py:60-128, fact_tk.py:59-136 at 026e4f1), which
+    takes a scale of 0.01 to 100 by the task. Tied, V and U have d masked views each, with one S between.
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: FactLinear}
@@ -178,7 +176,7 @@ class FacT(TyingSettings, Method):
         return layers
 
     def inner(self, n: int, m: int, total: int) -> tuple[int, int, float]:
-        """Rows, columns and first bound of what a layer of n * m matrices has of its own, of `total` in the model."""
+        """Rows, columns and initial bound of `Inner` for a layer of n * m matrices, of `total` in the model."""
         raise NotImplementedError
 
 

@@ -37,12 +37,12 @@ class LoRA(LowRankSettings):
     )
 
     def default_targets(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
-        """q and v, each with its own increment even where one layer fuses them; or as `targets` says."""
+        """q and v, each with an increment even where one layer fuses them, or the layers that `targets` names."""
         if self.targets == "all-linear":
             return roles.targets(MATRICES)
         if self.targets == "attention-qv":
             return roles.targets(("q", "v"))
-        fused = all(place.rows for block in roles.each_block() for place in block.modules_for("qkv"))
+        fused = all(module.rows for block in roles.each_block() for module in block.modules_for("qkv"))
         if not fused:
             kind = type(model).__name__
             raise UserError(f"targets: fused-qkv, but {kind} has q, k and v apart; type attention-qv or all-linear")

@@ -1,4 +1,4 @@
-"""Settings that LoRA and the adapters have in common."""
+"""Settings that LoRA and the adapters have in common: rank, scale, dropout and targets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from capaboost_core.roles import Roles
 from capaboost_core.settings.base import Text, Texts, refuse
 from capaboost_core.sharing.tied import TyingSettings
 
-TARGET_PRESETS = ("attention-qv", "fused-qkv", "all-linear")  # for targets, LoRA's
+TARGET_PRESETS = ("attention-qv", "fused-qkv", "all-linear")  # what LoRA's `targets` may be
 Scaling = Literal["alpha-r", "stable"]
-FLOAT32 = (2.0**-126, 2.0**127)  # within its normal range
+FLOAT32 = (2.0**-126, 2.0**127)  # the scales that float32 holds as normal numbers
 
 
 class LowRankSettings(TyingSettings, Method):
@@ -28,7 +28,7 @@ class LowRankSettings(TyingSettings, Method):
     """
 
     budget: ClassVar[str | None] = "r"
-    target_presets: ClassVar[tuple[str, ...]] = ()  # that `targets` may be
+    target_presets: ClassVar[tuple[str, ...]] = ()  # names that `targets` may be
     if_unrecorded: ClassVar[Mapping[str, Any]] = {"scaling": "alpha-r"}
 
     r: int = Field(8, ge=1, le=65536, description="Inner dimension of one module: LoRA's rank, a bottleneck's width.")
@@ -60,8 +60,8 @@ class LowRankSettings(TyingSettings, Method):
     targets: Text | Texts | None = Field(
         None,
         examples=["[attn.proj]"],
-        json_schema_extra={"null": "the method's own places"},
-        description="Full suffixes of the paths of linear layers, in place of the method's own places.",
+        json_schema_extra={"null": "the method's default targets"},
+        description="Full suffixes of the paths of linear layers, in place of the method's default targets.",
     )
 
     @model_validator(mode="after")
@@ -86,16 +86,16 @@ class LowRankSettings(TyingSettings, Method):
 
     @property
     def rows(self) -> int:
-        """Rows of A, and columns of B, that a layer has places for."""
+        """The number of rows of A, and of columns of B, in a layer."""
         return self.r
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
-        """The listed layers, or the method's default places."""
+        """The listed layers, or the method's default targets."""
         if self.targets is None or self.targets in self.target_presets:
             return Plan(self.default_targets(model, roles), roles.head, roles.required_flags)
         suffixes = (self.targets,) if isinstance(self.targets, str) else self.targets
         return Plan(plan_suffixes(model, suffixes, roles.head).targets, roles.head, roles.required_flags)
 
     def default_targets(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
-        """The method's default places, or those of a named `targets`."""
+        """The method's default targets, or those of a preset that `targets` names."""
         raise NotImplementedError

@@ -23,16 +23,13 @@ if TYPE_CHECKING:
     from capaboost_core.roles import Roles
 
 
-# The methods and presets by name.
-
-
 GROUP, PLUGINS = "capaboost.methods", "CAPABOOST_PLUGINS"
 Found = TypeVar("Found")
 Registered = TypeVar("Registered", bound="Method")
 
 
 class Registry(MutableMapping[str, Found]):
-    """Entries by name; one that is announced is known by name, and imports its module when it is looked up."""
+    """Entries by name. Looking up an announced name imports the module that registers it."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Found | None] = {}
@@ -138,14 +135,11 @@ def listed(names: Mapping[str, Any]) -> str:
     return f"{', '.join(some)} or {last}"
 
 
-# Settings of a method by its name: which class they are of, and what means nothing to it.
-
-
-UNTIED = {"num_tied": 1, "density": 1.0}  # true of a method without modules: saying so is no mistake
+UNTIED = {"num_tied": 1, "density": 1.0}  # accepted by methods without shared weights, of which they are true
 
 
 class NamedSettings(Settings):
-    """Settings whose `method` says of which registered class they are; a class without a name makes one that has.
+    """Settings of a registered class. A class without a name makes one of the class that `method` names.
 
     Raises:
         UserError: If a setting is unknown to the method, or is out of range.
@@ -153,7 +147,7 @@ class NamedSettings(Settings):
 
     kind: ClassVar[str] = "adapter setting"
     name: ClassVar[str] = ""
-    if_unrecorded: ClassVar[Mapping[str, Any]] = {}  # what a setting was that older adapter files do not tell
+    if_unrecorded: ClassVar[Mapping[str, Any]] = {}  # values of settings that older adapter files do not hold
 
     def __new__(cls, method: Any = None, **_: Any) -> Self:
         # `CapaBoostConfig(method="padapter", r=8)` is the public constructor since 0.1.0: which class is made depends
@@ -170,7 +164,7 @@ class NamedSettings(Settings):
         super()._fill(values, prefix)
 
     def _own(self, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        """The settings but for the method's name, and for what is true of a method without modules."""
+        """The settings but for the method's name and those that are true of every method without shared weights."""
         own = dict(values)
         if own.pop("method", self.name) != self.name:
             raise UserError(f"{prefix}method is {shown(values['method'])}, but this is method {self.name}; drop it")
@@ -187,7 +181,7 @@ class NamedSettings(Settings):
 
     @classmethod
     def fields_for(cls, values: Mapping[str, Any]) -> dict[str, FieldInfo]:
-        """The settings of the method that the values name, `lora` if they name none."""
+        """The fields of the method that the values name; `lora` if they name none."""
         return find_method(values.get("method", "lora")).model_fields
 
     @classmethod
@@ -196,7 +190,7 @@ class NamedSettings(Settings):
 
         Args:
             values: By name of the setting.
-            prefix: What stands before the names in messages, such as `adapter.`.
+            prefix: Put before the names in messages, such as `adapter.`.
 
         Raises:
             UserError: If a setting is unknown, means nothing to the method, or is out of range.
@@ -256,18 +250,18 @@ SIZES += ("dims", "lora_dim", "adapter_dim", "prompt_dim")
 class Method(NamedSettings):
     """A way to adapt a model, with its settings; its subclasses are the methods.
 
-    `Method(method="lora", r=4)` is the one of that name, as in settings and files. A subclass says in
-    pydantic fields what can be set, in `plan` where it goes, in `layers` what it puts there, and overrides what
-    else it needs.
+    `Method(method="lora", r=4)` makes the subclass of that name, as in settings and files. A subclass declares its
+    settings as pydantic fields, its targets in `plan` and its layers in `layers`, and overrides what else it needs.
 
     Attributes:
         name: Given by `register_method`.
         layers: The adapted layer for each class of frozen layer, made as cls(base, method, target).
-        wanted: These classes in words.
-        integrated: Whether integrations put their libraries' classes into `layers`.
-        recipe: The method whose settings files it takes where it has none of its own.
+        wanted: The names of these classes, for messages.
+        layers_from_integration: Whether capaboost_vision and capaboost_text add the classes of their libraries to
+            `layers`.
+        recipe: The method whose settings files are used where it has none.
         budget: The setting that a budget of parameters changes.
-        starts_as_base: Whether an adapted model computes as its base at first, with the default settings.
+        starts_as_base: Whether a newly adapted model computes as its base, with the default settings.
 
     Raises:
         UserError: If a setting is unknown to the method, or is out of range.
@@ -296,7 +290,7 @@ class Method(NamedSettings):
 
     @property
     def budget_step(self) -> int:
-        """What the setting that a budget changes is a multiple of."""
+        """The setting that a budget changes is a multiple of this."""
         return 1
 
     @property
@@ -310,14 +304,14 @@ class Method(NamedSettings):
 
     @property
     def stored_share(self) -> float:
-        """Of a weight that has `size` entries or more, the share that a file holds; 0 where layers bound the size."""
+        """The share of the entries of a weight of `size` or more that a file holds; 0 if the layers bound the size."""
         return getattr(self, "density", 1.0)
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
-        """Which layers of a model it takes, by their roles.
+        """The layers of a model that it adapts, by their roles.
 
         Raises:
-            UserError: If the model has no place for it.
+            UserError: If the model has no layer for it.
         """
         from capaboost_core.plan import Plan  # imports torch, which settings alone do not need
 
@@ -327,7 +321,7 @@ class Method(NamedSettings):
         """Refuse a plan with which nothing would be trained.
 
         Raises:
-            UserError: If so.
+            UserError: If the plan has no targets.
         """
         if self.layers and not plan.targets:
             advice = "give targets" if "targets" in type(self).model_fields else "choose lora, padapter or hadapter"
@@ -372,7 +366,7 @@ class Method(NamedSettings):
         return any(getattr(type(self), name) is not getattr(Method, name) for name in hooks)
 
     def problem(self, model: nn.Module) -> str | None:
-        """What makes the values of the additions no state of this method, in words; asked on saving and loading."""
+        """Why the values of the additions are no valid state of this method, or None; called on saving and loading."""
         return None
 
     def trains(self, name: str) -> bool:
@@ -380,7 +374,7 @@ class Method(NamedSettings):
         return False
 
     def lr_factor(self, name: str) -> float:
-        """What the run's learning rate is multiplied by for a trained parameter, by its name."""
+        """The factor of the run's learning rate for a trained parameter, by its name."""
         return 1.0
 
     def objective(self, loss_of: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
@@ -393,27 +387,28 @@ class Method(NamedSettings):
         """
         return loss_of(model, batch)
 
-    # The training loop calls what follows in every process with the bare model, the penalty alone under autograd.
+    # The training loop calls the following hooks in every process with the unwrapped model; only `penalty` is called
+    # under autograd.
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        """What is added to the mean loss of each step, once, however many slices and processes share its batch."""
+        """A term added once to the mean loss of each step, however many slices and processes share its batch."""
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
         """Called after optimizer step `step`, from 1, of `steps` in all, while the gradients are still there.
 
-        It must do the same in every process, so it draws no random numbers of its own.
+        It must do the same in every process, so it uses no random numbers of its process.
         """
 
     def state(self, model: nn.Module) -> dict[str, Any]:
-        """What a checkpoint has to hold beside the trained parameters.
+        """State that a checkpoint has to hold beside the trained parameters.
 
         Nested dicts and lists of tensors and plain values, all finite, with the same names, shapes and types at any
-        time. A selected epoch has its own.
+        time. Each selected epoch has its state.
         """
         return {}
 
     def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave; its tensors may be on the CPU."""
+        """Restore what `state` returned; its tensors may be on the CPU."""
 
     def loaded(self, layers: list[Adapted], of_base: bool) -> None:
         """Called after a state dict was loaded into an adapted model.
@@ -431,7 +426,7 @@ def check_preset(name: str) -> None:
     """Refuse a name that no preset has.
 
     Raises:
-        UserError: If so.
+        UserError: If there is no such preset.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; {hint(name, PRESETS)}")

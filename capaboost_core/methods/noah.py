@@ -1,4 +1,7 @@
-"""NOAH's supernet (Zhang et al., 2022, arXiv 2206.04673): all subnets share the first of the largest weights."""
+"""NOAH (Zhang et al., 2022, arXiv 2206.04673): LoRA, an adapter and prompts in each block, each of its own width.
+
+In the supernet all subnets share the first rows of the largest weights.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from capaboost_core.sharing.masks import PLAIN, TIED
 from capaboost_core.sharing.tied import TyingSettings
 from capaboost_core.wrappers import unwrap
 
-# Subnets of NOAH: a width for each part of each block, and the space that they are drawn from.
+# Subnets: a width for each part of each block, and the space that they are sampled from.
 
 
 Widths = tuple[int, ...]
@@ -49,7 +52,7 @@ class Subnet(NamedTuple):
 
 @dataclass(frozen=True)
 class Space:
-    """Subnets whose parts each stand in the first blocks, as many as one of the depths, with widths of a few choices.
+    """Subnets each of whose parts is in the first blocks, up to one of the depths, with widths of a few choices.
 
     Attributes:
         dims: The widths.
@@ -66,7 +69,7 @@ class Space:
         return Subnet(*(self._grown((), random.choice(self.depths), random) for _ in Subnet._fields))
 
     def smallest(self) -> Subnet:
-        """Of fewest parameters: each part as narrow and as shallow as it can be."""
+        """The subnet of fewest parameters: each part has the smallest width and depth."""
         depth = min(self.depths)
         return Subnet(*((min(self.dims),) * depth + (0,) * (self.blocks - depth) for _ in Subnet._fields))
 
@@ -78,7 +81,7 @@ class Space:
                         for part in subnet))  # fmt: skip
 
     def crossed(self, one: Subnet, other: Subnet, random: Random) -> Subnet:
-        """Each part whole from one of the two."""
+        """A subnet that has each part from one of the two."""
         return Subnet(*(random.choice(pair) for pair in zip(one, other, strict=True)))
 
     def _mutated(self, part: Widths, random: Random, rate: float, depth_rate: float) -> Widths:
@@ -97,13 +100,13 @@ class Space:
         return max((index for index, width in enumerate(part, start=1) if width), default=0)
 
 
-# The parts of NOAH's blocks, which compute with the first of their ranks, hidden values or prompts alone.
+# The parts of a block: LoRA, an adapter and prompts that can run with their first units alone.
 
 
 class Sliced(nn.Module):
-    """A part of a block, of which a subnet takes the first `width`; without one it is whole.
+    """A part of a block that computes with its first `width` units, or with all of them if width is None.
 
-    One of width 0 adds zeros, and its parameters get gradients of zero: several processes need one for each.
+    A part of width 0 adds zeros, and its parameters get gradients of zero: several processes need one for each.
     """
 
     width: int | None = None
@@ -161,7 +164,7 @@ def parts_of(model: nn.Module) -> list[list[Any]]:
 
 
 def cut(model: nn.Module, subnet: Subnet) -> None:
-    """Have a model whose blocks have all parts compute as a subnet of it."""
+    """Make a model whose blocks have all parts compute as a subnet of it."""
     for parts, widths in zip(parts_of(model), subnet, strict=True):
         for part, width in zip(parts, widths, strict=True):
             part.width = width
@@ -169,14 +172,14 @@ def cut(model: nn.Module, subnet: Subnet) -> None:
 
 
 def pass_on(blocks: Sequence[PromptedBlock]) -> None:
-    """Have prompts stay among the tokens up to the next block that has its own, or the last."""
+    """Make prompts stay among the tokens up to the next block that has prompts, or the last."""
     here, own = 0, [0 if block.prompts is None else block.prompts.length for block in blocks]
     for block, length, after in zip(blocks, own, [*own[1:], None], strict=True):
         here = length or here
         block.removed = 0 if after == 0 else here
 
 
-# What NOAH puts into each block: LoRA, an adapter and prompts, each of its own width.
+# The methods: one subnet, and the supernet.
 
 
 class SlicedLoRA(LoRA):
@@ -191,7 +194,7 @@ class SlicedAdapter(PAdapter):
 class Composed(TyingSettings, Method):
     """LoRA on q, k and v, a bottleneck after the feed-forward part, and prompts, in each block of a width of its own.
 
-    Places, LoRA's form and the activation are those of the authors' code (ZhangYuanhan-AI/NOAH
+    Targets, LoRA's form and the activation are those of the authors' code (ZhangYuanhan-AI/NOAH
     model/supernet_vision_transformer_timm.py:272-366, model/module/adapter_super.py:8-66 at e9c55f3). LoRA starts with
     B = 0, the adapter from N(0, 0.02), prompts as VPT's; there LoRA's B starts from N(0, 0.02) as well (line 686).
 
@@ -230,10 +233,10 @@ class Composed(TyingSettings, Method):
         blocks = roles.targets(("block",))
         self.check_kinds(dict(model.named_modules()), blocks)
         subnet = self.subnet(len(blocks))
-        places = self._lora(1).plan(model, roles).targets, self._adapter(1).plan(model, roles).targets
+        candidates = self._lora(1).plan(model, roles).targets, self._adapter(1).plan(model, roles).targets
         chosen = [
             target
-            for targets, widths in zip(places, subnet, strict=False)
+            for targets, widths in zip(candidates, subnet, strict=False)
             for target, width in zip(targets, widths, strict=True)
             if width
         ]
@@ -272,10 +275,7 @@ class Composed(TyingSettings, Method):
         return {name: value for name, value in self.shared().items() if name in TyingSettings.model_fields}
 
 
-# NOAH's subnets (Zhang et al., 2022, arXiv 2206.04673) as a method whose settings are their widths.
-
-
-LARGEST = 65536
+LARGEST_WIDTH = 65536
 Numbers = Annotated[
     tuple[int, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if type(v) is list else v)
 ]
@@ -292,7 +292,9 @@ class NOAH(Composed):
 
     budget: ClassVar[str | None] = "r"
 
-    r: int = Field(5, ge=1, le=LARGEST, description="Rank, width and number of prompts where they are not given.")
+    r: int = Field(
+        5, ge=1, le=LARGEST_WIDTH, description="Rank, width and number of prompts where they are not given."
+    )
     lora_dim: int | Numbers | None = Field(
         None, json_schema_extra={"null": "r"}, description="LoRA's rank, of all blocks or block by block; 0: none."
     )
@@ -312,8 +314,8 @@ class NOAH(Composed):
     def _check_dims(self) -> Self:
         given = [self._dims(name) for name in DIMS]
         for name, dims in zip(DIMS, given, strict=True):
-            if not all(0 <= width <= LARGEST for width in dims):
-                refuse(name, getattr(self, name), f"type whole numbers from 0 to {LARGEST}")
+            if not all(0 <= width <= LARGEST_WIDTH for width in dims):
+                refuse(name, getattr(self, name), f"type whole numbers from 0 to {LARGEST_WIDTH}")
         if not any(map(any, given)):
             refuse(DIMS[0], self.lora_dim, "all widths are 0; type one above 0, or choose method linear")
         if "r" not in self.used(self.__dict__) and self.r != type(self).model_fields["r"].default:
@@ -339,11 +341,12 @@ class NOAH(Composed):
 
 @register_method("noah-supernet", capaboost_noah_supernet=TIED, noah_supernet=PLAIN)
 class NOAHSupernet(Composed):
-    """All subnets of a space in one: each step draws one of them, which trains the first of the largest widths.
+    """All subnets of a space in one: each step samples one of them, which trains the first of the largest widths.
 
-    Evaluation has the whole. `capaboost noah` trains it, searches in it and trains what it finds. Dims, depths and the
-    draw are the authors' (experiments/NOAH/supernet/supernet-B_prompt.yaml, supernet_engine_prompt.py:18-26 at
-    e9c55f3). Each process, and each slice of an accumulated batch, draws for itself.
+    Evaluation computes with all units. `capaboost noah` trains it, searches in it and trains what it finds. Dims,
+    depths and the sampling are the authors' (experiments/NOAH/supernet/supernet-B_prompt.yaml,
+    supernet_engine_prompt.py:18-26 at e9c55f3). Each process, and each slice of an accumulated batch, samples for
+    itself.
     """
 
     dims: Numbers = Field((5, 10, 50, 100), description="Widths that a part of a block may have.")
@@ -357,8 +360,8 @@ class NOAHSupernet(Composed):
     def _check_space(self) -> Self:
         for name in ("dims", "depths"):
             numbers = getattr(self, name) or (1,)
-            if not (all(0 <= number <= LARGEST for number in numbers) and any(numbers)):
-                refuse(name, numbers, f"type whole numbers from 0 to {LARGEST}, one of them above 0")
+            if not (all(0 <= number <= LARGEST_WIDTH for number in numbers) and any(numbers)):
+                refuse(name, numbers, f"type whole numbers from 0 to {LARGEST_WIDTH}, one of them above 0")
         return self
 
     def space(self, blocks: int) -> Space:
@@ -373,7 +376,7 @@ class NOAHSupernet(Composed):
         return Space(self.dims, depths, blocks)
 
     def subnet(self, blocks: int) -> Subnet:
-        """The whole."""
+        """The largest subnet."""
         self.space(blocks)
         return Subnet(*((max(self.dims),) * blocks,) * len(DIMS))
 
@@ -382,13 +385,13 @@ class NOAHSupernet(Composed):
         return NOAH(**self.shared(), **dict(zip(DIMS, subnet, strict=True)))
 
     def objective(self, loss_of: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
-        """The loss of a random subnet, drawn from the run's stream on the host: nothing waits for a device."""
+        """The loss of a random subnet, sampled from the run's stream on the host: nothing waits for a device."""
         bare = unwrap(model)
         cut(bare, self.space(_blocks(bare)).random(random.Random(random.getrandbits(64))))
         return loss_of(model, batch)
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
-        """Whole again, for evaluation: only now, as a backward pass may compute layers once more."""
+        """Restore all units for evaluation: only now, since a backward pass may compute layers once more."""
         cut(model, self.subnet(_blocks(model)))
 
 

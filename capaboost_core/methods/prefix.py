@@ -18,15 +18,13 @@ from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 
-# CapaBoost-Prefix: tied keys and values in front of those of a frozen attention.
-
 
 class Prefix(nn.Module):
     """Keys [P_k * mk_1; ..; P_k * mk_d; x W_k] and values [P_v * mv_1; ..; P_v * mv_d; x W_v] (Eq. 5).
 
     P_k and P_v of shape (r, width) are trained; their d masked copies are d*r vectors, which every token
     attends to (Li & Liang, 2021, without their MLP). A masked entry is a zero within its vector (Eq. 3):
-    the vector keeps its place in the softmax. There is no scaling, nothing to merge, and no start as the
+    the vector still counts in the softmax. There is no scaling, nothing to merge, and no start as the
     base model: the softmax counts the prefix from the first step.
 
     Both start from N(0, 0.02), the scale of BERT's and ViT's own embeddings. With near-zero keys the d*r
@@ -57,7 +55,7 @@ class Prefix(nn.Module):
         self.length = config.num_tied * config.r
 
     def gate_of(self, x: Tensor) -> Tensor | None:
-        """What the prefix is multiplied by, (batch, 1, 1, 1), of the attention's input; None is 1."""
+        """The factor of the prefix, (batch, 1, 1, 1), as a function of the attention's input; None is 1."""
 
     def prepend(self, key: Tensor, value: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values (batch, heads, tokens, size) -> (batch, heads, d*r + tokens, size)."""

@@ -23,15 +23,18 @@ from capaboost_core.sharing.tied import TyingSettings
 class ProPETL(TyingSettings, Method):
     """Learned masks in place of drawn ones, and prototypes that the layers of a role share; list it before a method.
 
-    Trained are the prototype, once, and a score for each entry of it in each layer. Rates, densities and the presets'
-    r are the authors' for RoBERTa-base, with a learning rate of 1e-4 (ChaosCodes/ProPETL propetl-roberta/scripts/
-    run_adapter.sh, run_lora.sh, run_prefix.sh, src/transformers/adapters/modeling.py:837-902@1c08f19). They keep the
-    masks as bits; files hold the scores here. Of several modules (num_tied) each has a mask of its own.
+    Trained are the prototype, once, and a score for each entry of it in each layer. Learning rates, densities and the
+    presets' r are the authors' for RoBERTa-base, with a learning rate of 1e-4 (ChaosCodes/ProPETL
+    propetl-roberta/scripts/ run_adapter.sh, run_lora.sh, run_prefix.sh,
+    src/transformers/adapters/modeling.py:837-902@1c08f19). They keep the masks as bits; files hold the scores here. Of
+    several modules (num_tied) each has a mask of its own.
     """
 
     num_tied: int = Field(1, ge=1, le=8, description="d, the number of masks that a layer learns for each weight.")
     density: float = Field(0.5, gt=0, le=1, examples=["0.5"], description="Share of entries that each mask keeps.")
-    mask_lr_factor: float = Field(30.0, gt=0, description="Rate of the mask's scores, in rates of all else.")
+    mask_lr_factor: float = Field(
+        30.0, gt=0, description="Learning rate of the mask's scores, as a multiple of the run's."
+    )
 
     @property
     def is_plain(self) -> bool:
@@ -39,7 +42,7 @@ class ProPETL(TyingSettings, Method):
 
     @classmethod
     def used(cls, values: Mapping[str, Any]) -> set[str]:
-        """Without what draws masks."""
+        """The settings of random masks mean nothing where masks are learned."""
         return super().used(values) - {"mask", "n", "m", "seed"}
 
     def make_weight(
@@ -76,7 +79,9 @@ class ProPETLLoRA(ProPETL, LoRA):
     """LoRA whose increments of q share one prototype, and those of v another."""
 
     density: float = Field(0.1, gt=0, le=1, examples=["0.1"], description="Share of entries that each mask keeps.")
-    mask_lr_factor: float = Field(300.0, gt=0, description="Rate of the mask's scores, in rates of all else.")
+    mask_lr_factor: float = Field(
+        300.0, gt=0, description="Learning rate of the mask's scores, as a multiple of the run's."
+    )
     scaling: Scaling = Field("alpha-r", description="As the authors have it; see docs/scale.md.")
 
 
@@ -95,4 +100,6 @@ class ProPETLPrefix(ProPETL, PrefixTuning):
     """Prefix tuning whose layers share one prototype, which the authors make by an MLP."""
 
     density: float = Field(0.1, gt=0, le=1, examples=["0.1"], description="Share of entries that each mask keeps.")
-    mask_lr_factor: float = Field(1.0, gt=0, description="Rate of the mask's scores, in rates of all else.")
+    mask_lr_factor: float = Field(
+        1.0, gt=0, description="Learning rate of the mask's scores, as a multiple of the run's."
+    )

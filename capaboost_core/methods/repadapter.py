@@ -89,7 +89,7 @@ class RepLinear(Mergeable, nn.Linear):
         self.allow_merging()
 
     def attach_shared(self, bottleneck: LinearBottleneck) -> None:
-        """Have the bottleneck, in a tuple: of the layers that read one input the first alone registers it."""
+        """Set the bottleneck, in a tuple: of the layers that read one input only the first registers it as a child."""
         self.shared = (bottleneck,)
         self.train(self.training)
 
@@ -114,9 +114,10 @@ class RepLinear(Mergeable, nn.Linear):
 class RepAdapter(TyingSettings, Method):
     """x + scale * (U dropout(D x + c) + e) in place of what attention and feed-forward part read, U in groups.
 
-    Where q, k and v are apart, they read the same: one bottleneck for the three. Places, groups, dropout, width, scale
-    and first values are those of the authors' code (luogen1996/RepAdapter repadapter.py:21-24, 147-172, 223-230,
-    train.py:79 at 360992f), which takes a scale of 0.1 to 10 by the task. Tied, d bottlenecks are masked views of one.
+    Where q, k and v are apart, they read the same: one bottleneck for the three. Targets, groups, dropout, width,
+    scale and initial values are those of the authors' code (luogen1996/RepAdapter repadapter.py:21-24, 147-172,
+    223-230, train.py:79 at 360992f), which takes a scale of 0.1 to 10 by the task. Tied, d bottlenecks are masked
+    views of one.
     """
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: RepLinear}

@@ -1,4 +1,4 @@
-"""The Hadamard adapter (Chen et al., 2023): a weight and a bias for each entry of the attention's output."""
+"""SSF (Lian et al., 2022) and the Hadamard adapter (Chen et al., 2023): trained scales and shifts of frozen layers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Target, in_prefix
 from capaboost_core.roles import MATRICES, Roles
 from capaboost_core.sharing.parameters import ResetOnMaterialize
-
-# A trained scale and shift of every output of a frozen layer, which its weight and bias can hold.
 
 
 class ScaleShift(ResetOnMaterialize):
@@ -110,14 +108,11 @@ class ScaleShiftMethod(Method):
     spread: ClassVar[float] = 0.0
 
 
-# SSF (Lian et al., 2022): scaled and shifted features.
-
-
 @register_method("ssf")
 class SSF(ScaleShiftMethod):
     """scale * layer(x) + shift after each linear layer of a block, each norm, and the embedding of patches.
 
-    Scales start from N(1, 0.02) and shifts from N(0, 0.02), and the places are those of the authors' code
+    Scales start from N(1, 0.02) and shifts from N(0, 0.02), and the targets are those of the authors' code
     (dongzelian/SSF models/vision_transformer.py:151-154, 189-192, 245-248, 349-354, 378-395, 458-459 at e94e0e7).
     """
 

@@ -23,8 +23,6 @@ from capaboost_core.sharing.masks import PLAIN, TIED
 from capaboost_core.sharing.parameters import ResetOnMaterialize
 from capaboost_core.sharing.tied import TyingSettings
 
-# UniPELT's gates, and additions that they multiply.
-
 
 class Gate(ResetOnMaterialize):
     """mean over tokens of sigmoid(x G^T + g): for each example a number in (0, 1) for each of `size` additions.

@@ -51,7 +51,7 @@ class VPT(TyingSettings, Method):
         return layers
 
     def place(self, blocks: list[PromptedBlock], fan_in: int) -> None:
-        """Give the blocks, in their order, the prompts that they add to their tokens, and take away again."""
+        """Set, for each block in order, the prompts that it adds to its tokens and the number that it removes."""
         raise NotImplementedError
 
 
@@ -85,7 +85,7 @@ class VPTShallow(VPT):
 
 
 def embedding_fan_in(modules: Mapping[str, nn.Module]) -> int:
-    """Of the embedding of patches, the first layer of a model."""
+    """The fan-in of the embedding of patches, the first layer of a model."""
     embedding = next(module for module in modules.values() if isinstance(module, (nn.Conv2d, nn.Linear)))
     return embedding.weight[0].numel()
 

@@ -17,7 +17,7 @@ class LearnedMaskWeight(ResetOnMaterialize, SharedParameters):
 
     Each mask has round(density * numel) ones. The gradient of a mask entry goes straight through to its |s_i| (Zeng et
     al., 2023, arXiv 2305.17682; ChaosCodes/ProPETL propetl-roberta/src/transformers/adapters/modeling.py:815-834, 862
-    @1c08f19). Layers may borrow one prototype; the scores are each layer's own.
+    @1c08f19). Layers may share one prototype; each has scores.
 
     Args:
         prototype: Initial values of w.
@@ -25,7 +25,7 @@ class LearnedMaskWeight(ResetOnMaterialize, SharedParameters):
         density: Share of the entries that a mask keeps.
         num_tied: d.
         bound: The scores start uniformly within +-bound.
-        parts: Widths along the last dimension with masks of their own; leading dimensions have theirs anyhow.
+        parts: Widths along the last dimension with masks of their own; leading dimensions always have theirs.
 
     Raises:
         UserError: If a mask would keep nothing.
@@ -84,5 +84,5 @@ class LearnedMaskWeight(ResetOnMaterialize, SharedParameters):
 def _largest(values: Tensor, ones: int) -> Tensor:
     """1 at the largest entries of each matrix, 0 elsewhere."""
     flat = values.flatten(-2)
-    places = flat.topk(ones, sorted=False).indices
-    return torch.zeros_like(flat).scatter_(-1, places, 1.0).view(values.shape)
+    largest = flat.topk(ones, sorted=False).indices
+    return torch.zeros_like(flat).scatter_(-1, largest, 1.0).view(values.shape)

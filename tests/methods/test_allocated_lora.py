@@ -12,7 +12,7 @@ from capaboost_core import UserError, load_adapter, merge, parameter_counts, sav
 from capaboost_core.account import account_of
 from capaboost_core.injection import adapted_layers, trainable_parameters
 from capaboost_core.methods import resolve_config
-from capaboost_core.methods.allocated_lora import Places
+from capaboost_core.methods.allocated_lora import Positions
 from tests.compatibility.models import base, drawn, logits
 from tests.methods.cases import R, out, put_in
 
@@ -96,7 +96,7 @@ def test_a_component_of_the_least_important_increment_goes_to_the_most_important
     # of increment 0, then one component of each of the others.
     slots = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, -1, -1, -1, 9, 10, 11, -1, -1, -1])
     components = torch.arange(6).repeat_interleave(3)
-    places = Places(slots.clone(), components, torch.zeros(18), rows=2)
+    places = Positions(slots.clone(), components, torch.zeros(18), rows=2)
     score = torch.tensor([2.0] * 3 + [1.0] * 3 + [4.0] * 3 + [9.0] * 3)
     taken = places.move(score, pairs=1)
     assert taken.tolist() == [15, 16, 17]

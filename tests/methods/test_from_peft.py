@@ -1,5 +1,8 @@
 """The methods of peft against peft's own models, and what this package adds to them."""
 
+import subprocess
+import sys
+
 import numpy as np
 import peft
 import pytest
@@ -235,6 +238,16 @@ def test_without_peft_a_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("capaboost_core.extras.is_installed", lambda module: module != "peft")
     with pytest.raises(UserError, match=r"need peft, which is not installed; type pip install 'peft>=0.21,<0.22'"):
         adapted("dora", "vit")
+
+
+def test_without_peft_all_settings_can_be_read():
+    """A method's settings need no peft, and those of a file are compared with the settings of every method."""
+    script = (
+        "import sys; sys.modules['peft'] = None; from capaboost_core import CapaBoostConfig as C;"
+        "assert C.from_record({'method': 'lora', 'r': 4}).r == C.from_record({'method': 'shira', 'r': 4}).r == 4"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("method", sorted(STOCK.keys() - {"adalora", "rslora", "pissa"}))

@@ -425,7 +425,7 @@ def test_places_that_were_averaged_are_not_saved(tmp_path, write):
     write(average, tmp_path / "good")
     average.update_parameters(exchanged(model))
     write(model, tmp_path / "moved")
-    with pytest.raises(UserError, match="do not stand at one place each"):
+    with pytest.raises(UserError, match="do not have one position each"):
         write(average, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
 
@@ -434,7 +434,7 @@ def test_places_that_were_edited_are_not_loaded(tmp_path):
     save_adapter(allocated(), tmp_path)
     edit_tensors(tmp_path, lambda tensors: [v.fill_(10**6) for k, v in tensors.items() if k.endswith("slots")])
     model = bert()
-    with pytest.raises(UserError, match="do not stand at one place each"):
+    with pytest.raises(UserError, match="do not have one position each"):
         load_adapter(model, tmp_path)
     assert not hasattr(model, "capaboost")
 

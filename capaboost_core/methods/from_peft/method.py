@@ -1,4 +1,4 @@
-"""A method of peft: its settings, the layers that peft makes for it, and the row that says which it is."""
+"""Methods of peft: a frozen layer whose addition a layer of peft computes, and the settings that make it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,14 @@ from capaboost_core.plan import Plan, Target, plan_suffixes
 from capaboost_core.roles import MATRICES, Roles
 from capaboost_core.settings.base import Text, Texts
 
-# A frozen linear layer whose addition is computed by a layer of peft.
-
-
 ADAPTER = "default"  # peft's name for an adapter that was given none
 
 
 class PeftLayer(Mergeable):
     """What peft's layer makes of x, on top of this layer's frozen weight and bias.
 
-    The frozen parameters are held here under the base's names. peft's layer is the child `peft`, with this layer in
-    the place of its base layer, so it holds no second copy, and never changes the weight.
+    The frozen parameters are held here under the base's names. peft's layer is the child `peft`, with this layer as
+    its base layer, so it holds no second copy, and never changes the weight.
 
     PiSSA starts peft's factors at the principal part s B_0 A_0 of W and wants W - s B_0 A_0 for the frozen weight. W
     stays as it is, and the part is subtracted from its output: the factors `removed` are frozen and saved with the
@@ -69,7 +66,7 @@ class PeftLayer(Mergeable):
         self.train(base.training)
 
     def train(self, mode: bool = True) -> PeftLayer:
-        """Without dropout peft's layer stays in evaluation, where LoHa and LoKr draw no random number a step."""
+        """Without dropout peft's layer stays in evaluation, where LoHa and LoKr need no random number a step."""
         super().train(mode)
         self.peft.train(mode and self.drops)
         return self
@@ -159,7 +156,7 @@ class PeftLayer(Mergeable):
         return weight.T.contiguous() if self.fan_in_fan_out else weight
 
     def drawn(self) -> dict[str, np.ndarray]:
-        """peft's random projections and places, in the precision in which they are drawn."""
+        """peft's random projections and indices, in the precision in which they are sampled."""
         buffers = {name: b.float() if b.is_floating_point() else b for name, b in self.peft.named_buffers()}
         return {name: buffer.cpu().numpy() for name, buffer in buffers.items()}
 
@@ -239,7 +236,7 @@ TARGET_PRESETS = {"attention-qv": ("q", "v"), "all-linear": MATRICES}  # for tar
 
 
 @dataclass(frozen=True)
-class Row:
+class PeftMethod:
     """What one method is in peft.
 
     Attributes:
@@ -264,21 +261,21 @@ class Row:
 
 
 class FromPeft(Method):
-    """peft's layer in the place of each target; a layer that fuses q, k and v is adapted as a whole."""
+    """peft's layer on each target; a layer that fuses q, k and v gets one addition."""
 
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = {nn.Linear: PeftLinear}
     wanted: ClassVar[str] = "nn.Linear"
-    own_places: ClassVar[tuple[str, ...]] = ("q", "v")
-    row: ClassVar[Row]
+    default_roles: ClassVar[tuple[str, ...]] = ("q", "v")
+    row: ClassVar[PeftMethod]
     if TYPE_CHECKING:
         r: int  # the settings of a row declare it
 
     targets: Text | Texts | None = Field(
         None,
         examples=["[attn.proj]"],
-        json_schema_extra={"null": "the method's own places"},
+        json_schema_extra={"null": "the method's default targets"},
         description="attention-qv, all-linear (q, k, v, o, f1 and f2), or full suffixes of the paths of linear "
-        "layers. peft adapts a layer that fuses q, k and v as a whole.",
+        "layers. A layer that fuses q, k and v gets one addition.",
     )
 
     @property
@@ -291,10 +288,10 @@ class FromPeft(Method):
         return 1.0 if self.row.holds_r else 0.0
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
-        """The listed layers, or the method's own places, fused layers as a whole."""
+        """The listed layers, or the method's default targets; a fused layer is one target."""
         if self.targets is None or self.targets in TARGET_PRESETS:
-            places = self.own_places if self.targets is None else TARGET_PRESETS[self.targets]
-            return Plan(roles.targets(places, whole=True), roles.head, roles.required_flags)
+            names = self.default_roles if self.targets is None else TARGET_PRESETS[self.targets]
+            return Plan(roles.targets(names, whole=True), roles.head, roles.required_flags)
         suffixes = (self.targets,) if isinstance(self.targets, str) else self.targets
         return Plan(plan_suffixes(model, suffixes, roles.head).targets, roles.head, roles.required_flags)
 
@@ -312,7 +309,7 @@ class FromPeft(Method):
         need("peft", "peft", "methods of peft")
         precision = torch.float32 if self.row.splits_weight else None  # peft's decomposition takes no other
         try:
-            with warnings.catch_warnings():  # of a projection that is drawn from its seed, and of Conv1D
+            with warnings.catch_warnings():  # about a projection from its seed, and about Conv1D
                 warnings.simplefilter("ignore")
                 return self.peft_layers({target: stand_in(base, precision) for target, base in bases.items()})
         except (TypeError, ValueError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""The methods that peft brings, a row for each; docs/methods.md has their formulas in full."""
+"""The methods that peft brings, a row for each, without importing it; docs/methods.md has their formulas in full."""
 
 from __future__ import annotations
 
@@ -7,88 +7,43 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from peft import ShiraConfig
-from peft.tuners.shira.layer import Linear
 from pydantic import Field, create_model
-from torch import Tensor, nn
+from torch import nn
 
 from capaboost_core.methods.from_peft.adalora import AdaLoRA
-from capaboost_core.methods.from_peft.method import ADAPTER, FromPeft, Row
+from capaboost_core.methods.from_peft.method import FromPeft, PeftMethod
 from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Plan, Target
 from capaboost_core.roles import Roles
 from capaboost_core.sharing.masks import hash_random
 
-# (IA)^3's places (Liu et al., 2022): what k and v give, and what f2 takes.
+# (IA)^3 (Liu et al., 2022) scales what k and v give, and what f2 takes.
 
 
 class IA3(FromPeft):
     """A gain for each output of a layer; of f2, for each of its inputs."""
 
-    own_places: ClassVar[tuple[str, ...]] = ("k", "v", "f2")
+    default_roles: ClassVar[tuple[str, ...]] = ("k", "v", "f2")
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         plan = super().plan(model, roles)
-        inner = {place.path for block in roles.blocks for place in block.modules_for(["f2"])}
+        inner = {module.path for block in roles.blocks for module in block.modules_for(["f2"])}
         return replace(plan, targets=tuple(replace(t, of_input=t.path in inner) for t in plan.targets))
 
 
-# peft's SHiRA layer with a dense sum of weights; to be imported where peft is needed only.
-#
-# peft's own sum is sparse, which has no kernel on the meta device, and a cache in its forward keeps every layer alive.
-
-
-class ShiraLinear(Linear):
-    """x (W + S)^T + b, where S has trained values at fixed places and is zero elsewhere.
-
-    Args:
-        base: nn.Linear.
-        places: Positions of the values in the flat weight.
-        config: peft's.
-
-    Raises:
-        ValueError: If there are more values than the weight has entries.
-        TypeError: If the base is another layer, as in peft.
-    """
-
-    in_features: int
-    out_features: int
-    base_layer: nn.Linear
-    places: Tensor
-
-    def __init__(self, base: nn.Module, places: np.ndarray, config: ShiraConfig):
-        if not isinstance(base, nn.Linear):
-            raise TypeError(f"SHiRA takes nn.Linear, not {type(base).__name__}")
-        super().__init__(base, None, ADAPTER, config=config, r=config.r)
-        self.register_buffer("places", torch.from_numpy(places).to(base.weight.device), persistent=False)
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """S, dense."""
-        values = self.shira_weight[adapter] * self.scaling[adapter]
-        flat = values.new_zeros(self.out_features * self.in_features).index_copy(0, self.places, values)
-        return flat.view(self.out_features, self.in_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.base_layer.weight
-        return F.linear(x, (weight + self.get_delta_weight(ADAPTER)).to(weight.dtype), self.base_layer.bias)
-
-
-# SHiRA's places (Bhardwaj et al., 2024): entries of the weight, drawn for each layer.
-
-
 class SHiRA(FromPeft):
-    """r (in + out) entries of each weight. peft itself draws the same places for all layers of one shape."""
+    """r (in + out) entries of each weight. peft itself has the same positions for all layers of one shape."""
 
-    seed: int = Field(0, ge=0, lt=2**64, description="Seed of the places, independent of the run's own.")
+    seed: int = Field(0, ge=0, lt=2**64, description="Seed of the positions, independent of the run's own.")
 
     def peft_layers(self, stand_ins: Mapping[Target, nn.Module]) -> dict[Target, nn.Module]:
+        from capaboost_core.methods.from_peft.shira_layer import ShiraLinear  # needs peft
+
         config = self.peft_config()
         return {target: ShiraLinear(layer, self._places(target, layer), config) for target, layer in stand_ins.items()}
 
     def _places(self, target: Target, layer: Any) -> np.ndarray:
-        """Positions in the flat weight, in rising order: those of the smallest draws."""
+        """Positions in the flat weight, in rising order: those of the smallest random integers."""
         drawn = hash_random(f"{self.seed}/{target.path}/shira", (layer.weight.numel(),))
         return np.sort(np.argsort(drawn, kind="stable")[: self.r * sum(layer.weight.shape)])
 
@@ -122,10 +77,10 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
 LORA = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 PROJECTED = {"save_projection": False}  # projections follow from the seed; a checksum of them is in the adapter's file
 
-ROWS: dict[str, tuple[type[FromPeft], Row]] = {
+ROWS: dict[str, tuple[type[FromPeft], PeftMethod]] = {
     "adalora": (
         AdaLoRA,
-        Row(
+        PeftMethod(
             config="AdaLoraConfig",
             doc="alpha/init_r B diag(E) A, of ranks that fall to r on average (Zhang et al., 2023, arXiv 2303.10512).",
             settings=LORA | {"r": "target_r", "init_r": "init_r"},
@@ -135,7 +90,7 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
     ),
     "dora": (
         FromPeft,
-        Row(
+        PeftMethod(
             config="LoraConfig",
             doc="m (W + alpha/r B A) / ||W + alpha/r B A|| by rows (Liu et al., 2024, arXiv 2402.09353).",
             settings=LORA,
@@ -144,7 +99,7 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
     ),
     "rslora": (
         FromPeft,
-        Row(
+        PeftMethod(
             config="LoraConfig",
             doc="W + alpha/sqrt(r) B A (Kalajdzievski, 2023, arXiv 2312.03732).",
             settings=LORA,
@@ -154,7 +109,7 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
     ),
     "pissa": (
         FromPeft,
-        Row(
+        PeftMethod(
             config="LoraConfig",
             doc="W + alpha/r (B A - B_0 A_0) from the top r singular values (Meng et al., 2024, arXiv 2404.02948).",
             settings=LORA,
@@ -164,7 +119,7 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
     ),
     "vera": (
         FromPeft,
-        Row(
+        PeftMethod(
             config="VeraConfig",
             doc="W + diag(b) B diag(d) A with B and A frozen and shared (Kopiczko et al., 2024, arXiv 2310.11454).",
             settings={"r": "r", "dropout": "vera_dropout", "seed": "projection_prng_key", "d_initial": "d_initial"},
@@ -174,7 +129,7 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
     ),
     "loha": (
         FromPeft,
-        Row(
+        PeftMethod(
             config="LoHaConfig",
             doc="W + alpha/r (B_1 A_1) * (B_2 A_2) (Hyeon-Woo et al., 2022, arXiv 2108.06098).",
             settings={"r": "r", "alpha": "alpha"},
@@ -182,7 +137,7 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
     ),
     "lokr": (
         FromPeft,
-        Row(
+        PeftMethod(
             config="LoKrConfig",
             doc="W + alpha/r C kron (B A) (Yeh et al., 2024, arXiv 2309.14859).",
             settings={"r": "r", "alpha": "alpha", "decompose_factor": "decompose_factor"},
@@ -191,11 +146,11 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
     ),
     "ia3": (
         IA3,
-        Row(
+        PeftMethod(
             config="IA3Config",
             doc="Gains of k and v, and of what f2 takes (Liu et al., 2022, arXiv 2205.05638).",
             settings={},
-            defaults={"targets": None},  # LoRA's places, which settings files name, are not its own
+            defaults={"targets": None},  # settings files name LoRA's targets, which are not its default
             arguments={"feedforward_modules": r"in\d+"},
             budget=None,
             holds_r=False,
@@ -203,7 +158,7 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
     ),
     "randlora": (
         FromPeft,
-        Row(
+        PeftMethod(
             config="RandLoraConfig",
             doc="W + alpha/r sum_j B_j diag(l_j) A diag(g_j), B_j, A frozen (Albert et al., 2025, arXiv 2502.00987).",
             settings={
@@ -219,9 +174,9 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
     ),
     "shira": (
         SHiRA,
-        Row(
+        PeftMethod(
             config="ShiraConfig",
-            doc="W + S with r (in + out) entries at drawn places (Bhardwaj et al., 2024, arXiv 2406.13175).",
+            doc="W + S with r (in + out) entries at random positions (Bhardwaj et al., 2024, arXiv 2406.13175).",
             settings={"r": "r"},
             arguments={"mask_type": "drawn by path"},
         ),
@@ -229,7 +184,7 @@ ROWS: dict[str, tuple[type[FromPeft], Row]] = {
 }
 
 
-def _method(name: str, base: type[FromPeft], row: Row) -> type[FromPeft]:
+def _method(name: str, base: type[FromPeft], row: PeftMethod) -> type[FromPeft]:
     """The class of a row: its settings, in a registered method."""
     fields = {}
     for setting in filter(FIELDS.__contains__, row.settings):
