@@ -1,4 +1,4 @@
-"""The one account of what an adapted model trains or moves with respect to its base: every file is written from it."""
+"""What an adapted model trains or changes of its base: all that saves an adapter takes its tensors from here."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Account:
     """Tensors by their names in the bare model.
 
     Attributes:
-        planned: The additions, the head, and what the method trains of the base; frozen at the moment or not.
-        further: Other parameters that train, and the running statistics that training moves or has moved.
+        planned: The additions, the head, and what the method trains of the base, even while they are frozen.
+        further: Other parameters that train, and the running statistics that training changes or has changed.
     """
 
     planned: dict[str, nn.Parameter]
@@ -32,7 +32,7 @@ class Account:
 
 
 def account_of(model: nn.Module) -> Account:
-    """What an adapted model, perhaps in a wrapper, trains or has moved.
+    """What an adapted model, perhaps in a wrapper, trains or has changed.
 
     Raises:
         UserError: If the model has no adapter.
@@ -45,7 +45,7 @@ def account_of(model: nn.Module) -> Account:
 
 
 def changing(model: nn.Module) -> dict[str, Tensor]:
-    """What a training step may change in any model: trainable parameters, and the statistics that move with them."""
+    """What a training step may change in any model: trainable parameters, and their modules' running statistics."""
     return trainable_parameters(model) | moving(unwrap(model))
 
 
@@ -56,8 +56,8 @@ def parts(
 
     Args:
         model: An adapted model or its base.
-        injection: What is or will be adapted.
-        layers: The adapted layers by path, also while the model does not hold them yet.
+        injection: The record of what is or will be adapted.
+        layers: The adapted layers, even if the model does not hold them yet.
     """
     added = own_parameters(layers)
     own = {name: p for name, p in named_parameters(model).items() if name not in added}
@@ -77,7 +77,7 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _moved(model: nn.Module, injection: Injection) -> dict[str, Tensor]:
-    """Statistics that something has moved all the same, such as SyncBatchNorm put in the place of a resting norm."""
+    """Statistics of frozen modules that have changed, as SyncBatchNorm in place of a fixed norm changes them."""
     return {name: now for name, now in statistics(model).items() if _differs(now, injection.statistics.get(name))}
 
 

@@ -1,7 +1,7 @@
-"""Integrations that a program has imported, whose library it may not have needed yet.
+"""Optional libraries: those of the extras, and those of integrations that a program imports only with a model.
 
-Importing `capaboost_text` imports no transformers; its layers are registered before the first look at a layer's class,
-if that library is imported by then, as it is where a model of it is at hand.
+Importing `capaboost_text` imports no transformers. The layers of an integration are registered before the class of a
+layer is first looked up, if its library is imported by then, as it is in any program that has a model of it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from importlib.util import find_spec
 
 from capaboost_core.errors import UserError
 
-# Libraries that only some commands use, and that installing the package without extras leaves out.
-
-
-# By extra of setup.cfg; by names of the package index, so that the line works wherever this was installed from.
+# What pip installs for each extra of setup.cfg, so that the line works wherever this package was installed from.
 PACKAGES = {
     "plots": "matplotlib",
     "tensorboard": "tensorboard",
@@ -25,6 +22,7 @@ PACKAGES = {
     "ray": "ray",
     "slurm": "submitit",
 }
+PENDING: dict[str, str] = {}  # the module that registers an integration's layers, by its library
 
 
 def is_installed(module: str) -> bool:
@@ -38,21 +36,18 @@ def install_line(extra: str) -> str:
 
 
 def need(module: str, extra: str, what: str) -> None:
-    """Refuse to go on without a library of an extra.
+    """Check that a library of an extra is installed.
 
     Args:
         module: The module that is needed.
-        extra: Where setup.cfg has it.
-        what: What needs it.
+        extra: The extra in setup.cfg.
+        what: What needs it, as a plural noun.
 
     Raises:
         UserError: If it is not installed, with the command that installs it.
     """
     if not is_installed(module):
         raise UserError(f"{what} need {module}, which is not installed; type {install_line(extra)}")
-
-
-PENDING: dict[str, str] = {}  # the module that registers an integration's layers, by its library
 
 
 def complete() -> None:

@@ -1,4 +1,4 @@
-"""The one way to write a file, the one way to read one, and the lock of a folder."""
+"""Write files atomically, read regular files of limited size, and lock folders."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ ADVICE = {
     "write": "choose a folder that you may write to, with enough space",
 }
 PARTIALS = ".capaboost-*.partial"  # files that are being written, or that a killed process has left
-PATIENCE = 60.0  # seconds for another process to rename its files
-TEXT_BYTES = 64 * 2**20  # of a JSON file that a run writes: a thousand times a usual one
+RENAME_TIMEOUT = 60.0  # seconds to wait for another process to rename its files
+MAX_TEXT_BYTES = 64 * 2**20  # a thousand times the size of a usual JSON file
 
 
 def write_atomically(path: Path, write: Write) -> None:
     """Let `write` fill a temporary file in the folder of `path`, sync it, and rename it to `path`.
 
-    The temporary file is new and has a name of its own, so that neither another writer nor a link that lies there
-    can take its place. A link at `path` itself is replaced, and what it points to stays as it is. A file that is
-    replaced leaves its permissions to the new one, which else has those of the umask.
+    The temporary file is new and has a random name, so that neither another writer nor an existing link can replace
+    it. A link at `path` itself is replaced, and its target does not change. The new file has the permissions of the
+    one that it replaces, else those of the umask.
 
     Raises:
         UserError: If that fails; the old file is then unchanged, and no temporary file is left.
@@ -41,13 +41,14 @@ def write_atomically(path: Path, write: Write) -> None:
 def write_together(files: dict[Path, Write]) -> None:
     """Write several files of one folder: all are synced to the disk before the first is renamed.
 
-    They are renamed in the order given, by one process at a time. After a kill between two renames the later files
-    are still complete among `partials_in` the folder; the next writer removes what killed ones left.
+    They are renamed in the given order, by one process at a time. After a kill between two renames the later files are
+    still complete among `partials_in` the folder, until the next writer removes them.
 
     Raises:
         UserError: If a file cannot be written; the old files are then unchanged, and no temporary file is left.
     """
-    folder, partials, placed = next(iter(files)).parent, {}, False
+    folder, renamed = next(iter(files)).parent, False
+    partials: dict[Path, Path] = {}
     with explained("write", folder), ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -56,16 +57,16 @@ def write_together(files: dict[Path, Write]) -> None:
                 file, partials[path] = _new_file(folder)
                 _keep_mode(file, path)
                 _fill(stack.enter_context(file), write)
-            with locked(folder, PATIENCE) if len(files) > 1 else nullcontext():
+            with locked(folder, RENAME_TIMEOUT) if len(files) > 1 else nullcontext():
                 for path, partial in partials.items():
                     os.replace(partial, path)
-                    placed = True
+                    renamed = True
         except BaseException:
-            for partial in () if placed else partials.values():
+            for partial in () if renamed else partials.values():
                 partial.unlink(missing_ok=True)
             raise
         _sync_folder(folder)
-        _remove_abandoned(folder)  # not before: among them may be what a pair lacks that a killed process renamed
+        _remove_abandoned(folder)  # last: they may hold the record of weights that a killed process renamed
 
 
 def partials_in(folder: Path) -> list[Path]:
@@ -78,11 +79,11 @@ def read_bytes(path: Path, most: int) -> bytes:
 
     Args:
         path: The file, or a link to one.
-        most: Bytes that it can have at most.
+        most: The largest allowed size in bytes.
 
     Raises:
-        UserError: If it is no regular file (a pipe has no end, and a device none either), or is larger.
-        OSError: If the system refuses it.
+        UserError: If it is no regular file (pipes and devices have no end), or is larger.
+        OSError: If the system cannot read it.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -92,21 +93,21 @@ def read_bytes(path: Path, most: int) -> bytes:
     return data
 
 
-def read_text(path: Path, most: int = TEXT_BYTES) -> str:
-    """As `read_bytes`, for UTF-8.
+def read_text(path: Path, most: int = MAX_TEXT_BYTES) -> str:
+    """`read_bytes`, decoded as UTF-8.
 
     Raises:
-        UnicodeDecodeError: If it is no UTF-8.
+        UnicodeDecodeError: If it is not UTF-8.
     """
     return read_bytes(path, most).decode()
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """A regular file, or a link to one, open for reading; a pipe without a writer is not waited for.
+    """A regular file, or a link to one, open for reading; opening does not block on a pipe without a writer.
 
     Raises:
         UserError: If it is a pipe, a socket or a device.
-        OSError: If the system refuses it.
+        OSError: If the system cannot open it.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -116,11 +117,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def check_target(path: Path) -> None:
-    """Refuse to replace what is no regular file: a folder, or a device such as /dev/stdout.
-
-    Raises:
-        OSError: If so.
-    """
+    """Raise an OSError if writing would replace a folder, or a device such as /dev/stdout."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if path.exists() and not path.is_file():
@@ -129,13 +126,13 @@ def check_target(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a folder: nothing lies in the folder for it, which could be deleted or left behind.
+    """Hold the lock of a folder, without a lock file that could be deleted or left behind.
 
-    It ends with the process. File systems that cannot lock a folder, as NFS, do not protect it.
+    The lock ends with the process. On file systems that cannot lock a folder, such as NFS, it has no effect.
 
     Args:
         folder: An existing folder.
-        patience: How many seconds to wait for another holder.
+        patience: The number of seconds to wait for another holder.
 
     Raises:
         BlockingIOError: If another process or thread holds it for longer.
@@ -153,7 +150,7 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
 
 
 def lock_now(file: int) -> bool:
-    """Whether no other process or thread has the lock of an open file; this one has it then, until it closes it."""
+    """Try to lock an open file, until it is closed; false if another process or thread holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -164,7 +161,7 @@ def lock_now(file: int) -> bool:
 
 
 def is_current(file: int, path: Path) -> bool:
-    """Whether an open file is the one that lies at a path."""
+    """Whether a path still names an open file."""
     with suppress(OSError):
         return os.path.samestat(os.fstat(file), os.lstat(path))
     return False
@@ -175,11 +172,11 @@ def explained(verb: str, path: Path) -> Iterator[None]:
     """Turn an error of the operating system, such as a full disk or a read-only folder, into a one-line UserError.
 
     Args:
-        verb: What was tried: read or write.
-        path: The file or folder that the line names.
+        verb: `read` or `write`.
+        path: The file or folder to name in the message.
 
     Raises:
-        UserError: In place of the OSError.
+        UserError: Instead of the OSError.
     """
     try:
         yield
@@ -192,7 +189,7 @@ def explained(verb: str, path: Path) -> Iterator[None]:
 
 
 def _keep_mode(file: BinaryIO, replaced: Path) -> None:
-    """What its owner has made private, or readable for others, stays so, where the file system has permissions."""
+    """Give a new file the permissions of the file that it replaces, if the file system has permissions."""
     with suppress(OSError):  # there is no such file, or vfat and CIFS refuse
         if stat.S_ISREG(mode := os.lstat(replaced).st_mode):
             os.fchmod(file.fileno(), stat.S_IMODE(mode))
@@ -205,11 +202,11 @@ def _fill(file: BinaryIO, write: Write) -> None:
 
 
 def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
-    """A file that did not exist, locked while it is open, by which others know that its writer lives."""
+    """A new file, locked while it is open, so that others can see that its writer is alive."""
     while True:
         path = folder / PARTIALS.replace("*", secrets.token_hex(8))
         file = open(path, "xb")  # noqa: SIM115 (never follows a link)
-        if lock_now(file.fileno()) and is_current(file.fileno(), path):  # else another took it for abandoned
+        if lock_now(file.fileno()) and is_current(file.fileno(), path):  # else another removed it
             return file, path
         file.close()
 
@@ -217,13 +214,13 @@ def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
 def _remove_abandoned(folder: Path) -> None:
     for path in partials_in(folder):
         with suppress(OSError, UserError), open_regular(path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer would hold it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if its writer is alive
             path.unlink()
 
 
 def _sync_folder(path: Path) -> None:
     folder = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new names, too, outlive a power cut
+        os.fsync(folder)  # so that the new names survive a power cut
     finally:
         os.close(folder)

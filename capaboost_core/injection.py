@@ -1,4 +1,4 @@
-"""Which parameters an optimizer decays."""
+"""Inject a planned adapter into a model, undo it on errors, and count or group what is trained."""
 
 from __future__ import annotations
 
@@ -22,60 +22,18 @@ from capaboost_core.plan import Plan, in_prefix
 from capaboost_core.roles import Roles, classifier_of
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.tied import MaskedCopyCache
-from capaboost_core.statistics import rest, statistics
+from capaboost_core.statistics import rest, statistics, wake
 from capaboost_core.wrappers import check_bare, kind_if_no_floats, named_parameters, swap, timm_cfg, unwrap
 
-# Atomic changes to a model: what fails is rolled back.
-
-
-@contextmanager
-def undone_on_error(model: nn.Module, written: Iterable[Tensor]) -> Iterator[None]:
-    """Within the context the model may change; on any error it is as it was, down to its hooks and attributes.
-
-    Args:
-        model: The model that changes.
-        written: The parameters and buffers whose values change; their values are kept beside them for so long.
-    """
-    modules = [(module, _contents(module)) for module in model.modules()]
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    values = [(parameter, parameter.detach().clone()) for parameter in written]
-    try:
-        yield
-    except BaseException:
-        for module, (contents, containers) in modules:
-            vars(module).clear()
-            vars(module).update(contents)
-            for container, content in containers:
-                container.clear()
-                container.update(content)
-        with torch.no_grad():
-            for parameter, value in values:
-                parameter.copy_(value)
-        for parameter, requires_grad in trained:
-            parameter.requires_grad_(requires_grad)
-        raise
-
-
-def _contents(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    """What a module holds, and its containers with copies: those of parameters, children and hooks change in place.
-
-    They stay the same objects, to which the handles of hooks refer.
-    """
-    held = dict(vars(module))
-    return held, [(value, value.copy()) for value in held.values() if isinstance(value, (dict, set))]
-
-
-# Inject a planned adapter into a model, and count what is trained.
-
-
-HOOKED = "capaboost_hooked"  # of a model whose loop calls the method's hooks
+INJECTION = "capaboost"  # attribute of an adapted model
+HOOKED = "capaboost_hooked"  # attribute of a model whose training loop calls the method's hooks
 
 
 class UnhookedWarning(UserWarning):
-    """A training loop does not call what the method does around each step."""
+    """A training loop does not call the method's hooks around each step."""
 
 
-ALONE = Roles(
+WITHOUT_INTEGRATION = Roles(
     missing="where the method goes depends on the architecture; use capaboost_vision.inject for timm models, "
     "capaboost_text.inject for transformers', or list module suffixes in targets, such as [attn.qkv, mlp.fc1]"
 )
@@ -89,15 +47,15 @@ class Injection:
     plan: Plan
     base_model: str
     flags_set: tuple[tuple[str, str], ...] = ()  # the plan's required flags that were false before
-    copy_cache: MaskedCopyCache | None = field(default=None, compare=False, repr=False)  # its hooks on the model
+    copy_cache: MaskedCopyCache | None = field(default=None, compare=False, repr=False)
     watch: Watch | None = field(default=None, compare=False, repr=False)
-    hooks: Sequence[RemovableHandle] = field(default=(), compare=False, repr=False)  # the other ones on the model
+    hooks: Sequence[RemovableHandle] = field(default=(), compare=False, repr=False)  # without those of these two
     statistics: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # of the base
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Trainable parameters without the head, those of the head, and all of the base model without either."""
+    """Numbers of trainable parameters without the head, of the head's, and of the base model's without its head."""
 
     trainable: int
     head: int
@@ -115,15 +73,15 @@ def inject(
     plan: Plan | None = None,
     trainable: Sequence[str] | None = None,
 ) -> nn.Module:
-    """Adapt a model in place: swap the planned layers, freeze all but the additions and the head.
+    """Adapt a model in place: swap the planned layers, and freeze everything but the additions and the head.
 
     Args:
-        model: Any model; at initialisation its output stays as it is, but for `prefix`.
+        model: Any model; at initialisation its output stays as it is, except with method `prefix`.
         config: A configuration, a dict of its settings, or the name of a preset.
-        plan: What to adapt, and what of the base trains as its head; without one, `config.targets` has to list
-            module suffixes. A model of timm or transformers then runs once, to see that it calls these layers.
-        trainable: Without a plan, the paths of what trains besides, such as `("head",)`; None is the classifier that a
-            model names by `get_classifier`, as timm's do, and of any other model nothing.
+        plan: The layers to adapt, and the head that trains; without one, `config.targets` has to list module
+            suffixes. A model of timm or transformers then runs once, to check that it calls these layers.
+        trainable: Without a plan, the paths of modules that train besides, such as `("head",)`; None stands for the
+            classifier that a model names by `get_classifier`, as timm's do, and for nothing in any other model.
 
     Raises:
         UserError: If nothing is to be adapted, a target is not a layer of the method's kind, or the model is wrapped
@@ -131,9 +89,11 @@ def inject(
     """
     config = resolve_config(config)
     check_bare(model, ())
-    known, plan = plan is not None, plan or config.plan(model, replace(ALONE, head=_head_of(model, trainable)))
+    planned = plan is not None
+    if plan is None:
+        plan = config.plan(model, replace(WITHOUT_INTEGRATION, head=_head_of(model, trainable)))
     injection, layers = Injection(config, plan, base_name(model)), build(model, config, plan)
-    if known:
+    if planned:
         return attach(model, injection, layers)
     with undone_on_error(model, ()):
         check_alive_by_example(attach(model, injection, layers))
@@ -152,7 +112,7 @@ def _head_of(model: nn.Module, trainable: Sequence[str] | None) -> tuple[str, ..
 
 def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
     """Check everything and make the adapted layers by path; the model is not changed."""
-    if hasattr(model, "capaboost"):
+    if find_injection(model):
         raise UserError("the model is adapted already; start from a fresh base model")
     check_bare(model, [target.path for target in plan.targets])
     complete()
@@ -172,7 +132,7 @@ def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
 
 
 def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> nn.Module:
-    """Swap the built layers in and set what is trainable."""
+    """Swap the built layers in, and set which parameters are trainable."""
     trained = _trained(model, injection.config, injection.plan)
     for name, parameter in named_parameters(model).items():
         parameter.requires_grad_(name in trained)
@@ -187,10 +147,24 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
     of_base = {name: buffer.detach().clone() for name, buffer in statistics(model).items()}
     copy_cache, watch = MaskedCopyCache(model, tied) if tied else None, Watch(model) if layers else None
     hooks = _register_hooks(model, injection.config)
-    model.capaboost = replace(injection, copy_cache=copy_cache, watch=watch, hooks=hooks, statistics=of_base)
+    injection = replace(injection, copy_cache=copy_cache, watch=watch, hooks=hooks, statistics=of_base)
+    setattr(model, INJECTION, injection)
     rest(model, injection.plan.head, injection.config.trains)
     if hasattr(type(model), "save_pretrained"):
-        model.save_pretrained = SavesAdapter(model)
+        vars(model)["save_pretrained"] = SavesAdapter(model)
+    return model
+
+
+def remove_injection(model: nn.Module) -> nn.Module:
+    """Undo `attach` apart from the layers: flags, hooks, attributes and fixed statistics."""
+    injection = injection_of(model)
+    for path, attribute in injection.flags_set:
+        setattr(model.get_submodule(path), attribute, False)
+    for hooks in filter(None, (injection.copy_cache, injection.watch, *injection.hooks)):
+        hooks.remove()
+    wake(model)
+    for name in (INJECTION, HOOKED, "save_pretrained"):
+        vars(model).pop(name, None)
     return model
 
 
@@ -217,7 +191,8 @@ def adapted_layers(model: nn.Module) -> list[Adapted]:
 
 def own_parameters(layers: Iterable[Adapted]) -> dict[str, nn.Parameter]:
     """The parameters of the additions by name; a shared one has the name of its first layer."""
-    named, seen = {}, set()
+    named: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
     for layer in layers:
         for name, parameter in layer.own_parameters().items():
             if id(parameter) not in seen:
@@ -227,12 +202,12 @@ def own_parameters(layers: Iterable[Adapted]) -> dict[str, nn.Parameter]:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All trainable parameters by name, the head's included: what an optimizer gets."""
+    """All trainable parameters by name, with those of the head, for an optimizer."""
     return {name: parameter for name, parameter in named_parameters(model).items() if parameter.requires_grad}
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
-    """Count an adapted model's parameters: the same merged or not, and whether the head is frozen or not.
+    """Count an adapted model's parameters. Neither merging nor freezing the head changes the counts.
 
     Raises:
         UserError: If the model has not been adapted.
@@ -245,7 +220,7 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
 
 
 def mask_checksum(layers: list[Adapted]) -> str:
-    """SHA-256 over the masks of the layers and all else that is drawn from a seed, keyed by module path and name."""
+    """SHA-256 over all that the layers draw from a seed, their masks above all, keyed by module path and name."""
     return checksum((f"{layer.path}.{name}", values) for layer in layers for name, values in layer.drawn().items())
 
 
@@ -253,16 +228,21 @@ def injection_of(model: nn.Module) -> Injection:
     """The record that `inject` stored.
 
     Raises:
-        UserError: If there is none.
+        UserError: If the model has not been adapted.
     """
-    model = unwrap(model)
-    if not hasattr(model, "capaboost"):
+    injection = find_injection(model)
+    if injection is None:
         raise UserError("the model has no adapter; call inject(model, config) first")
-    return model.capaboost
+    return injection
+
+
+def find_injection(model: nn.Module) -> Injection | None:
+    """The record that `inject` stored; None of a model that has not been adapted."""
+    return getattr(unwrap(model), INJECTION, None)
 
 
 def base_name(model: nn.Module) -> str:
-    """Architecture name as timm (`pretrained_cfg`) or transformers (`config`) record it, else the class."""
+    """The architecture's name in timm's `pretrained_cfg` or transformers' `config`, else the name of the class."""
     name = timm_cfg(model).get("architecture") or getattr(getattr(model, "config", None), "name_or_path", None)
     return name or type(model).__name__
 
@@ -272,32 +252,34 @@ def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
 
 
 def _note_draws(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
-    """Into what `state_dict` keeps beside its tensors: what the masks are drawn by, which no tensor holds."""
-    if hasattr(model, "capaboost"):
-        metadata["capaboost"] = _drawn_by(model)
+    """Add the settings that masks are drawn by, which no tensor holds, to the metadata of a state dict."""
+    if injection := find_injection(model):
+        metadata["capaboost"] = _drawn_by(injection)
 
 
 def _refuse_other_draws(model: nn.Module, state: dict, prefix: str, metadata: dict, *_) -> None:
-    """Before anything is loaded; safetensors and files of earlier versions do not say how their masks were drawn."""
-    there, here = metadata.get("capaboost"), _drawn_by(model) if hasattr(model, "capaboost") else {}
-    unequal = [key for key in here if isinstance(there, dict) and key in there and there[key] != here[key]]
+    """Refuse a state dict of other masks before it is loaded, if its metadata records how they were drawn."""
+    injection = find_injection(model)
+    there, here = metadata.get("capaboost"), _drawn_by(injection) if injection else {}
+    there = there if isinstance(there, dict) else {}  # safetensors and files of earlier versions have none
+    unequal = [key for key in here if key in there and there[key] != here[key]]
     if unequal and any(name.startswith(prefix) and name.endswith(".packed") for name in state):
         said = "; ".join(f"{key}: {there[key]} there, {here[key]} here" for key in unequal)
         raise UserError(f"the state dict is of a model with other masks ({said}); inject with its settings")
 
 
-def _drawn_by(model: nn.Module) -> dict[str, Any]:
-    settings = model.capaboost.config.to_dict()
+def _drawn_by(injection: Injection) -> dict[str, Any]:
+    settings = injection.config.to_dict()
     return {key: settings[key] for key in ("seed", "num_tied", "density", "mask", "n", "m") if key in settings}
 
 
 def _warn_unhooked(model: nn.Module, _: Any) -> None:
-    """Once, in the first pass of a training that does not know of the method's hooks."""
+    """Warn in the first training pass if no loop has announced that it calls the method's hooks."""
     training = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if training and hasattr(model, "capaboost") and not getattr(model, HOOKED, False):
+    if training and (injection := find_injection(model)) and not getattr(model, HOOKED, False):
         setattr(model, HOOKED, True)
         warnings.warn(
-            f"{model.capaboost.config.method} does something at each training step (a loss of its own, a penalty, "
+            f"{injection.config.method} does something at each training step (a loss of its own, a penalty, "
             "moving ranks or learning rates) that this loop does not call; train with the commands, or call the hooks "
             "of capaboost_core.task.Hooks(model), made before the first step",
             UnhookedWarning,
@@ -306,7 +288,7 @@ def _warn_unhooked(model: nn.Module, _: Any) -> None:
 
 
 def _accept_base_checkpoint(model: nn.Module, state: dict, prefix: str, *_) -> None:
-    """A checkpoint of the base alone loads strictly: it may lack the whole adapter and nothing else."""
+    """Let a checkpoint of the base load strictly: it may lack all parameters of the adapter, and nothing else."""
     layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, Adapted)}
     own = {f"{prefix}{path}.{name}": p for path, layer in layers.items() for name, p in layer.own_parameters().items()}
     of_base = bool(own) and not own.keys() & state.keys()
@@ -317,9 +299,9 @@ def _accept_base_checkpoint(model: nn.Module, state: dict, prefix: str, *_) -> N
 
 
 def _after_load(model: nn.Module, _: Any) -> None:
-    """Additions that start from the weights start from those that have come."""
+    """Let additions that are computed from the frozen weights follow those that were loaded."""
     if layers := adapted_layers(model):
-        model.capaboost.config.loaded(layers, of_base=layers[0].lacked)
+        injection_of(model).config.loaded(layers, of_base=layers[0].lacked)
 
 
 def weight_decay_groups(
@@ -327,8 +309,8 @@ def weight_decay_groups(
 ) -> list[dict[str, Any]]:
     """Two groups for an optimizer: matrices, packed or not, decay; biases and norms only with `decay_biases`.
 
-    timm's optimizers find the same groups by themselves. transformers' `Trainer` leaves out what stands below a norm,
-    and so the matrices of a PAdapter in an encoder that norms after the sum; give it these groups:
+    timm's optimizers make the same groups. transformers' `Trainer` does not decay what lies within a norm, such as the
+    matrices of a PAdapter in an encoder that norms after the sum; give it these groups:
 
         optimizer = torch.optim.AdamW(weight_decay_groups(trainable_parameters(model).values(), 0.01), lr=1e-3)
         trainer = Trainer(model, arguments, optimizers=(optimizer, None))
@@ -338,3 +320,40 @@ def weight_decay_groups(
     decayed = [p for p in parameters if p.ndim > 1 or decay_biases]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+@contextmanager
+def undone_on_error(model: nn.Module, written: Iterable[Tensor]) -> Iterator[None]:
+    """Within the context the model may change; an error restores it, down to its hooks and attributes.
+
+    Args:
+        model: The model that changes.
+        written: The parameters and buffers whose values change; they are copied on entry.
+    """
+    modules = [(module, _contents(module)) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    values = [(parameter, parameter.detach().clone()) for parameter in written]
+    try:
+        yield
+    except BaseException:
+        for module, (contents, containers) in modules:
+            vars(module).clear()
+            vars(module).update(contents)
+            for container, content in containers:
+                container.clear()
+                container.update(content)
+        with torch.no_grad():
+            for parameter, value in values:
+                parameter.copy_(value)
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+        raise
+
+
+def _contents(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+    """The attributes of a module, and its containers with copies.
+
+    Containers of parameters, children and hooks must stay the same objects, to which the handles of hooks refer.
+    """
+    attributes = dict(vars(module))
+    return attributes, [(value, value.copy()) for value in attributes.values() if isinstance(value, (dict, set))]

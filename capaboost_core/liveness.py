@@ -1,4 +1,4 @@
-"""Whether what was added to a model has an effect: some models read a layer's weight and never call the layer."""
+"""Checks that additions have an effect, since some models read a layer's weight and never call the layer."""
 
 from __future__ import annotations
 
@@ -18,20 +18,27 @@ from capaboost_core.plan import in_prefix
 from capaboost_core.sharing.tied import transformed
 from capaboost_core.wrappers import kind_if_no_floats, timm_cfg, unwrap
 
-# Models whose forward bypasses their layers: corrected, or refused before anything is changed.
+PASSES = 8  # after which a layer that some batches leave out, as an expert or a dropped layer, should have run
+OUR_FUNCTIONS = ("_LowRankLinearBackward", "_ScatterCopiesBackward")  # custom functions that hide no part of a graph
+
+
+class NoEffectWarning(UserWarning):
+    """Additions take no part in what the model computes."""
 
 
 def check_reached(model: nn.Module, path: str, layer: nn.Module) -> None:
     """Refuse a target whose forward the model would not call, or whose weight is not an ordinary tensor.
 
     Raises:
-        UserError: If the layer's parameters are quantized or of another class of tensors, an `nn.MultiheadAttention`
-            reads them itself, or the layer computes with something else than its class's forward.
+        UserError: If the layer's parameters are quantized or of another tensor class, an `nn.MultiheadAttention`
+            reads them itself, or the instance has another forward than its class.
     """
     _check_forward(path, layer)
     parent = model.get_submodule(path.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
-        raise UserError(f"target {path}: nn.MultiheadAttention reads its weight past the layer; choose other targets")
+        raise UserError(
+            f"target {path}: nn.MultiheadAttention reads its weight without calling it; choose other targets"
+        )
     for name, parameter in layer.named_parameters():
         if kind := kind_if_no_floats(parameter):
             raise UserError(
@@ -41,13 +48,9 @@ def check_reached(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def _check_forward(path: str, layer: nn.Module) -> None:
-    """Refuse a layer that runs another forward than its class's; a hook of accelerate is taken over.
-
-    Raises:
-        UserError: If so.
-    """
+    """Refuse a layer that is compiled, offloaded, or has a forward on the instance other than accelerate's."""
     if vars(layer).get("_compiled_call_impl") is not None:
-        raise UserError(f"target {path} is compiled by itself, without an adapter; inject first, and compile then")
+        raise UserError(f"target {path} was compiled without an adapter; inject first, and compile then")
     if "_hf_hook" in vars(layer) and any(parameter.is_meta for parameter in layer.parameters()):
         raise UserError(
             f"target {path} is offloaded by accelerate, so that it has no weight between its calls; load the model "
@@ -62,10 +65,10 @@ def _check_forward(path: str, layer: nn.Module) -> None:
 
 
 def close_fast_paths(model: nn.Module, paths: Iterable[str]) -> None:
-    """Have `nn.TransformerEncoderLayer` call its layers in evaluation too, where one of them is adapted.
+    """Make each `nn.TransformerEncoderLayer` with an adapted layer call its layers in evaluation too.
 
-    Its fast path hands their weights to one kernel. It is taken for the activations that this kernel knows, and
-    `nn.TransformerEncoder` packs its input for that by what its first layer says.
+    Its fast path gives their weights to one kernel, for the activations that this kernel supports; then
+    `nn.TransformerEncoder` also packs its input. Both are switched off by the attributes that they check.
     """
     paths = list(paths)
     for prefix, module in model.named_modules():
@@ -77,21 +80,13 @@ def close_fast_paths(model: nn.Module, paths: Iterable[str]) -> None:
             module.enable_nested_tensor = module.use_nested_tensor = False
 
 
-PASSES = 8  # after which a layer that some batches leave out, as an expert or a dropped layer, should have been seen
-OURS = ("_LowRankLinearBackward", "_ScatterCopiesBackward")  # functions that hide nothing
-
-
-class NoEffectWarning(UserWarning):
-    """Additions take no part in what the model computes."""
-
-
 def check_alive(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-    """Refuse a model in which an adapted layer's addition takes no part in the outputs, by one pass without dropout.
+    """Run a model once, without dropout, and refuse it if an addition takes no part in its outputs.
 
     Args:
         model: An adapted model.
-        *args: What the model is called with.
-        **kwargs: Also that.
+        *args: Inputs of the model.
+        **kwargs: Inputs of the model by name.
 
     Raises:
         UserError: If there is such a layer.
@@ -103,7 +98,7 @@ def check_alive(model: nn.Module, *args: Any, **kwargs: Any) -> None:
 
 
 def refuse_dead(model: nn.Module, outputs: Any) -> None:
-    """Refuse a model in which an adapted layer's addition takes no part in given outputs.
+    """Refuse a model in which an adapted layer's addition takes no part in the given outputs.
 
     Raises:
         UserError: If there is such a layer.
@@ -115,9 +110,9 @@ def refuse_dead(model: nn.Module, outputs: Any) -> None:
 def dead_layers(model: nn.Module, outputs: Any) -> list[str]:
     """Paths of the adapted layers of which no trained parameter is in the graph of the outputs.
 
-    Those that are disabled or merged are left out.
-    None where that cannot be known: without floating outputs, or with functions that may hide a part of the graph, as
-    reentrant checkpointing. A parameter that layers share is of the first; if it is reached, so are they.
+    Disabled and merged layers are left out. The list is empty if the graph cannot be followed: without floating
+    outputs, or with functions that may hide a part of it, such as reentrant checkpointing. A parameter that layers
+    share counts for each of them.
 
     Args:
         model: An adapted model, bare.
@@ -133,7 +128,7 @@ def dead_layers(model: nn.Module, outputs: Any) -> list[str]:
 
 
 def check_alive_by_example(model: nn.Module) -> None:
-    """`check_alive` with inputs that transformers or timm name, if the model is one of theirs and takes them.
+    """`check_alive` with example inputs of a model of transformers or timm; other models pass unchecked.
 
     Raises:
         UserError: If the addition of an adapted layer has no effect.
@@ -144,7 +139,7 @@ def check_alive_by_example(model: nn.Module) -> None:
         check_alive(model, *example[0], **example[1])
     except UserError:
         raise
-    except Exception:  # a model of someone else's may refuse these inputs in any way: training will tell
+    except Exception:  # any model may refuse these inputs, in any way; `Watch` then checks it in training
         return
 
 
@@ -164,21 +159,19 @@ def _example_inputs(model: nn.Module) -> tuple[tuple, dict[str, Any]] | None:
 
 
 class Watch:
-    """A hook on a model that warns once of additions without an effect, at its first passes that build a graph.
+    """A hook on a model that warns once of additions without an effect, in its first passes that build a graph.
 
-    It goes away as soon as all have been seen in a pass. Where none has an effect it warns at once, else after
-    `PASSES`, as a model may draw which layers it runs.
-
-    Args:
-        model: Gets the hook.
+    It removes itself as soon as every addition has had an effect. It warns in the first pass if none has, else after
+    `PASSES`, as a model may choose at random which layers it runs.
     """
 
     def __init__(self, model: nn.Module):
-        self.passes, self.unseen = 0, None
+        self.passes = 0
+        self.unseen: set[str] | None = None
         self.handle = model.register_forward_hook(self.look)
 
     def look(self, model: nn.Module, _: Any, outputs: Any) -> None:
-        compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] (it is documented)
         if compiled or not torch.is_grad_enabled() or transformed() or not _working(model):
             return
         dead, adapted = dead_layers(model, outputs), len(_working(model))
@@ -203,14 +196,14 @@ def _working(model: nn.Module) -> list[Adapted]:
 def _message(model: nn.Module, dead: list[str]) -> str:
     number = f"{len(dead)} adapted layers" if len(dead) > 1 else "an adapted layer"
     return (
-        f"{type(model).__name__} computes past {number}, such as {dead[0]}, whose additions have no effect on what it "
-        "gives and will not train; choose other targets, or inject by capaboost_vision or capaboost_text"
+        f"{type(model).__name__} bypasses {number}, such as {dead[0]}, whose additions have no effect on its "
+        "outputs and will not train; choose other targets, or inject by capaboost_vision or capaboost_text"
     )
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout, and without a change of running statistics."""
+    """Put a model into eval mode, and each module back into its mode."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -230,26 +223,28 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 def _reached(outputs: list[Tensor], wanted: set[int]) -> set[int] | None:
-    """Those of some leaves, by id, that the graph of the outputs has; None if it may hide some that it lacks."""
+    """The ids of the wanted leaves that the graph of the outputs contains; None if it may hide some of the others."""
     todo = [(tensor.grad_fn, tensor.output_nr) for tensor in outputs if tensor.grad_fn is not None]
-    found, seen, hidden = set(), set(), not outputs
+    found: set[int] = set()
+    seen: set[tuple[Node, int]] = set()
+    hidden = not outputs
     while todo and not wanted <= found:
         node, output = todo.pop()
         of_many = node.name() == "_ScatterCopiesBackward"
         if (node, output if of_many else 0) in seen:
             continue
         seen.add((node, output if of_many else 0))
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        hidden = hidden or (isinstance(node, BackwardCFunction) and node.name() not in OURS)
-        todo += [edge for edge in _edges(node, output, of_many) if edge[0] is not None]
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(id(leaf))
+        hidden = hidden or (isinstance(node, BackwardCFunction) and node.name() not in OUR_FUNCTIONS)
+        todo += [(after, number) for after, number in _edges(node, output, of_many) if after is not None]
     return None if hidden and not wanted <= found else found
 
 
 def _edges(node: Node, output: int, of_many: bool) -> tuple[tuple[Node | None, int], ...]:
-    """What a node of the graph goes on to; of the copies of many weights, made together, the one weight alone.
+    """The edges of a node; if it makes the copies of many weights, only the one to the weight of this output.
 
-    Its inputs are the flags, the bits of each weight, and the entries of each.
+    The inputs of such a node are the flags, the bits of each weight, and then the entries of each weight.
     """
     edges = node.next_functions
     return (edges[len(edges) // 2 + 1 + output],) if of_many else edges

@@ -1,4 +1,4 @@
-"""The modes of an adapted model: as adapted, merged, or as its base; and the way back to a plain model."""
+"""The modes of an adapted model: adapted, merged, or disabled; and `unload`, the way back to a plain model."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from torch import nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.injection import HOOKED, adapted_layers, injection_of
-from capaboost_core.layers import Adapted
-from capaboost_core.statistics import wake
+from capaboost_core.injection import adapted_layers, injection_of, remove_injection
+from capaboost_core.layers import Adapted, Mergeable
 from capaboost_core.wrappers import is_sharded, swap
 
-LOCK = threading.RLock()  # threads that evaluate one model share its layers' counts
+LOCK = threading.RLock()  # for the counts of a model's layers, which all threads that evaluate it share
 
 
 @contextmanager
 def disable(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the context the model computes as its base (with the trained head), merged or not.
+    """Within the context the model computes as its base with the trained head, merged or not.
 
     As with `torch.no_grad`, that holds for the thread that enters it; compiled code is disabled for all threads.
     """
@@ -30,7 +29,7 @@ def disable(model: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def disabled(layers: list[Adapted]) -> Iterator[None]:
     """Within the context these layers compute as their bases."""
-    thread = threading.get_ident()  # another one may leave the context, as with generators
+    thread = threading.get_ident()  # another thread may leave the context, as with generators
     _count_disabled(layers, thread, 1)
     try:
         yield
@@ -39,12 +38,12 @@ def disabled(layers: list[Adapted]) -> Iterator[None]:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Compute with the sum of each frozen weight and its increment, so that the model runs as fast as its base.
+    """Compute with W + delta W in each adapted layer, so that the model runs as fast as its base.
 
-    The sums are stored separately; the frozen weights never change. The state dict of a merged model is that
-    of the unmerged one, and `load_state_dict` merges anew what it loads. A training step is refused until
-    `unmerge`; in evaluation gradients reach the input but not the increments. For plain layers that hold the
-    sums see `unload`.
+    The merged weights are stored separately; the frozen weights never change. The state dict of a merged model is that
+    of the unmerged one, and `load_state_dict` merges again what it loads. A training step raises an error until
+    `unmerge`; in evaluation gradients reach the input but not the additions. `unload` gives plain layers that hold the
+    merged weights.
 
     Raises:
         UserError: If the method adds what no weight can hold, such as an adapter's nonlinearity, or the weights are
@@ -68,12 +67,12 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the context what can be merged is: evaluation at the speed of the base model.
+    """Within the context all layers that can be merged are: evaluation at the speed of the base model.
 
     Layers that cannot be merged stay as they are. Contexts may be nested, and overlap in several threads.
     """
-    layers = [layer for layer in adapted_layers(model) if layer.mergeable and not _sharded(layer)]
-    entered = []
+    layers = [layer for layer in _mergeable(adapted_layers(model)) if not _sharded(layer)]
+    entered: list[Mergeable] = []
     try:
         for layer in layers:
             with LOCK:
@@ -87,41 +86,45 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def unload(model: nn.Module, merge: bool = True) -> nn.Module:
-    """Put plain layers back, with the trained head kept and the increments merged in or dropped.
+    """Put plain layers back, with the additions merged in or dropped; the trained head stays.
 
     The state dict then loads strictly into the plain model of timm or transformers, and another adapter can be
     injected. What `inject` froze stays frozen.
 
     Args:
         model: An adapted model.
-        merge: Add the increments to their weights for good; without it the additions are dropped, of any method.
+        merge: Merge the additions into the weights; if false they are dropped, of any method.
 
     Raises:
         UserError: With `merge`, as for `merge(model)`. The model is then as it was.
     """
-    injection = injection_of(model)
-    layers = _mergeable_layers(model) if merge else adapted_layers(model)
-    swap(model, {layer: layer.plain_merged() if merge else layer.plain() for layer in layers})
-    for path, attribute in injection.flags_set:
-        setattr(model.get_submodule(path), attribute, False)
-    for hooks in filter(None, (injection.copy_cache, injection.watch, *injection.hooks)):
-        hooks.remove()
-    wake(model)
-    for name in (HOOKED, "save_pretrained"):
-        vars(model).pop(name, None)
-    del model.capaboost
-    return model
+    plain: dict[nn.Module, nn.Module]
+    if merge:
+        plain = {layer: layer.plain_merged() for layer in _mergeable_layers(model)}
+    else:
+        plain = {layer: layer.plain() for layer in adapted_layers(model)}
+    swap(model, plain)
+    return remove_injection(model)
 
 
 def _count_disabled(layers: list[Adapted], thread: int, change: int) -> None:
-    """Count a context of a thread; other threads may read the counts meanwhile."""
+    """Add to a thread's number of contexts; other threads may read the counts meanwhile."""
     with LOCK:
         for layer in layers:
             counts = layer.contexts | {thread: layer.contexts.get(thread, 0) + change}
             layer.contexts = {key: count for key, count in counts.items() if count}
 
 
-def _mergeable_layers(model: nn.Module) -> list[Adapted]:
+def _mergeable(layers: list[Adapted]) -> list[Mergeable]:
+    return [layer for layer in layers if isinstance(layer, Mergeable) and layer.mergeable]
+
+
+def _mergeable_layers(model: nn.Module) -> list[Mergeable]:
+    """All adapted layers.
+
+    Raises:
+        UserError: If one of them cannot be merged.
+    """
     method = injection_of(model).config.method
     layers = adapted_layers(model)
     reason = next((layer.not_mergeable_because for layer in layers if not layer.mergeable), None)
@@ -130,9 +133,9 @@ def _mergeable_layers(model: nn.Module) -> list[Adapted]:
     if any(map(_sharded, layers)):
         raise UserError(
             "the weights are sharded over processes and cannot be merged; "
-            "save_adapter, then load_adapter into a whole base model and merge that"
+            "save_adapter, then load_adapter into an unsharded base model and merge that"
         )
-    return layers
+    return _mergeable(layers)
 
 
 def _sharded(layer: Adapted) -> bool:

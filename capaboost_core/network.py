@@ -1,4 +1,4 @@
-"""Ask in seconds whether a host answers, since the clients of hubs retry for a minute where there is no network."""
+"""Check within seconds whether a host answers, since the clients of hubs retry for a minute without a network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from types import ModuleType
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-SECONDS = 3.0
+TIMEOUT = 3.0  # seconds
 
 
-def is_reachable(url: str, seconds: float = SECONDS) -> bool:
+def is_reachable(url: str, seconds: float = TIMEOUT) -> bool:
     """Whether the host of the URL, or the proxy that the environment names for it, accepts a connection."""
     host, port = _address(url)
     found: list[bool] = []
-    # A resolver has no time limit of its own, so the attempt gets a thread that may be left behind.
+    # The resolver has no time limit, so the attempt runs in a thread that may outlive this call.
     attempt = Thread(target=lambda: found.append(_connects(host, port, seconds / 2)), daemon=True)
     attempt.start()
     attempt.join(seconds)
@@ -26,19 +26,19 @@ def is_reachable(url: str, seconds: float = SECONDS) -> bool:
 
 @contextmanager
 def offline_unless_reachable(url: str, *modules: ModuleType) -> Iterator[None]:
-    """Within it, modules of a hub's client have `HF_HUB_OFFLINE` set if one had, or if the hub does not answer.
+    """Within the context, modules of a hub's client have `HF_HUB_OFFLINE` set if the hub does not answer or one had.
 
-    The client then takes what it has in its cache, or fails at once.
+    The client then uses its cache, or fails at once.
     """
-    before = [module.HF_HUB_OFFLINE for module in modules]
+    before = [vars(module)["HF_HUB_OFFLINE"] for module in modules]
     offline = any(before) or not is_reachable(url)
     try:
         for module in modules:
-            module.HF_HUB_OFFLINE = offline
+            vars(module)["HF_HUB_OFFLINE"] = offline
         yield
     finally:
         for module, value in zip(modules, before, strict=True):
-            module.HF_HUB_OFFLINE = value
+            vars(module)["HF_HUB_OFFLINE"] = value
 
 
 def _address(url: str) -> tuple[str, int]:
@@ -50,7 +50,7 @@ def _address(url: str) -> tuple[str, int]:
 
 
 def _connects(host: str, port: int, seconds: float) -> bool:
-    """Whether one of the host's addresses connects, each within these seconds."""
+    """Whether one of the host's addresses accepts a connection, each within the given time."""
     try:
         socket.create_connection((host, port), seconds).close()
     except (OSError, ValueError):

@@ -1,31 +1,20 @@
-"""What is to be adapted, as plain data: a method plans, `inject` executes it."""
+"""A plan says as plain data what to adapt: a method makes it, `inject` executes it, and adapter files store it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from capaboost_core.errors import UserError
 from capaboost_core.extras import complete
 
-# The classes of linear layers, and the shape of the matrix that each holds.
-
-
-# By class: (out, in) of a layer. An integration adds what its library has of its own, as transformers' Conv1D.
-SHAPES: dict[type[nn.Module], Callable[[nn.Module], tuple[int, int]]] = {
+# (out, in) of a linear layer by its class. Integrations add the classes of their libraries, such as Conv1D.
+SHAPES: dict[type[nn.Module], Callable[[Any], tuple[int, int]]] = {
     nn.Linear: lambda layer: (layer.out_features, layer.in_features)
 }
-
-
-def linear_shape(layer: nn.Module | None) -> tuple[int, int] | None:
-    """(out, in) of a linear layer; None of any other module."""
-    complete()
-    return next((shape(layer) for cls, shape in SHAPES.items() if isinstance(layer, cls)), None)
-
-
 # Flags that an adapter file may set: timm's BEiT, EVA and SwinV2 read the weight past the layer without it.
 SETTABLE_FLAGS = ("qkv_bias_separate",)
 
@@ -37,10 +26,10 @@ class Target:
 
     Attributes:
         path: Its module path in the base model.
-        slices: (start, stop) ranges of its output that each get an increment of their own, such as q and
-            v of a fused qkv; None stands for the whole output.
+        slices: (start, stop) ranges of its output that each get a separate increment, such as q and v of a fused qkv;
+            None stands for the complete output.
         follows: Path of the linear layer that a dropout follows.
-        of_input: Whether the addition changes what the layer takes, and not what it gives.
+        of_input: Whether the addition changes the input of the layer instead of its output.
     """
 
     path: str
@@ -51,7 +40,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that injection must know about an architecture.
+    """All that injection must know about an architecture.
 
     Attributes:
         targets: The layers to adapt.
@@ -117,7 +106,7 @@ class Plan:
 
 
 def names(key: str, values: Any) -> tuple[str, ...]:
-    """A list of distinct names.
+    """Check that a value is a list of distinct names.
 
     Raises:
         UserError: If it is something else.
@@ -126,6 +115,12 @@ def names(key: str, values: Any) -> tuple[str, ...]:
     if not all(isinstance(value, str) and value for value in values) or len({*values}) < len(values):
         raise UserError(f"{key} must be a list of distinct names")
     return tuple(values)
+
+
+def linear_shape(layer: nn.Module | None) -> tuple[int, int] | None:
+    """(out, in) of a linear layer; None of any other module."""
+    complete()
+    return next((shape(layer) for cls, shape in SHAPES.items() if isinstance(layer, cls)), None)
 
 
 def _sequence(key: str, values: Any) -> list[Any] | tuple[Any, ...]:
@@ -151,11 +146,11 @@ def _read_target(values: Any) -> Target:
     rising = pairs and bounds[0] >= 0 and all(start < stop for start, stop in slices)
     if not rising or sorted(bounds) != bounds:
         raise UserError(f"plan.targets: slices of {path!r} must be (start, stop) in rising order, without overlap")
-    return Target(path, slices, follows, of_input)
+    return Target(path, cast(tuple[tuple[int, int], ...], slices), follows, of_input)
 
 
 def has_suffix(path: str, suffix: str) -> bool:
-    """True if the last components of a dotted path are the suffix: `a.proj` ends in `proj`, `a.qproj` does not."""
+    """Whether the last components of a dotted path are the suffix: `a.proj` ends in `proj`, `a.qproj` does not."""
     return path == suffix or path.endswith("." + suffix)
 
 
@@ -163,7 +158,7 @@ def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str]
     """Target every linear layer outside the head whose path ends in one of the full suffixes.
 
     Raises:
-        UserError: If a suffix matches no linear layer; layers of another class are named.
+        UserError: If a suffix matches no linear layer; the message names a matching layer of another class.
     """
     linears = {
         path: module
@@ -178,12 +173,12 @@ def plan_suffixes(model: nn.Module, suffixes: Sequence[str], head: Sequence[str]
                 f"targets: no linear layer of {type(model).__name__} ends in {suffix!r}; there are {', '.join(known)}"
             )
     chosen = {module for path, module in linears.items() if any(has_suffix(path, suffix) for suffix in suffixes)}
-    paths = (path for path, module in model.named_modules() if module in chosen)  # of one at several paths, the first
+    paths = (path for path, module in model.named_modules() if module in chosen)  # a shared layer by its first path
     return Plan(tuple(Target(path) for path in paths), tuple(head))
 
 
 def _refuse_other_layers(model: nn.Module, suffix: str) -> None:
-    """Name the layers that a suffix matches, if they have a weight but are not known linear layers."""
+    """Refuse a suffix that matches a layer with a weight whose class is not a known linear layer."""
     for path, module in model.named_modules():
         if has_suffix(path, suffix) and getattr(module, "weight", None) is not None:
             found = type(module)
@@ -194,5 +189,5 @@ def _refuse_other_layers(model: nn.Module, suffix: str) -> None:
 
 
 def in_prefix(path: str, prefix: str) -> bool:
-    """True if a dotted path is the prefix or lies below it."""
+    """Whether a dotted path is the prefix or lies below it."""
     return path == prefix or path.startswith(prefix + ".")

@@ -1,7 +1,7 @@
 """Buffers that a forward pass in train mode moves, such as a BatchNorm's running statistics.
 
-Those of a frozen module rest: it stays in eval mode, so that the base remains what it was. Those of a module that
-trains move, and belong to what is saved.
+A frozen module with such buffers stays in eval mode, so that the base model does not change. Those of a module that
+trains change, and are saved with the adapter.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from capaboost_core.layers import Adapted
 from capaboost_core.plan import in_prefix
 from capaboost_core.wrappers import strip_wrappers
 
-# Of norms, and of the power iteration of spectral norm as a parametrization and as a hook.
-MOVED = {"running_mean", "running_var", "_u", "_v", "weight_u", "weight_v"}
+# Buffers of norms, and of spectral norm's power iteration as a parametrization and as a hook.
+MOVED_BUFFERS = {"running_mean", "running_var", "_u", "_v", "weight_u", "weight_v"}
 
 
 class Resting:
-    """The `train` of a module with running statistics: while none of its parameters trains, it stays in eval mode."""
+    """Replaces `train` of a module with running statistics: it stays in eval mode while none of its parameters trains.
+
+    It is set on the instance, since `model.train()` calls `train` of each child and nn.Module has no hook for it.
+    """
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -31,17 +34,17 @@ class Resting:
 
 
 def rest(model: nn.Module, head: Collection[str], trains: Callable[[str], bool]) -> None:
-    """Let the statistics of all that is frozen rest, whatever mode the model is put into.
+    """Fix the running statistics of all frozen modules, whatever mode the model is put into.
 
     Args:
-        model: Its trainable parameters are set already.
-        head: Path prefixes of what trains.
+        model: A model whose parameters train or are frozen already.
+        head: Path prefixes of the modules that train.
         trains: Whether the method trains a tensor of the base, by its name.
     """
     for path, module in model.named_modules():
         names = _named(path, module)
         if names and not any(trains(name) or any(in_prefix(name, prefix) for prefix in head) for name in names):
-            module.train = Resting(module)
+            vars(module)["train"] = Resting(module)
             module.train(module.training)
 
 
@@ -49,17 +52,17 @@ def wake(model: nn.Module) -> None:
     """Undo `rest`."""
     for module in model.modules():
         if _rests(module):
-            del module.train
+            del vars(module)["train"]
             module.training = model.training
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The running statistics of a bare model by name, with what is counted beside them."""
+    """The running statistics of a bare model by name, with the other buffers of the modules that have them."""
     return {name: buffer for path, module in model.named_modules() for name, buffer in _named(path, module).items()}
 
 
 def moving(model: nn.Module) -> dict[str, Tensor]:
-    """Those of them that move in training."""
+    """The `statistics` that change in training."""
     return {
         name: buffer
         for path, module in model.named_modules()
@@ -73,14 +76,16 @@ def _rests(module: nn.Module) -> bool:
 
 
 def _named(path: str, module: nn.Module) -> dict[str, Tensor]:
-    """A module's own persistent buffers, if training moves some of them, by their names in the bare model."""
+    """A module's direct persistent buffers by their names in the bare model, if training changes some of them."""
     hidden = module._non_persistent_buffers_set
-    held = {name: b for name, b in module._buffers.items() if b is not None and name not in hidden}
-    return {strip_wrappers(f"{path}.{name}").lstrip("."): b for name, b in held.items()} if held.keys() & MOVED else {}
+    saved = {name: b for name, b in module._buffers.items() if b is not None and name not in hidden}
+    if not saved.keys() & MOVED_BUFFERS:
+        return {}
+    return {strip_wrappers(f"{path}.{name}").lstrip("."): buffer for name, buffer in saved.items()}
 
 
 def _trains(module: nn.Module) -> bool:
-    """Whether a module trains a parameter of its own, an addition apart."""
+    """Whether a direct parameter of a module trains that is not of an addition."""
     own = dict(module.named_parameters(recurse=False))
     adopted = module.adopted if isinstance(module, Adapted) else own
     return any(parameter.requires_grad for name, parameter in own.items() if name in adopted)

@@ -1,4 +1,4 @@
-"""What a training loop asks of a task, and what it calls of a method around its steps."""
+"""What a training loop calls: the protocol of a task, and the hooks of a method around its steps."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.files import write_atomically
-from capaboost_core.injection import HOOKED
+from capaboost_core.injection import HOOKED, find_injection
 from capaboost_core.wrappers import unwrap
 
 
 class Task(Protocol):
     """Examples to train on, with their loss and their metrics.
 
-    A task may have a method `fingerprint() -> str`, by `content_hash`, over the rows and labels that it trains and
-    selects on: a run does not go on once they have changed. It may have a method `write_report(folder)`, called after
-    `test`, which leaves what is to be looked at beside the result; and a method `trial(model) -> Tensor`: the mean
-    loss of a few rows that are hardest for a model to read, such as the longest, after a pass over others that are
-    only evaluated on.
+    A task may have further methods. `fingerprint() -> str` is the `content_hash` of the rows and labels that it trains
+    and selects on; a run does not resume once they have changed. `write_report(folder)` is called after `test` and
+    writes files for readers beside the result. `trial(model) -> Tensor` is the mean loss of a few rows that need the
+    most memory, such as the longest, after a pass over rows that are only evaluated.
 
     Attributes:
-        unit: What an example is called, such as `images`.
-        examples: Training examples of an epoch.
+        unit: The noun for examples, such as `images`.
+        examples: The number of training examples of an epoch.
     """
 
     unit: str
@@ -38,15 +37,19 @@ class Task(Protocol):
 
     def batches(self, epoch: int) -> Sequence[Any]:
         """Global batches of examples in an order that depends on (seed, epoch) only; each can be sliced."""
+        ...
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Mean loss of (a slice of) a batch."""
+        ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Metrics after an epoch, equal in every process; may be empty."""
+        ...
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """Metrics on the test split, equal in every process; called once, after training."""
+        ...
 
 
 def content_hash(arrays: Iterable[np.ndarray]) -> str:
@@ -58,45 +61,40 @@ def content_hash(arrays: Iterable[np.ndarray]) -> str:
     return digest.hexdigest()[:12]
 
 
-# What several runs in one process make but once, such as decoded images.
-
-
 Made = TypeVar("Made")
-MOST = 4  # values that are held; decoded training images are 150 MB a task at 224 px
+MAX_CACHED = 4  # values; decoded training images are 150 MB a task at 224 px
+CONFUSION = "confusion.csv"
 
-_made: OrderedDict[Hashable, Any] | None = None
+_made: OrderedDict[Hashable, Any] | None = None  # None unless several runs of one process share what they make
 
 
 def keep_cached() -> None:
-    """From now on `cached` keeps what it makes. A run by itself does not: its data may have changed since the last."""
+    """From now on `cached` stores what it makes. A single run does not, since its data may change between runs."""
     global _made
     _made = OrderedDict() if _made is None else _made
 
 
 def cached(key: Hashable, make: Callable[[], Made]) -> Made:
-    """The value of the key: made, or after `keep_cached` the one that was made before. Nobody may change it."""
+    """The value of a key: after `keep_cached` the stored one, else a new one. Callers must not change it."""
     if _made is None:
         return make()
     if key not in _made:
         _made[key] = make()
     _made.move_to_end(key)
-    while len(_made) > MOST:
+    while len(_made) > MAX_CACHED:
         _made.popitem(last=False)
     return _made[key]
 
 
-CONFUSION = "confusion.csv"
-
-
 def write_confusion(folder: Path, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-    """A row for each true class: its name, rows, accuracy in percent, and how many were taken for each class.
+    """Write a row for each true class: name, number of rows, accuracy in percent, and predictions of each class.
 
     Args:
-        folder: The run's.
+        folder: Folder of the run.
         classes: Names in the order of the labels.
         counts: (true class, predicted class).
     """
-    rows = [["class", "rows", "accuracy", *classes]]
+    rows: list[list[object]] = [["class", "rows", "accuracy", *classes]]
     for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
         rows.append([name, sum(row), f"{100 * row[i] / sum(row):.2f}" if sum(row) else "", *row])
     text = io.StringIO()
@@ -109,7 +107,7 @@ class Hooks:
 
     def __init__(self, model: nn.Module):
         self.model = unwrap(model)
-        injection = getattr(self.model, "capaboost", None)
+        injection = find_injection(model)
         self.method = injection.config if injection else None
         if injection:
             setattr(self.model, HOOKED, True)

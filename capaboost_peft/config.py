@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from peft import LoraConfig
 from peft.utils import PeftType
 
 from capaboost_core.errors import UserError
 from capaboost_core.methods import Method
+from capaboost_core.methods.lora import LoRA
 
 NAME = "CAPABOOST"
 TYING = ("num_tied", "density", "mask", "n", "m", "seed", "scaling")
@@ -24,7 +25,7 @@ def peft_type() -> PeftType:
     peft has no way for another package to do so; all its tables are keyed by the member.
     """
     if NAME not in PeftType.__members__:
-        member = str.__new__(PeftType, NAME)
+        member: Any = str.__new__(PeftType, NAME)
         member._name_, member._value_, member._sort_order_ = NAME, NAME, len(PeftType)
         setattr(PeftType, NAME, member)
         PeftType._member_map_[NAME] = PeftType._value2member_map_[NAME] = member
@@ -92,7 +93,7 @@ class CapaBoostConfig(LoraConfig):
                 advice = 'letters of "qkv" or (start, stop) pairs in rising order'
                 raise UserError(f"slices: {key!r} has {rows!r}; give {advice}")
 
-    def method(self, r: int | None = None, alpha: float | None = None, **changes: Any) -> Method:
+    def method(self, r: int | None = None, alpha: float | None = None, **changes: Any) -> LoRA:
         """The method of `capaboost_core` with these settings, for one layer's r and alpha if they are given.
 
         Raises:
@@ -100,7 +101,8 @@ class CapaBoostConfig(LoraConfig):
         """
         r, alpha = r or self.r, self.lora_alpha if alpha is None else alpha
         values = {name: getattr(self, name) for name in TYING} | {"dropout": self.lora_dropout} | changes
-        return Method(method="lora", r=r, alpha=float(alpha) * (math.sqrt(r) if self.use_rslora else 1), **values)
+        alpha = float(alpha) * (math.sqrt(r) if self.use_rslora else 1)
+        return cast(LoRA, Method(method="lora", r=r, alpha=alpha, **values))
 
 
 def _rise(rows: Any) -> bool:

@@ -80,6 +80,7 @@ def from_core(base: nn.Module, folder: str | Path, adapter_name: str = "default"
     if type(method) is not LoRA or record.extra:
         what = ", ".join(record.extra or ()) or f"method {method.name}"
         raise UserError(f"{folder} holds {what}, which CapaBoostConfig has no form for; use load_adapter")
+    assert isinstance(method, LoRA)
     head = _head(base, adapter)
     check_weights(base, adapter, adapter.tensors)
     targets = record.plan.targets

@@ -1,4 +1,4 @@
-"""Merging into quantized weights: refused where they cannot be quantized again, else with its error stated."""
+"""Merging into quantized weights: an error if they cannot be quantized again, else a warning of the rounding error."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ import functools
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 from capaboost_core.errors import UserError
 
+if TYPE_CHECKING:  # each of peft's quantized layers has what peft's linear layer has
+    from peft.tuners.lora import Linear as PeftLayer
+else:
+    PeftLayer = object
+
 UNQUANTIZED = "load the base model unquantized and merge into that"
 
 
 class RoundedMergeWarning(UserWarning):
-    """Quantized weights that an increment was merged into hold it but for their rounding."""
+    """An increment was merged into quantized weights, and rounding has changed it."""
 
 
-class Quantized:
-    """Mixed into peft's layers of quantized weights.
+class Quantized(PeftLayer):
+    """Mixin of peft's layers of quantized weights.
 
     Attributes:
-        rounding: Norm of what the last merge lost by rounding, over that of the increment.
+        rounding: Norm of the error that the last merge made by rounding, relative to the norm of the increment.
     """
 
     rounding = 0.0
@@ -35,7 +42,7 @@ class Quantized:
         super().merge(safe_merge, adapter_names)
         increments = [self.get_delta_weight(name) for name in self.merged_adapters if name not in before]
         if increments:
-            increment = sum(increments)
+            increment = functools.reduce(torch.add, increments)
             lost = dequantize_module_weight(base).detach() - weight - increment
             self.rounding = (lost.norm() / increment.norm().clamp(min=1e-30)).item()
 
@@ -73,7 +80,7 @@ def check_merge(layers: Iterable[tuple[str, nn.Module]]) -> None:
 
 @contextmanager
 def stated(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Say after a merge how much of the increments rounding has cost."""
+    """Warn after a merge of the error that rounding has made."""
     quantized = [layer for layer in layers if isinstance(layer, Quantized)]
     for layer in quantized:
         layer.rounding = 0.0

@@ -1,4 +1,4 @@
-"""peft's LoRA with shared weights in the place of its factors: what the tuner makes, and how a layer computes.
+"""peft's LoRA with shared weights instead of its factors: the tuner, and the layers that it makes.
 
 peft's layers read `lora_A[adapter].weight` and `lora_B[adapter].weight`, or call these modules. Here they are of class
 `Factor`, whose `weight` is the d masked copies one after another: merging, batches of several adapters, quantized
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from capaboost_core.adapter_files.peft import PREFIX
 from capaboost_core.errors import UserError
 from capaboost_core.liveness import close_fast_paths
-from capaboost_core.methods import Method
+from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.lora_layer import low_rank_linear, precision
 from capaboost_core.plan import SETTABLE_FLAGS
 from capaboost_core.sharing.masks import checksum, mask_bits
@@ -39,27 +39,27 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Factor(TiedWeight):
-    """One factor of an increment as peft's layers use it: a module with a `weight`, whose parameter is `packed`.
+    """One factor of an increment for peft's layers: a module with a `weight`, whose parameter is `packed`.
 
     Its entries, their order and their masks are those of `LoRALinear.lora_A` and `lora_B`.
 
     Args:
         method: Gives num_tied and the kind of mask.
         masks: All d masks as `mask_bits` gives them, in the layout of `TiedWeight`.
-        plain: peft's factor, of rank r, whose values it starts with and in whose way it computes.
-        initial: These values in the layout of the masks.
-        initialise: Fills `packed` anew after the meta device.
+        plain: peft's factor of rank r, a linear layer or a convolution, which gives the kernel's size and stride.
+        initial: Its values in the layout of the masks.
+        initialise: Fills `packed` again after the meta device.
         rows: The (start, stop) ranges of the layer's output that have increments.
         dense: Makes the factor of rank d r, (out, in), from the masked copies.
     """
 
-    bias = None  # of peft's factors
+    bias = None  # as in peft's factors
 
     def __init__(
         self,
-        method: Method,
+        method: LoRA,
         masks: np.ndarray,
-        plain: nn.Module,
+        plain: Any,
         initial: Tensor,
         initialise: Callable[[Tensor], Any],
         rows: Rows,
@@ -99,7 +99,7 @@ def stacked(copies: Tensor) -> Tensor:
 
 
 def side_by_side(copies: Tensor, rows: Rows, width: int) -> Tensor:
-    """B (width, slices * d * r) with each slice's rows in its own columns, from the copies of B^T (d, r, widths)."""
+    """B (width, slices * d * r), block by block for the slices, from the copies of B^T (d, r, widths)."""
     transposed = copies.flatten(0, 1)
     if rows == ((0, width),):
         return transposed.T
@@ -111,24 +111,25 @@ def side_by_side(copies: Tensor, rows: Rows, width: int) -> Tensor:
 
 
 class Linear(lora.Linear):
-    """peft's layer, which for one active adapter computes as `LoRALinear` does, in one step of autograd."""
+    """peft's layer, which with one active adapter computes as `LoRALinear`, in one step of autograd."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter = None if args or kwargs else self._single(x)
         if adapter is None:
             return super().forward(x, *args, **kwargs)
-        base, dropout, a = self.base_layer, self.lora_dropout[adapter], self.lora_A[adapter]
+        base, dropout = cast(nn.Linear, self.base_layer), self.lora_dropout[adapter]
+        a, b = factors_of(self, adapter)
         weight = base.weight.T if self.fan_in_fan_out else base.weight
         drops = self.training and isinstance(dropout, nn.Dropout)
         dtype = precision(x)
-        factors = a.copies(dtype=dtype).flatten(0, 2), self.lora_B[adapter].copies(dtype=dtype).flatten(0, 1)
+        factors = a.copies(dtype=dtype).flatten(0, 2), b.copies(dtype=dtype).flatten(0, 1)
         dropped = dropout(x) if drops else None
         return low_rank_linear(x, weight, base.bias, a.rows, *factors, self.scaling[adapter], dropped)
 
     def _single(self, x: Tensor) -> str | None:
-        """The one active adapter, if nothing about the layer or its base needs peft's own way."""
+        """The active adapter, if it is the only one and neither the layer nor its base needs peft's forward."""
         here = [name for name in self.active_adapters if name in self.lora_A]
-        base = self.base_layer
+        base = cast(nn.Linear, self.base_layer)
         if len(here) != 1 or self.disable_adapters or self.merged or not isinstance(self.lora_A[here[0]], Factor):
             return None
         plain = type(base) in (nn.Linear, Conv1D) and type(base.weight) is nn.Parameter and "forward" not in vars(base)
@@ -171,7 +172,7 @@ class CapaBoostModel(LoraModel):
     @staticmethod
     def _create_new_module(lora_config: CapaBoostConfig, adapter_name: str, target: nn.Module, **kwargs: Any):
         module = LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
-        if type(module) is lora.Linear:  # and not what peft makes for quantized weights
+        if type(module) is lora.Linear:  # not a class for quantized weights
             module.__class__ = Linear
         elif is_quantized(module):
             module.__class__ = rounding_class(type(module))
@@ -183,7 +184,7 @@ class CapaBoostModel(LoraModel):
         check_merge(self.model.named_modules())
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """As peft's; of quantized weights a warning says what rounding has cost.
+        """As peft's, with a warning of the rounding error of quantized weights.
 
         Raises:
             UserError: If a layer's weights cannot be merged into (before the model is changed).
@@ -193,7 +194,7 @@ class CapaBoostModel(LoraModel):
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         with stated(self.model.modules()):
-            return super()._unload_and_optionally_merge(*args, **kwargs)
+            return cast(nn.Module, super()._unload_and_optionally_merge(*args, **kwargs))
 
     def _create_and_replace(
         self,
@@ -206,10 +207,10 @@ class CapaBoostModel(LoraModel):
         **kwargs: Any,
     ) -> None:
         super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **kwargs)
-        for flag in SETTABLE_FLAGS:  # without them some of timm's models read the weight past the layer
+        for flag in SETTABLE_FLAGS:  # without them some of timm's models do not call the layer
             if getattr(parent, flag, None) is False:
                 setattr(parent, flag, True)
-        # A further adapter of a parameter goes into the wrapper that is there, and not below its parent.
+        # A further adapter of a parameter is in the existing wrapper, and not in a new one below the parent.
         made = [*getattr(parent, target_name).named_modules(), *target.named_modules()]
         for name, layer in made:
             is_new = isinstance(layer, LoraLayer) and adapter_name in layer.lora_A
@@ -218,15 +219,15 @@ class CapaBoostModel(LoraModel):
                 self._share(layer, adapter_name, lora_config, path)
 
     def _share(self, layer: LoraLayer, adapter: str, config: CapaBoostConfig, path: str) -> None:
-        """Put shared weights in the place of a layer's factors, with their values."""
+        """Replace a layer's factors by shared weights with their values."""
         method = config.method(layer.r[adapter], layer.lora_alpha[adapter])
-        a, b = layer.lora_A[adapter], layer.lora_B[adapter]
+        a, b = (cast(Any, factors[adapter]) for factors in (layer.lora_A, layer.lora_B))
         rows = rows_in(config, path, b.weight.shape[0], self.model)
         layer.lora_A[adapter] = factor_a(method, path, a, rows, getattr(layer, "num_experts", 1))
         layer.lora_B[adapter] = factor_b(method, path, b, rows)
         layer.scaling[adapter] = method.scale
-        layer.use_rslora[adapter] = False  # it is in the scale
-        layer.lora_alpha[adapter] = method.scale * layer.r[adapter]  # from which peft computes the scale anew
+        layer.use_rslora[adapter] = False  # the scale includes it
+        layer.lora_alpha[adapter] = method.scale * layer.r[adapter]  # from which peft computes the scale again
 
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, config: CapaBoostConfig, adapter_name: str, *args, **kwargs):
@@ -254,8 +255,7 @@ class CapaBoostModel(LoraModel):
 def layers_with(model: nn.Module, adapter: str) -> Iterator[tuple[str, LoraLayer]]:
     """The layers that carry an adapter, by their names in the given model."""
     for name, module in model.named_modules():
-        carries = isinstance(module, LoraLayer) and adapter in module.lora_A
-        if carries and isinstance(module.lora_A[adapter], Factor):
+        if isinstance(module, LoraLayer) and isinstance(dict(module.lora_A.items()).get(adapter), Factor):
             yield name, module
 
 
@@ -276,7 +276,7 @@ def base_path(name: str) -> str:
 
 
 def factors_of(layer: LoraLayer, adapter: str) -> tuple[Factor, Factor]:
-    return layer.lora_A[adapter], layer.lora_B[adapter]
+    return cast(Factor, layer.lora_A[adapter]), cast(Factor, layer.lora_B[adapter])
 
 
 def mask_checksum(model: nn.Module, adapter: str) -> str:
@@ -292,23 +292,24 @@ def mask_checksum(model: nn.Module, adapter: str) -> str:
 
 
 def _check_target(path: str, module: nn.Module, parent: nn.Module | None) -> None:
-    layer = module.get_base_layer() if isinstance(module, LoraLayer) else module
+    layer: nn.Module = module.get_base_layer() if isinstance(module, LoraLayer) else module
     if isinstance(layer, nn.Embedding):
         raise UserError(f"target {path} is an embedding, which has no shared weight; drop it from target_modules")
     if isinstance(layer, CONVOLUTIONS) and layer.groups > 1:
         raise UserError(f"target {path} is a grouped convolution, which cannot share a weight; drop it")
     if isinstance(parent, nn.MultiheadAttention):
-        raise UserError(f"target {path}: nn.MultiheadAttention reads it past the layer; target the attention itself")
+        raise UserError(
+            f"target {path}: nn.MultiheadAttention never calls it; target the attention itself"
+        )
 
 
 def rows_in(config: CapaBoostConfig, path: str, width: int, model: nn.Module) -> Rows:
-    key = get_pattern_key(list(config.slices or {}), path)
-    if key not in (config.slices or {}):
-        return ((0, width),)
-    return rows_of(config.slices[key], width, getattr(model, "config", None), path)
+    slices = config.slices or {}
+    key = get_pattern_key(list(slices), path)
+    return rows_of(slices[key], width, getattr(model, "config", None), path) if key in slices else ((0, width),)
 
 
-def factor_a(method: Method, path: str, plain: nn.Module, rows: Rows, experts: int = 1) -> Factor:
+def factor_a(method: LoRA, path: str, plain: Any, rows: Rows, experts: int = 1) -> Factor:
     """A (slices, r, in), or (experts, r, in)."""
     values = plain.weight.detach().flatten(1)
     masks = [mask_bits(method, path, f"A.{i}", tuple(values.shape)) for i in range(len(rows))]
@@ -321,7 +322,7 @@ def factor_a(method: Method, path: str, plain: nn.Module, rows: Rows, experts: i
     return Factor(method, masks, plain, initial.view(masks.shape), fill, rows, stacked)
 
 
-def factor_b(method: Method, path: str, plain: nn.Module, rows: Rows) -> Factor:
+def factor_b(method: LoRA, path: str, plain: Any, rows: Rows) -> Factor:
     """B^T (r, widths of all slices)."""
     values = plain.weight.detach().flatten(1)
     shapes = [(stop - start, values.shape[1]) for start, stop in rows]

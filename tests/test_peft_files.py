@@ -202,5 +202,5 @@ def test_only_loras_are_written(tmp_path, method):
 
 def test_a_model_that_reads_past_its_layers_is_refused(tmp_path):
     model = timm.create_model("beit_base_patch16_224", img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=3)
-    with pytest.raises(UserError, match="past peft's layers"):
+    with pytest.raises(UserError, match="without calling peft's layers"):
         save_peft(capaboost_vision.inject(model, dict(r=4)), tmp_path)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
@@ -23,7 +23,7 @@ WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
 
 @dataclass(frozen=True)
 class Adapter:
-    """What the files of a folder hold.
+    """The content of an adapter's folder.
 
     Attributes:
         folder: The folder.
@@ -38,10 +38,10 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an adapter's files can hold; what is larger is not read.
+    """The largest sizes that an adapter's files can have; larger files are not read.
 
     Attributes:
-        text: Bytes of the record, and of the weights' header.
+        text: Bytes of the record, and of the header of the weights.
         weights: Bytes of the weights.
     """
 
@@ -50,7 +50,7 @@ class Limits:
 
     @classmethod
     def of(cls, model: nn.Module) -> Limits:
-        """4 kB of names for each module; six float32 values for each of the model's."""
+        """Allow 4 kB of names for each module, and six float32 values for each entry of the model's parameters."""
         modules, entries = sum(1 for _ in model.modules()), sum(p.numel() for p in model.parameters())
         return cls(2**20 + 4096 * modules, 2**26 + 24 * entries)
 
@@ -58,13 +58,13 @@ class Limits:
 def write_adapter(folder: Path, record: Record, tensors: dict[str, Tensor]) -> None:
     """Write both files; after a kill at any moment the folder holds the old adapter or the new one.
 
-    Both are complete on the disk before the weights are renamed, then the record. Killed between the two, the new
-    record is still next to the new weights, in a temporary file, where `read_adapter` finds it.
+    Both are complete on the disk before the weights are renamed, and then the record. After a kill between the two the
+    new record is next to the new weights in a temporary file, where `read_adapter` finds it.
 
     Raises:
-        UserError: If that cannot be; the old files are then as they were.
+        UserError: If a file cannot be written; the old files are then unchanged.
     """
-    # A single entry of metadata: the library writes several in an order that changes.
+    # One entry of metadata only, as the library writes several in a varying order.
     weights = save(tensors, {"mask_checksum": record.mask_checksum})
     text = replace(record, weights_sha256=hashlib.sha256(weights).hexdigest()).to_json()
     Record.from_json(text)  # what cannot be read is not written
@@ -74,7 +74,7 @@ def write_adapter(folder: Path, record: Record, tensors: dict[str, Tensor]) -> N
 
 
 def read_adapter(folder: Path, limits: Limits) -> Adapter:
-    """Read and check both files; what another process replaces meanwhile is read again.
+    """Read and check both files, again if another process replaces them meanwhile.
 
     Raises:
         UserError: If a file is missing, unreadable, damaged, foreign or too large, or they are not of one adapter.
@@ -97,13 +97,13 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     path = folder / WEIGHTS
     with _weights_explained(path):
         open_regular(path).close()
-        with safe_open(path, "pt") as file:
-            names = file.keys()
+        with _opened(path) as file:
+            names: list[str] = file.keys()
             return {strip_wrappers(name): tuple(file.get_slice(name).get_shape()) for name in names}
 
 
 def read_record(folder: Path, limits: Limits | None = None) -> Record:
-    """The record as it lies in the folder.
+    """The record in a folder.
 
     Raises:
         UserError: If it is missing, unreadable, damaged, foreign or too large.
@@ -112,11 +112,11 @@ def read_record(folder: Path, limits: Limits | None = None) -> Record:
 
 
 def read_weights(path: Path, limits: Limits) -> bytes:
-    """The bytes of a safetensors file that is no larger than the model could need, with no more names.
+    """The bytes of a safetensors file, if neither it nor its header is larger than the model's could be.
 
     Raises:
         UserError: If it is larger, or no regular file.
-        SafetensorError: If it has more names.
+        SafetensorError: If its header is larger.
         OSError: If the system refuses it.
     """
     data = read_bytes(path, limits.weights)
@@ -129,15 +129,23 @@ def _read(folder: Path, limits: Limits) -> Adapter:
     path = folder / WEIGHTS
     with _weights_explained(path):
         data = read_weights(path, limits)
-        tensors, stated = load(data), _metadata(data).get("mask_checksum")
+        tensors = load(data)
+        with _opened(path) as file:
+            metadata: dict[str, str] = file.metadata() or {}
     record = _record_of(folder, hashlib.sha256(data).hexdigest(), limits)
-    if stated != record.mask_checksum:
+    if metadata.get("mask_checksum") != record.mask_checksum:
         raise UserError(f"{path} and {CONFIG} belong to different adapters; copy both files of one adapter")
     return Adapter(folder, record, {strip_wrappers(name): tensor for name, tensor in tensors.items()})
 
 
+def _opened(path: Path) -> Any:
+    """A safetensors file, of which only the header is read; the library declares no types."""
+    return cast(Any, safe_open)(path, "pt")
+
+
 @contextmanager
-def _weights_explained(path: Path) -> Iterator[None]:
+def _weights_explained(path: Path) -> Generator[None]:
+    """Turn errors of reading weights into a line that says what to do."""
     with explained("read", path):
         try:
             yield
@@ -150,23 +158,20 @@ def _weights_explained(path: Path) -> Iterator[None]:
 
 
 def _record_of(folder: Path, digest: str, limits: Limits) -> Record:
-    """The record that belongs to the weights: the one in the folder, or that of a save killed between the two renames.
-
-    A record that says it is that of these weights is never overruled by another.
-    """
-    record = failure = None
+    """The record of these weights: the one in the folder, or that of a save killed between its two renames."""
+    record: Record | UserError
     try:
         record = read_record(folder, limits)
     except UserError as error:
-        failure = error
-    if record and record.weights_sha256 == digest:
+        record = error
+    if isinstance(record, Record) and record.weights_sha256 == digest:
         return record
-    for path in (*partials_in(folder), folder / f"{CONFIG}.partial"):  # the last as version 0.1.0 named it
-        with suppress(UserError):  # weights, or killed while it was written
+    for path in (*partials_in(folder), folder / f"{CONFIG}.partial"):  # the last is the name in version 0.1.0
+        with suppress(UserError):  # it holds weights, or is incomplete
             if (other := _read_record(path, limits.text)).weights_sha256 == digest:
                 return other
-    if failure:
-        raise failure
+    if isinstance(record, UserError):
+        raise record
     if record.weights_sha256 is not None:
         raise UserError(
             f"{folder / WEIGHTS} is damaged, or {CONFIG} belongs to different adapters; copy both files of one "
@@ -190,8 +195,8 @@ def _read_record(path: Path, most: int) -> Record:
 
 
 def _versions(folder: Path) -> list[tuple[int, ...] | None]:
-    """What tells whether a file has been replaced."""
-    found = []
+    """Values that change when a file is replaced."""
+    found: list[tuple[int, ...] | None] = []
     for name in (WEIGHTS, CONFIG):
         try:
             status = (folder / name).stat()
@@ -199,7 +204,3 @@ def _versions(folder: Path) -> list[tuple[int, ...] | None]:
         except OSError:
             found.append(None)
     return found
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})

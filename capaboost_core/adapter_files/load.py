@@ -21,20 +21,21 @@ from capaboost_core.injection import (
     attach,
     base_name,
     build,
+    find_injection,
     mask_checksum,
     undone_on_error,
 )
-from capaboost_core.layers import Adapted
+from capaboost_core.layers import Adapted, Mergeable
 from capaboost_core.plan import Plan
-from capaboost_core.wrappers import copy_whole, is_sharded, unwrap
+from capaboost_core.wrappers import copy_full, is_sharded, unwrap
 
-# What holds between an adapter file and the model that it is loaded into.
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_adapted(model: nn.Module, adapter: Adapter) -> None:
-    """Refuse an adapted model that is not what the adapter was saved from."""
+def check_adapted(model: nn.Module, here: Injection, adapter: Adapter) -> None:
+    """Refuse an adapted model with another configuration than the adapter's."""
     _check_name(model, adapter)
-    here, record = model.capaboost, adapter.record
+    record = adapter.record
     if (here.config, Plan.from_dict(here.plan.to_dict())) != (record.config, record.plan):
         mine, theirs = here.config.to_dict(), record.config.to_dict()
         unequal = [f"{key}: {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key]]
@@ -43,7 +44,7 @@ def check_adapted(model: nn.Module, adapter: Adapter) -> None:
             "model"
         )
     check_not_meta(model)
-    if any(getattr(layer, "merged", False) for layer in adapted_layers(model)):
+    if any(isinstance(layer, Mergeable) and layer.merged for layer in adapted_layers(model)):
         raise UserError("the model is merged; call unmerge(model) before load_adapter")
     check_complete(model, here, adapted_layers(model))
 
@@ -63,7 +64,7 @@ def check_base(model: nn.Module, adapter: Adapter) -> None:
 
 
 def check_intact(adapter: Adapter) -> None:
-    """Refuse a record that does not have the checksum that it was written with, before anything is made from it."""
+    """Refuse a record whose checksum does not match its content, before anything is made from it."""
     if not adapter.record.intact:
         raise UserError(
             f"{adapter.folder / CONFIG} was changed after it was written; copy it again (if you changed it on "
@@ -80,11 +81,10 @@ def check_masks(adapter: Adapter, layers: dict[str, Adapted]) -> None:
 
 
 def check_weights(model: nn.Module, adapter: Adapter, saved: Collection[str]) -> None:
-    """Warn of frozen weights that the adapter was not trained on; without a common name they must be the same."""
+    """Warn of frozen weights that the adapter was not trained on, or refuse them if the names differ as well."""
     record, name = adapter.record, _base_name(model)
-    known = record.fingerprint is not None
-    others = differing(model, saved, record.fingerprint) if known else []
-    if not same_name(record.base_model, name) and (others or not known):
+    others = differing(model, saved, record.fingerprint) if record.fingerprint else []
+    if not same_name(record.base_model, name) and (others or not record.fingerprint):
         raise _other_base(adapter, name)
     if others:
         warnings.warn(
@@ -106,20 +106,18 @@ def _other_base(adapter: Adapter, name: str) -> UserError:
 
 
 def _base_name(model: nn.Module) -> str:
-    return model.capaboost.base_model if hasattr(model, "capaboost") else base_name(model)
-
-
-FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    injection = find_injection(model)
+    return injection.base_model if injection else base_name(model)
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Load an adapter into its base model, or into a model adapted with the same configuration.
 
     Everything is checked first, and later failures are rolled back: on an error the model is unchanged. All that was
-    saved is trainable then. Frozen weights other than those that the adapter was trained on give a warning.
+    saved is trainable afterwards. Frozen weights other than those that the adapter was trained on give a warning.
 
     Returns:
-        The model that was given, wrapped as it was.
+        The given model, with its wrappers.
 
     Raises:
         UserError: If a file is missing, damaged or foreign, or belongs to another base model, configuration, head
@@ -127,27 +125,27 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     bare = unwrap(model)
     adapter = read_adapter(Path(folder), Limits.of(bare))
-    record, adapted = adapter.record, hasattr(bare, "capaboost")
+    record, adapted = adapter.record, find_injection(bare)
     injection = Injection(record.config, record.plan, record.base_model)
     check_intact(adapter)
     if adapted:
-        check_adapted(bare, adapter)
+        check_adapted(bare, adapted, adapter)
     else:
         check_base(model, adapter)
     layers = {layer.path: layer for layer in adapted_layers(bare)} if adapted else _build(bare, injection, adapter)
     check_masks(adapter, layers)
-    parameters, other = parts(bare, injection, list(layers.values()))
-    other |= persistent_buffers(bare)
-    extra = {name: other[name] for name in _extra(adapter, other)}
-    parameters |= extra
+    planned, other = parts(bare, injection, list(layers.values()))
+    further = other | persistent_buffers(bare)
+    extra = {name: further[name] for name in _extra(adapter, further)}
+    parameters = planned | extra
     tensors = _fitting(adapter, parameters)
     check_weights(bare, adapter, parameters)
-    held = {id(tensor) for tensor in (*bare.parameters(), *bare.buffers())}
-    with undone_on_error(bare, [tensor for tensor in parameters.values() if id(tensor) in held]):
+    present = {id(tensor) for tensor in (*bare.parameters(), *bare.buffers())}
+    with undone_on_error(bare, [tensor for tensor in parameters.values() if id(tensor) in present]):
         if not adapted:
             attach(bare, injection, layers)
         for name, parameter in parameters.items():
-            copy_whole(parameter, tensors[name])
+            copy_full(parameter, tensors[name])
         for tensor in extra.values():
             tensor.requires_grad_(isinstance(tensor, nn.Parameter))
         check_sound(bare, injection)
@@ -158,7 +156,8 @@ def _build(model: nn.Module, injection: Injection, adapter: Adapter) -> dict[str
     _check_size(model, injection, adapter)
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     try:
-        with torch.random.fork_rng(devices):  # the initial values are overwritten: leave the caller's streams alone
+        # The initial values are overwritten, so the caller's random numbers must not change.
+        with torch.random.fork_rng(devices):  # pyright: ignore[reportUnknownMemberType] (torch declares no types)
             return build(model, injection.config, injection.plan)
     except UserError:
         raise
@@ -169,10 +168,11 @@ def _build(model: nn.Module, injection: Injection, adapter: Adapter) -> dict[str
 
 
 def _check_size(model: nn.Module, injection: Injection, adapter: Adapter) -> None:
-    """A wrong r must fill neither the memory nor the time: the file holds a share of the weights that r rows make.
+    """Refuse a damaged r, which could fill the memory, by comparing it with the stored entries.
 
-    Of a sparse mask, or of a projection that is drawn, little is stored. Above twice the largest rank of the model's
-    matrices (or 512) a projection may have as many entries as the model (or 2^24), a mask a sixteenth (or 2^22).
+    The file holds a known share of the weights with r rows. That share is small for sparse masks and for projections
+    from a seed. So with r above twice the largest rank of the model's matrices (and above 512), a projection may have
+    as many entries as the model (or 2^24), and a mask a sixteenth of that (or 2^22).
     """
     paths = tuple(f"{target.path}." for target in injection.plan.targets)
     size, share = injection.config.size, injection.config.stored_share
@@ -180,14 +180,14 @@ def _check_size(model: nn.Module, injection: Injection, adapter: Adapter) -> Non
     rank = max((min(len(p), p.numel() // len(p)) for p in matrices), default=0)
     entries = sum(parameter.numel() for parameter in model.parameters())
     most = max(entries, 2**24) if share == 1 else max(entries // 16, 2**22)
-    held = max((tensor.numel() for name, tensor in adapter.tensors.items() if name.startswith(paths)), default=0)
+    stored = max((tensor.numel() for name, tensor in adapter.tensors.items() if name.startswith(paths)), default=0)
     too_large = size > max(512, 2 * rank) and size * rank > most
-    if paths and share and (too_large or size * share > held + 1):
+    if paths and share and (too_large or size * share > stored + 1):
         raise UserError(f"{adapter.folder} is damaged: {WEIGHTS} holds less of {paths[0][:-1]} than its config says")
 
 
 def _extra(adapter: Adapter, other: dict[str, Tensor]) -> tuple[str, ...]:
-    """Names of the further parameters and buffers; older records do not say which, their weights do."""
+    """Names of the further parameters and buffers: of the record, or in older files of the weights."""
     if adapter.record.extra is None:
         return tuple(name for name in adapter.tensors if name in other)
     for name in adapter.record.extra:
@@ -202,7 +202,7 @@ def _fitting(adapter: Adapter, parameters: dict[str, Tensor]) -> dict[str, Tenso
     for name in sorted(tensors.keys() ^ parameters.keys()):
         where = "lacks" if name in parameters else "has besides"
         raise UserError(f"{path} {where} {name}; it belongs to another model")
-    fitting = {}
+    fitting: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensor, shape = tensors[name], parameter.shape
         if tensor.dtype not in (FLOATING if parameter.is_floating_point() else (parameter.dtype,)):

@@ -1,7 +1,7 @@
-"""`inference.json`, beside an adapter's weights: what a new process needs to use them.
+"""The two JSON files beside an adapter's weights: `adapter_config.json`, and `inference.json` of a training run.
 
-`save_adapter` knows the module, not the data; a training run adds the base model's settings, the names of the classes
-and the transform of an input. Adapters without this file load as before, into a model that the caller builds.
+`load_adapter` needs `adapter_config.json` only. A training run adds in `inference.json` what a new process needs to
+use the adapter: the base model's settings, the names of the classes and the transform of an input.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from capaboost_core.adapter_files.base_model import Fingerprint
 from capaboost_core.errors import UserError
@@ -19,26 +19,25 @@ from capaboost_core.files import read_text, write_atomically
 from capaboost_core.methods import Method
 from capaboost_core.plan import Plan, names
 
-# The record of an adapter, `adapter_config.json`: its fields and their checks.
-
-
 FORMAT = "capaboost-1"
-REQUIRED = {"base_model", "config", "plan", "mask_checksum"}
+REQUIRED_KEYS = {"base_model", "config", "plan", "mask_checksum"}
+INFERENCE = "inference.json"
+INFERENCE_KINDS = ("images", "texts")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What an adapter file holds in addition to its weights; None stands for fields that older files lack.
+    """The content of `adapter_config.json`; None stands for fields that older files lack.
 
     Attributes:
         base_model: Name of the model that it was trained on.
         config: The adapter's configuration.
-        plan: What was adapted.
+        plan: The adapted layers and the head.
         mask_checksum: SHA-256 of all masks.
         extra: Names of further parameters that were trained and are saved.
-        fingerprint: That of the frozen weights.
+        fingerprint: The fingerprint of the frozen weights.
         weights_sha256: SHA-256 of `adapter.safetensors`.
-        intact: Whether nobody has changed the record since it was written.
+        intact: Whether the file's checksum matches its content.
     """
 
     base_model: str
@@ -67,10 +66,10 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> Record:
-        """Read back `to_json`, and what earlier versions wrote.
+        """Read back `to_json`, and the files of earlier versions.
 
         Raises:
-            UserError: If the text is no JSON, or not that of a record: a key is missing, a type or value is wrong.
+            UserError: If the text is no JSON, a key is missing, or a type or value is wrong.
         """
         try:
             return cls._from_values(parse(text))
@@ -79,15 +78,16 @@ class Record:
 
     @classmethod
     def _from_values(cls, values: Any) -> Record:
-        known = isinstance(values, dict) and values.get("format") == FORMAT
-        if not known or not values.keys() >= REQUIRED:
+        values = cast(dict[str, Any], values if isinstance(values, dict) else {})
+        if values.get("format") != FORMAT or not values.keys() >= REQUIRED_KEYS:
             raise UserError(f"no {FORMAT} adapter; give a folder that save_adapter wrote")
         for key in ("base_model", "mask_checksum"):
             if not isinstance(values[key], str) or not values[key]:
                 raise UserError(f"{key} must be text; it is damaged, save the adapter again")
         if not isinstance(values["config"], dict):
             raise UserError("config must map settings to values; it is damaged, save the adapter again")
-        extra, found, digest = (values.get(key) for key in ("extra", "fingerprint", "weights_sha256"))
+        extra, fingerprint = values.get("extra"), values.get("fingerprint")
+        digest = values.get("weights_sha256")
         if not isinstance(digest, str | None):
             raise UserError("weights_sha256 must be text; it is damaged, save the adapter again")
         return cls(
@@ -96,7 +96,7 @@ class Record:
             plan=Plan.from_dict(values["plan"]),
             mask_checksum=values["mask_checksum"],
             extra=None if extra is None else names("extra", extra),
-            fingerprint=None if found is None else Fingerprint.from_dict(found),
+            fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
             weights_sha256=digest,
             intact=values.get("checksum") in (None, _checksum(values)),
         )
@@ -109,7 +109,7 @@ def parse(text: str) -> Any:
         UserError: If it is something else.
     """
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_integer)
     except UserError:
         raise
     except ValueError as error:
@@ -122,24 +122,19 @@ def _finite(text: str) -> float:
     return number
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     _finite(text)
     return int(text)
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    """SHA-256 of all that a record holds but this."""
+    """SHA-256 of a record without its checksum."""
     rest = {key: value for key, value in values.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-INFERENCE = "inference.json"
-KINDS = ("images", "texts")
-MOST_BYTES = 64 * 2**20
-
-
 def write_inference(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record into an adapter's folder.
+    """Write `inference.json` into an adapter's folder.
 
     Raises:
         UserError: If the file cannot be written.
@@ -149,7 +144,7 @@ def write_inference(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_inference(folder: Path) -> dict[str, Any] | None:
-    """The record of an adapter's folder; None if it has none.
+    """The content of `inference.json` in an adapter's folder; None without that file.
 
     Raises:
         UserError: If it is damaged.
@@ -158,16 +153,16 @@ def read_inference(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(read_text(path, MOST_BYTES))
-        _check(record)
+        record = json.loads(read_text(path))
+        _check_inference(record)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it again from where the adapter was trained") from error
     return record
 
 
-def _check(record: Any) -> None:
-    """Raise if a field is missing or of another kind."""
-    if record["kind"] not in KINDS or not isinstance(record["model"]["name"], str):
+def _check_inference(record: Any) -> None:
+    """Raise any of the errors above if a field is missing or of another type."""
+    if record["kind"] not in INFERENCE_KINDS or not isinstance(record["model"]["name"], str):
         raise ValueError("it has another form")
     if not all(isinstance(name, str) for name in record["classes"]):
         raise ValueError("its classes are no names")

@@ -1,4 +1,4 @@
-"""Save what an adapter has trained."""
+"""Save an adapted model's trained tensors, and the checks that saving and loading share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from capaboost_core.adapter_files.record import FORMAT, Record
 from capaboost_core.errors import UserError
 from capaboost_core.injection import Injection, adapted_layers, injection_of, mask_checksum
 from capaboost_core.layers import Adapted
-from capaboost_core.wrappers import gather_full, is_partitioned, is_sharded, strip_wrappers, unwrap
+from capaboost_core.wrappers import gather_full, is_partitioned, is_sharded, named_modules, unwrap
 
 __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
 
@@ -21,14 +21,14 @@ __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     """Write `adapter.safetensors` and `adapter_config.json`.
 
-    The first holds the additions, the head and all else that trains, each parameter under its name in the bare model,
-    whether or not the planned ones are frozen at the moment, and the running statistics that training moves; for
-    method `full` every parameter. The second holds the configuration, the plan, the base model's name and a
-    fingerprint of its frozen weights, and checksums. Masks are not stored. Equal adapters give equal files.
+    The first holds the additions, the head and all else that trains, each parameter under its name in the bare model
+    and even if it is frozen at the moment, and the running statistics that training changes; for method `full` every
+    parameter. The second holds the configuration, the plan, the base model's name and a fingerprint of its frozen
+    weights, and checksums. Masks are not stored. Equal adapters give equal files.
 
-    After a kill at any moment the folder holds the adapter that it held or the new one. A compiled, parallel or
-    averaged model is seen through. If its parameters are sharded (FSDP2), all processes must call this together: they
-    gather the values, the first writes, and all return, or raise, when it has.
+    After a kill at any moment the folder holds the previous adapter or the new one. The model may be compiled,
+    parallel or averaged. If its parameters are sharded (FSDP2), all processes must call this together: they gather the
+    values, the first one writes, and then all return or raise.
 
     Returns:
         The folder.
@@ -62,8 +62,8 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
 
 def check_complete(model: nn.Module, injection: Injection, layers: list[Adapted]) -> None:
     """Refuse to save an incomplete adapter."""
-    wanted = {target.path for target in injection.plan.targets} if injection.config.layers else set()
-    found = {strip_wrappers(path) for path, module in model.named_modules() if isinstance(module, Adapted)}
+    wanted = {target.path for target in injection.plan.targets if injection.config.layers}
+    found = {path for path, module in named_modules(model).items() if isinstance(module, Adapted)}
     for path in sorted((wanted ^ found) | (wanted ^ {layer.path for layer in layers})):
         raise UserError(f"{path} is not as inject left it; save the model that inject returned, with all its layers")
 
@@ -92,7 +92,7 @@ def check_finite(name: str, tensor: Tensor, advice: str) -> None:
 
 
 def values_of(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The values to save."""
+    """The complete values to save, on the CPU; an error if there are none, or one is not finite."""
     if not tensors:
         raise UserError("the model has nothing that is trained; its head or its layers were removed after inject")
     check_not_meta(model)
@@ -103,8 +103,8 @@ def values_of(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _write_once(folder: Path, record: Record, tensors: dict[str, Tensor]) -> None:
-    """Write on the first process; all processes return, or raise, together."""
-    failure = [None]
+    """Write on the first process; all processes return or raise together."""
+    failure: list[str | None] = [None]
     if distributed.get_rank() == 0:
         try:
             write_adapter(folder, record, tensors)

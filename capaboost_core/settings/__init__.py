@@ -1,1 +1,1 @@
-"""Settings as strict pydantic models, in words, and from YAML."""
+"""Settings as strict pydantic models, and the YAML that they are read from."""

@@ -1,4 +1,4 @@
-"""Settings as strict pydantic models, whose mistakes are one line that says what to type."""
+"""Settings as strict pydantic models: a mistake is one line that says what to type, and `help_on` describes them."""
 
 from __future__ import annotations
 
@@ -15,101 +15,16 @@ from pydantic_core import PydanticCustomError
 
 from capaboost_core.errors import UserError
 
-# Settings as text: allowed values, typed values, and the help.
-
-
-WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-LISTS = {int: "whole numbers", float: "numbers"}
-LONGEST = 60  # characters of a wrong value in a message
-
-
-def shown(value: Any) -> str:
-    """A value as YAML has it or Python shows it, shortened."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
-        return "a number of too many digits"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-
-
-def wanted(field: FieldInfo) -> str:
-    """What may be typed for a setting: `a number above 0, such as 1e-3, or null`."""
-    *some, last = _alternatives(field.annotation, field)
-    return f"{', '.join(some)}{',' if ' ' in some[-1] else ''} or {last}" if some else last
-
-
-def help_on(sections: Mapping[str, Any], width: int = 79) -> str:
-    """Every setting of the sections as `--set` takes it, with its value, its text and what may be typed.
-
-    Args:
-        sections: By name, classes of settings, shown with their defaults, or settings, shown with their values.
-        width: Of the lines.
-    """
-    return "\n".join(_help_on_setting(name, section, setting, width)
-                     for name, section in sections.items() for setting in _fields(section))  # fmt: skip
-
-
-def _help_on_setting(name: str, section: Any, setting: str, width: int) -> str:
-    field = _fields(section)[setting]
-    value = field.default if isinstance(section, type) else section.to_dict()[setting]
-    default = "VALUE" if field.is_required() else yaml.safe_dump(value, default_flow_style=True)
-    default = default.removesuffix("\n...\n").strip()
-    text = textwrap.wrap(f"{field.description} Type {wanted(field)}.", width - 6)
-    return "\n      ".join([f"  {name}.{setting}={default}", *text])
-
-
-def _fields(section: Any) -> dict[str, FieldInfo]:
-    return (section if isinstance(section, type) else type(section)).model_fields
-
-
-def _alternatives(hint: Any, field: FieldInfo) -> Iterator[str]:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        for part in get_args(hint):
-            yield from _alternatives(part, field)
-    elif origin is Annotated:
-        yield from _alternatives(get_args(hint)[0], field)
-    elif origin is Literal:
-        yield from (str(choice) for choice in get_args(hint))
-    elif origin is tuple:
-        yield f"a list of {LISTS.get(get_args(hint)[0], 'texts')}"
-    elif origin is dict or hint not in (*WORDS, type(None)):  # the latter of settings in settings
-        yield f"names with values, such as {(field.examples or ['{class_token: false}'])[0]}"
-    elif hint is type(None):
-        meaning = (field.json_schema_extra or {}).get("null")
-        yield f"null for {meaning}" if meaning else "null"
-    else:
-        example = f", such as {field.examples[0]}" if field.examples else ""
-        yield f"{WORDS[hint]}{_bounds(hint, field)}{example}"
-
-
-def _bounds(hint: type, field: FieldInfo) -> str:
-    names = ("ge", "gt", "le", "lt")
-    limits = {name: getattr(part, name) for part in field.metadata for name in names if hasattr(part, name)}
-    if hint is int and "lt" in limits:
-        limits["le"] = limits.pop("lt") - 1
-    match limits:
-        case {"ge": low, "le": high}:
-            return f" from {low} to {high}"
-        case {"ge": low, "lt": high}:
-            return f" from {low} to below {high}"
-        case {"gt": low, "le": high}:
-            return f" above {low} and at most {high}"
-        case {"ge": low}:
-            return f" of {low} or more"
-        case {"gt": low}:
-            return f" above {low}"
-    return ""
-
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+LIST_NAMES = {int: "whole numbers", float: "numbers"}
+LONGEST_VALUE = 60  # characters of a wrong value in a message
 
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if type(v) is list else v)]
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: frozen, compared by value; unknown settings are refused.
+    """Base of every group of settings: frozen, compared by value; unknown settings raise an error.
 
     Types are strict, except that an integer is accepted for a float and a list for a tuple; numbers are finite.
 
@@ -152,7 +67,7 @@ class Settings(BaseModel):
 
     @classmethod
     def fields_for(cls, values: Mapping[str, Any]) -> dict[str, FieldInfo]:
-        """The settings beside the given ones."""
+        """The settings that can be given with the given ones."""
         return cls.model_fields
 
     def replace(self, **changes: Any) -> Self:
@@ -169,7 +84,7 @@ class Settings(BaseModel):
 
     def derive(self, name: str, value: Any) -> None:
         """Within a validator: give a setting the value that follows from others, as if it had not been set."""
-        self.__dict__[name] = value
+        vars(self)[name] = value
         self.model_fields_set.discard(name)
 
 
@@ -188,7 +103,7 @@ def one_line(error: ValidationError, cls: type[Settings], values: Any, prefix: s
         return f"{prefix}{context['name']} is {shown(context['value'])}; {context['advice']}"
     if not first["loc"]:
         return f"{prefix.rstrip('.') or 'the configuration'} is {shown(values)}; give names with values"
-    name = first["loc"][0]
+    name = str(first["loc"][0])
     if kind in ("extra_forbidden", "invalid_key"):
         return f"unknown {'setting' if prefix else cls.kind} {prefix}{name}; {hint(name, cls.model_fields, prefix)}"
     if kind == "missing":
@@ -203,3 +118,85 @@ def hint(name: Any, known: Iterable[str], prefix: str = "", otherwise: str | Non
     if close:
         return f"did you mean {prefix}{close[0]}?"
     return otherwise or f"known: {', '.join(prefix + k for k in known)}"
+
+
+def shown(value: Any) -> str:
+    """A value in the notation of YAML or Python, shortened."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of too many digits"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def wanted(field: FieldInfo) -> str:
+    """The values of a setting in words: `a number above 0, such as 1e-3, or null`."""
+    *some, last = _alternatives(field.annotation, field)
+    return f"{', '.join(some)}{',' if ' ' in some[-1] else ''} or {last}" if some else last
+
+
+def help_on(sections: Mapping[str, Any], width: int = 79) -> str:
+    """Every setting of the sections as in `--set`, with its value, its description and its possible values.
+
+    Args:
+        sections: Classes of settings, shown with their defaults, or settings, shown with their values, by name.
+        width: Of the lines, in characters.
+    """
+    return "\n".join(_help_on_setting(name, section, setting, width)
+                     for name, section in sections.items() for setting in _fields(section))  # fmt: skip
+
+
+def _help_on_setting(name: str, section: Any, setting: str, width: int) -> str:
+    field = _fields(section)[setting]
+    value = field.default if isinstance(section, type) else section.to_dict()[setting]
+    default = "VALUE" if field.is_required() else yaml.safe_dump(value, default_flow_style=True)
+    default = default.removesuffix("\n...\n").strip()
+    text = textwrap.wrap(f"{field.description} Type {wanted(field)}.", width - 6)
+    return "\n      ".join([f"  {name}.{setting}={default}", *text])
+
+
+def _fields(section: Any) -> dict[str, FieldInfo]:
+    return (section if isinstance(section, type) else type(section)).model_fields
+
+
+def _alternatives(hint: Any, field: FieldInfo) -> Iterator[str]:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        for part in get_args(hint):
+            yield from _alternatives(part, field)
+    elif origin is Annotated:
+        yield from _alternatives(get_args(hint)[0], field)
+    elif origin is Literal:
+        yield from (str(choice) for choice in get_args(hint))
+    elif origin is tuple:
+        yield f"a list of {LIST_NAMES.get(get_args(hint)[0], 'texts')}"
+    elif origin is dict or hint not in (*TYPE_NAMES, type(None)):
+        yield f"names with values, such as {(field.examples or ['{class_token: false}'])[0]}"
+    elif hint is type(None):
+        extra = field.json_schema_extra
+        meaning = extra.get("null") if isinstance(extra, dict) else None
+        yield f"null for {meaning}" if meaning else "null"
+    else:
+        example = f", such as {field.examples[0]}" if field.examples else ""
+        yield f"{TYPE_NAMES[hint]}{_bounds(hint, field)}{example}"
+
+
+def _bounds(hint: type, field: FieldInfo) -> str:
+    names = ("ge", "gt", "le", "lt")
+    limits = {name: getattr(part, name) for part in field.metadata for name in names if hasattr(part, name)}
+    if hint is int and "lt" in limits:
+        limits["le"] = limits.pop("lt") - 1
+    match limits:
+        case {"ge": low, "le": high}:
+            return f" from {low} to {high}"
+        case {"ge": low, "lt": high}:
+            return f" from {low} to below {high}"
+        case {"gt": low, "le": high}:
+            return f" above {low} and at most {high}"
+        case {"ge": low}:
+            return f" of {low} or more"
+        case {"gt": low}:
+            return f" above {low}"
+    return ""

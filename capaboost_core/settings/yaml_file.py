@@ -12,11 +12,11 @@ import yaml
 
 from capaboost_core.errors import UserError
 
-DEEPEST = 20  # levels of nesting
+MAX_DEPTH = 20  # levels of nesting
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file; a byte-order mark is passed over.
+    """The content of a YAML file, with or without a byte-order mark.
 
     Raises:
         UserError: If the file cannot be read, is not YAML, or holds what `parse_yaml` refuses.
@@ -33,7 +33,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Values of plain types, with numbers as in YAML 1.2: `1e-3` is one, `012` is 12, and `1:30` a text.
+    """Values of plain types, with numbers as in YAML 1.2: `1e-3` is a number, `012` is 12, and `1:30` is text.
 
     Raises:
         YAMLError: If the text is not YAML, gives a name twice, has names that are not strings, tags of Python,
@@ -51,16 +51,16 @@ def _parsed(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses what would be dropped silently or would not fit into memory."""
+    """A SafeLoader that refuses what PyYAML would drop silently, and what could fill the memory."""
 
     depth = 0
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise _refused("aliases such as *name are not read; write the value out", self.peek_event().start_mark)
         self.depth += 1
-        if self.depth > DEEPEST:
-            raise _refused(f"more than {DEEPEST} levels of nesting", self.peek_event().start_mark)
+        if self.depth > MAX_DEPTH:
+            raise _refused(f"more than {MAX_DEPTH} levels of nesting", self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -71,8 +71,8 @@ class _Loader(yaml.SafeLoader):
             raise _refused("half a surrogate pair is not a character; write the character itself", node.start_mark)
         return text
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        names = set()
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
         for key, _ in node.value:
             name = self.construct_object(key)
             if not isinstance(name, str):
@@ -92,13 +92,13 @@ def _refused(problem: str, mark: yaml.Mark) -> yaml.YAMLError:
 
 
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
-_WHOLE = re.compile(r"[-+]?(0x[0-9a-fA-F]+|[0-9][0-9_]*)$")
-_REAL = re.compile(r"[-+]?(([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$")
+_INT_RE = re.compile(r"[-+]?(0x[0-9a-fA-F]+|[0-9][0-9_]*)$")
+_REAL_RE = re.compile(r"[-+]?(([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$")
 # Without YAML 1.1's numbers, which PyYAML reads: octal by a leading zero, and base 60.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in resolvers if tag not in (_INT, _FLOAT)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_INT, _WHOLE, list("-+0123456789"))
-_Loader.add_implicit_resolver(_FLOAT, _REAL, list("-+.0123456789"))
+_Loader.add_implicit_resolver(_INT, _INT_RE, list("-+0123456789"))
+_Loader.add_implicit_resolver(_FLOAT, _REAL_RE, list("-+.0123456789"))
 _Loader.add_constructor(_INT, _Loader.construct_number)

@@ -149,7 +149,7 @@ REFUSED = {
     "a method": (lambda layer: setattr(layer, "forward", MethodType(twice, layer)), r"on the instance \(twice\)"),
     "a partial": (lambda layer: setattr(layer, "forward", functools.partial(twice, layer)), r"instance \(partial\)"),
     "a method below a hook": (twice_below_a_hook, r"on the instance \(twice\)"),
-    "compiled": (lambda layer: layer.compile(), "target first is compiled by itself"),
+    "compiled": (lambda layer: layer.compile(), "target first was compiled without an adapter"),
     "offloaded": (offloaded, "target first is offloaded by accelerate"),
     "a parametrization": (parametrizations.weight_norm, "first is a ParametrizedLinear, not an nn.Linear"),
 }
@@ -323,7 +323,7 @@ def test_additions_without_an_effect_are_told_once(preset):
         assert [("such as read" in one, "\n" in one) for one in found] == [(True, False)] * expected
         assert len(model._forward_hooks) == len(model._forward_pre_hooks)  # those of the tied weights
         if paths != alive:
-            with pytest.raises(UserError, match=r"Past computes past an adapted layer, such as read"):
+            with pytest.raises(UserError, match=r"Past bypasses an adapted layer, such as read"):
                 check_alive(model.train(), ROWS)
             assert all(module.training for module in model.modules())
 

@@ -84,7 +84,7 @@ WHOLE_NUMBERS = torch.ones(8, 8, dtype=torch.int8)
 REFUSED = [
     (18, lambda: with_weight(SUBCLASS), ["0", "1"], "target 1 has a weight of Int8"),
     (18, lambda: with_weight(WHOLE_NUMBERS), ["0", "1"], "target 1 has a weight of torch.int8"),
-    (17, attention, ["out_proj"], "nn.MultiheadAttention reads its weight past the layer"),
+    (17, attention, ["out_proj"], "nn.MultiheadAttention reads its weight without calling it"),
     (35, lambda: nn.Sequential(Conv1D()), ["0"], "0 is a tests.core.test_bypass.Conv1D, and only nn.Linear"),
 ]
 

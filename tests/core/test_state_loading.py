@@ -160,7 +160,7 @@ def test_damaged_files_leave_the_model_as_it_was(tmp_path, case, into):
 
 @pytest.mark.hard_case(5)
 @pytest.mark.parametrize("into", [fresh_base, adapted])
-@pytest.mark.parametrize("failing", ["attach", "copy_whole"])
+@pytest.mark.parametrize("failing", ["attach", "copy_full"])
 def test_what_fails_after_the_checks_is_undone(tmp_path, monkeypatch, failing, into):
     saved(tmp_path)
     model, calls, real = into(), [], getattr(loading, failing)

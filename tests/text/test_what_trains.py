@@ -183,7 +183,7 @@ PAST = {  # what reads a weight past its layer, as it comes without the kernels 
 @pytest.mark.parametrize("preset", ["lora", "capaboost-lora"])
 def test_targets_that_compute_nothing_are_refused_where_no_row_knows_them(config, targets, preset):
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UserError, match=f"computes past 2 adapted layers, such as .*{targets[-1]}, whose additions"):
+    with pytest.raises(UserError, match=f"bypasses 2 adapted layers, such as .*{targets[-1]}, whose additions"):
         inject(model, CapaBoostConfig(**dict(PRESETS[preset].to_dict(), targets=targets, r=1)))
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not hasattr(model, "capaboost")

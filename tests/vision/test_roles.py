@@ -135,7 +135,7 @@ def test_only_additions_and_the_head_train(name):
 @pytest.mark.parametrize("targets", [["qkv"], ["qkv", "fc1"]])
 def test_through_the_core_a_weight_that_is_read_past_its_layer_is_refused(name, targets):
     model = timm.create_model(name, **NAMES[name][0])
-    with pytest.raises(UserError, match=r"computes past .*qkv, whose additions have no effect"):
+    with pytest.raises(UserError, match=r"bypasses .*qkv, whose additions have no effect"):
         capaboost_core.inject(model, CapaBoostConfig(targets=targets))
     assert all(parameter.requires_grad for parameter in model.parameters())
     capaboost_core.inject(model, CapaBoostConfig(targets=["attn.proj"]))
@@ -144,5 +144,5 @@ def test_through_the_core_a_weight_that_is_read_past_its_layer_is_refused(name, 
 def test_a_model_of_torchvision_is_watched():
     model = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2])
     capaboost_core.inject(model, CapaBoostConfig(targets=["qkv"]))
-    with pytest.warns(NoEffectWarning, match="SwinTransformer computes past 2 adapted layers"):
+    with pytest.warns(NoEffectWarning, match="SwinTransformer bypasses 2 adapted layers"):
         model(torch.zeros(1, 3, 32, 32))
