@@ -48,8 +48,7 @@ class Injection:
     base_model: str
     flags_set: tuple[tuple[str, str], ...] = ()  # the plan's required flags that were false before
     copy_cache: MaskedCopyCache | None = field(default=None, compare=False, repr=False)
-    watch: Watch | None = field(default=None, compare=False, repr=False)
-    hooks: Sequence[RemovableHandle] = field(default=(), compare=False, repr=False)  # without those of these two
+    hooks: Sequence[RemovableHandle | Watch] = field(default=(), compare=False, repr=False)  # the others on the model
     statistics: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # of the base
 
 
@@ -145,9 +144,9 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
             setattr(model.get_submodule(path), attribute, True)
     tied = [weight for layer in layers.values() for weight in layer.tied_weights().values()]
     of_base = {name: buffer.detach().clone() for name, buffer in statistics(model).items()}
-    copy_cache, watch = MaskedCopyCache(model, tied) if tied else None, Watch(model) if layers else None
-    hooks = _register_hooks(model, injection.config)
-    injection = replace(injection, copy_cache=copy_cache, watch=watch, hooks=hooks, statistics=of_base)
+    copy_cache = MaskedCopyCache(model, tied) if tied else None
+    hooks = [*([Watch(model)] if layers else []), *_register_hooks(model, injection.config)]
+    injection = replace(injection, copy_cache=copy_cache, hooks=hooks, statistics=of_base)
     setattr(model, INJECTION, injection)
     rest(model, injection.plan.head, injection.config.trains)
     if hasattr(type(model), "save_pretrained"):
@@ -160,7 +159,7 @@ def remove_injection(model: nn.Module) -> nn.Module:
     injection = injection_of(model)
     for path, attribute in injection.flags_set:
         setattr(model.get_submodule(path), attribute, False)
-    for hooks in filter(None, (injection.copy_cache, injection.watch, *injection.hooks)):
+    for hooks in filter(None, (injection.copy_cache, *injection.hooks)):
         hooks.remove()
     wake(model)
     for name in (INJECTION, HOOKED, "save_pretrained"):
@@ -279,7 +278,7 @@ def _warn_unhooked(model: nn.Module, _: Any) -> None:
     if training and (injection := find_injection(model)) and not getattr(model, HOOKED, False):
         setattr(model, HOOKED, True)
         warnings.warn(
-            f"{injection.config.method} does something at each training step (a loss of its own, a penalty, "
+            f"{injection.config.method} does something at each training step (an additional loss, a penalty, "
             "moving ranks or learning rates) that this loop does not call; train with the commands, or call the hooks "
             "of capaboost_core.task.Hooks(model), made before the first step",
             UnhookedWarning,

@@ -59,7 +59,7 @@ def _check_forward(path: str, layer: nn.Module) -> None:
     if (forward := own_forward(layer)) is not None:
         kind = getattr(forward, "__qualname__", type(forward).__name__)
         raise UserError(
-            f"target {path} has a forward of its own on the instance ({kind}), which an adapter would miss; inject "
+            f"target {path} has a forward on the instance ({kind}), which an adapter would not call; inject "
             "first, and replace the forward then"
         )
 
@@ -118,7 +118,7 @@ def dead_layers(model: nn.Module, outputs: Any) -> list[str]:
         model: An adapted model, bare.
         outputs: Tensors, in mappings, sequences or dataclasses.
     """
-    layers = _working(model)
+    layers = working_layers(model)
     trained = {layer.path: [p for p in layer.own_parameters().values() if p.requires_grad] for layer in layers}
     wanted = {id(parameter) for parameters in trained.values() for parameter in parameters}
     reached = _reached([tensor for tensor in _tensors(outputs) if tensor.is_floating_point()], wanted)
@@ -172,9 +172,9 @@ class Watch:
 
     def look(self, model: nn.Module, _: Any, outputs: Any) -> None:
         compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] (it is documented)
-        if compiled or not torch.is_grad_enabled() or transformed() or not _working(model):
+        if compiled or not torch.is_grad_enabled() or transformed() or not working_layers(model):
             return
-        dead, adapted = dead_layers(model, outputs), len(_working(model))
+        dead, adapted = dead_layers(model, outputs), len(working_layers(model))
         self.unseen = set(dead) if self.unseen is None else self.unseen & set(dead)
         self.passes += 1
         if self.unseen and (len(dead) == adapted or self.passes == PASSES):
@@ -187,8 +187,8 @@ class Watch:
         self.handle.remove()
 
 
-def _working(model: nn.Module) -> list[Adapted]:
-    """The adapted layers that are neither disabled nor merged now."""
+def working_layers(model: nn.Module) -> list[Adapted]:
+    """The adapted layers that are neither disabled nor merged now, so that their additions are computed."""
     layers = (module for module in model.modules() if isinstance(module, Adapted))
     return [layer for layer in layers if layer.enabled and not getattr(layer, "merged", False)]
 

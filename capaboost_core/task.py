@@ -134,8 +134,3 @@ class Hooks:
     def load_state(self, state: dict[str, Any]) -> None:
         if self.method and state:
             self.method.load_state(self.model, state)
-
-    @torch.no_grad()
-    def finish(self) -> None:
-        if self.method:
-            self.method.finish(self.model)

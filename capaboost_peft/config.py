@@ -51,7 +51,7 @@ class CapaBoostConfig(LoraConfig):
         seed: Of the masks, which are never stored: they follow from seed, module path, weight and copy.
         scaling: stable: s = lora_alpha / (r d density^2); alpha-r: s = lora_alpha / r, as in the paper. `use_rslora`
             multiplies both by sqrt(r).
-        slices: For layers whose output fuses several, what gets an increment of its own: letters of "qkv", such as
+        slices: The parts of fused layers that get separate increments: letters of "qkv", such as
             {"qkv": "qv"}, or rows of the output, such as {"qkv": [[0, 384], [768, 1152]]}. Keys are as those of
             `rank_pattern`.
         mask_checksum: SHA-256 of the masks, which saving fills in and loading compares.
@@ -111,18 +111,18 @@ def _rise(rows: Any) -> bool:
         bounds = [bound for start, stop in rows for bound in (start, stop)]
     except (TypeError, ValueError):
         return False
-    whole = bool(bounds) and all(type(bound) is int for bound in bounds) and bounds[0] >= 0
-    return whole and bounds == sorted(bounds) and all(start < stop for start, stop in rows)
+    valid = bool(bounds) and all(type(bound) is int for bound in bounds) and bounds[0] >= 0
+    return valid and bounds == sorted(bounds) and all(start < stop for start, stop in rows)
 
 
 def rows_of(rows: Any, width: int, model_config: Any, path: str) -> tuple[tuple[int, int], ...]:
     """The (start, stop) ranges of a fused layer's output that `slices` names.
 
     Args:
-        rows: Its entry: letters, or the ranges.
-        width: Of the layer's output.
+        rows: The entry of the layer: letters, or ranges.
+        width: The size of the layer's output.
         model_config: transformers' configuration, which says how many heads share keys and values; None otherwise.
-        path: Of the layer.
+        path: The path of the layer.
 
     Raises:
         UserError: If the ranges end outside the layer, or its rows are not q, k and v one after another.

@@ -38,7 +38,7 @@ def to_core(model: PeftModel, folder: str | Path, adapter_name: str = "default")
 
     Raises:
         UserError: If the model has no such adapter, or it has what the core's files do not: several ranks or alphas,
-            convolutions, attentions as a whole, experts, biases, trained tokens. Nothing is written then.
+            convolutions, complete attentions, experts, biases, trained tokens. Nothing is written then.
     """
     config, base = _capaboost_config(model, adapter_name), model.get_base_model()
     layers = {base_path(name): layer for name, layer in layers_with(base, adapter_name)}

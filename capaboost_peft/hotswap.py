@@ -1,7 +1,7 @@
 """peft's in-place hot-swapping (`peft.utils.hotswap`) of adapters with shared weights, without recompiling.
 
-A served model needs no shared weights: `prepare_model_for_compiled_hotswap(model, target_rank=R)` puts plain factors
-of rank R in their place, and `hotswap_adapter` fills these with the masked copies of a packed file, padded with zeros.
+A served model needs no shared weights: `prepare_model_for_compiled_hotswap(model, target_rank=R)` gives it plain
+factors of rank R, and `hotswap_adapter` fills these with the masked copies of a packed file, padded with zeros.
 So adapters may differ in d, r, density, masks, scale and slices, as long as s d r <= R (s slices of a fused layer).
 """
 
@@ -34,7 +34,7 @@ def register() -> None:
 
 
 def pad(model: nn.Module, target_rank: int) -> bool:
-    """peft's padding, after plain factors are put in the place of shared ones.
+    """peft's padding, after shared factors are replaced by plain ones.
 
     Raises:
         UserError: If an adapter's rank is above the target (before a weight is changed).
@@ -49,7 +49,7 @@ def pad(model: nn.Module, target_rank: int) -> bool:
 
 
 def make_plain(layer: LoraLayer, adapter: str) -> None:
-    """Put plain factors in the place of a layer's shared ones."""
+    """Replace a layer's shared factors by plain ones."""
     for factors in (layer.lora_A, layer.lora_B):
         if isinstance(factor := factors[adapter], Factor):
             factors[adapter] = plain(factor)

@@ -153,7 +153,7 @@ class CapaBoostModel(LoraModel):
         if expected not in (None, mask_checksum(model, adapter_name)):
             raise UserError(
                 f"the masks of adapter {adapter_name} differ from those that it was trained with: the modules have "
-                "other paths or sizes here; load it into its base model (to train anew, set mask_checksum to None)"
+                "other paths or sizes here; load it into its base model (to train again, set mask_checksum to None)"
             )
         close_fast_paths(model, [name for name, _ in layers])
         MaskedCopyCache(model, [factor for _, layer in layers for factor in factors_of(layer, adapter_name)])
@@ -298,9 +298,7 @@ def _check_target(path: str, module: nn.Module, parent: nn.Module | None) -> Non
     if isinstance(layer, CONVOLUTIONS) and layer.groups > 1:
         raise UserError(f"target {path} is a grouped convolution, which cannot share a weight; drop it")
     if isinstance(parent, nn.MultiheadAttention):
-        raise UserError(
-            f"target {path}: nn.MultiheadAttention never calls it; target the attention itself"
-        )
+        raise UserError(f"target {path}: nn.MultiheadAttention never calls it; target the attention itself")
 
 
 def rows_in(config: CapaBoostConfig, path: str, width: int, model: nn.Module) -> Rows:

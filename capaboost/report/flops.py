@@ -40,6 +40,7 @@ from capaboost.report.counting import (
 )
 from capaboost_core.injection import adapted_layers
 from capaboost_core.layers import Adapted
+from capaboost_core.liveness import working_layers
 from capaboost_core.modes import disabled
 
 # Multiply-adds of additions, from the calls of adapted layers, however a layer computes its products.
@@ -79,8 +80,7 @@ def layer_calls(model: nn.Module) -> Iterator[list[LayerCall]]:
         with untraced():
             calls.append(LayerCall(layer, x.numel() // x.shape[-1], x.requires_grad))
 
-    working = [layer for layer in adapted_layers(model) if layer.enabled and not getattr(layer, "merged", False)]
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in working]
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in working_layers(model)]
     try:
         yield calls
     finally:

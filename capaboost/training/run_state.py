@@ -129,11 +129,10 @@ class RunState:
         self.selection.offer(metrics, lambda: copied(self._weights()))
 
     def finish(self) -> dict[str, float]:
-        """Put back the selected epoch, if there is one, and let the method finish; returns that epoch's metrics."""
+        """Restore the selected epoch, if there is one; returns that epoch's metrics."""
         best = self.selection.best
         if best:
             self._assign(best["parameters"], best.get("method", {}))
-        self.hooks.finish()
         return best["metrics"] if best else self.metrics
 
     def check_finite(self, loss: float, epoch: int) -> None:

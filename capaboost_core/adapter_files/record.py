@@ -27,7 +27,7 @@ INFERENCE_KINDS = ("images", "texts")
 
 @dataclass(frozen=True)
 class Record:
-    """The content of `adapter_config.json`; None stands for fields that older files lack.
+    """The content of `adapter_config.json`; fields that older files lack are None.
 
     Attributes:
         base_model: Name of the model that it was trained on.

@@ -418,9 +418,6 @@ class Method(NamedSettings):
             of_base: Whether the state dict was that of the base model alone.
         """
 
-    def finish(self, model: nn.Module) -> None:
-        """Called once, after the last step and the return to a selected epoch, and before testing and saving."""
-
 
 def check_preset(name: str) -> None:
     """Refuse a name that no preset has.

@@ -51,7 +51,7 @@ class Settings(BaseModel):
 
         Args:
             values: By name of the setting.
-            prefix: What stands before the names in messages, such as `train.`.
+            prefix: Text before the names in messages, such as `train.`.
 
         Raises:
             UserError: If a setting is unknown, missing, of a wrong type or out of range.

@@ -142,14 +142,6 @@ class Hurried(ToyMethod):
         return (loss_of(model, batch) + loss_of(model, batch)) / 2
 
 
-class Averaging(ToyMethod):
-    """An act before testing and saving that would show if it were done twice."""
-
-    def finish(self, model):
-        for layer in adapted_layers(model):
-            layer.toy.packed.mul_(0.5)
-
-
 TOYS = dict(
     toy=ToyMethod,
     biases=Biases,
@@ -157,7 +149,6 @@ TOYS = dict(
     penalised=Penalised,
     hurried=Hurried,
     acting=Acting,
-    averaging=Averaging,
 )
 
 
@@ -330,16 +321,6 @@ class Falling(Toy):
 def test_a_selected_epoch_has_its_own_state(tmp_path):
     network, _ = run(tmp_path, task=Falling, network=adapted("acting"), select_by="score")
     assert torch.equal(network[0].importance, Falling.importances[1])
-
-
-@pytest.mark.parametrize("select_by", [None, "score"])
-def test_finishing_is_done_once_also_where_a_run_was_stopped_after_it(tmp_path, select_by):
-    plain, result = run(tmp_path / "plain", network=adapted("toy"), select_by=select_by)
-    network, _ = run(tmp_path / "run", network=adapted("averaging"), select_by=select_by)
-    torch.testing.assert_close(network[0].toy.packed, 0.5 * plain[0].toy.packed)
-    again, repeated = run(tmp_path / "run", network=adapted("averaging"), select_by=select_by, resume=True)
-    assert same(network, again)
-    assert repeated.metrics == result.metrics
 
 
 if __name__ == "__main__":
