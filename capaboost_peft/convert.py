@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners import lora
@@ -86,7 +87,7 @@ def from_core(base: nn.Module, folder: str | Path, adapter_name: str = "default"
     targets = record.plan.targets
     config = CapaBoostConfig(
         r=method.r,
-        lora_alpha=method.r if method.alpha is None else method.alpha,
+        lora_alpha=cast(int, method.r if method.alpha is None else method.alpha),  # peft takes any number
         lora_dropout=method.dropout,
         target_modules=[target.path for target in targets],
         modules_to_save=head or None,
