@@ -13,6 +13,7 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, re
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
+from transformers import ViTConfig, ViTModel
 
 from capaboost_core import (
     CapaBoostConfig,
@@ -390,3 +391,11 @@ def test_a_node_of_the_graph_is_looked_at_once_however_many_ways_lead_to_it(monk
     monkeypatch.setattr(liveness, "_edges", lambda node, *rest: nodes.append(node) or edges(node, *rest))
     assert dead_layers(model, outputs) == ["unused"]
     assert 20 < len(nodes) < 60  # and not 2**10
+
+
+def test_a_vision_model_of_transformers_is_looked_through_with_an_image():
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = ViTModel(ViTConfig(image_size=8, patch_size=4, **sizes))
+    model.unused = nn.Linear(16, 16)
+    with pytest.raises(UserError, match="computes past an adapted layer, such as unused"):
+        inject(model, dict(method="lora", r=2, targets=["unused"]))
