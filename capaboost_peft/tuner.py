@@ -35,6 +35,7 @@ from capaboost_peft.config import CapaBoostConfig, peft_type, rows_of
 from capaboost_peft.quantized import check_merge, is_quantized, rounding_class, stated
 
 Rows = tuple[tuple[int, int], ...]
+SHARDED = "a process holds only a part of the weights"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -181,6 +182,8 @@ class CapaBoostModel(LoraModel):
     def _check_merge_allowed(self) -> None:
         """peft calls this before it merges."""
         super()._check_merge_allowed()
+        if any(map(is_sharded, self.model.parameters())):
+            raise UserError(f"{SHARDED}; load the saved adapter in one process and merge it there")
         check_merge(self.model.named_modules())
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
@@ -240,7 +243,7 @@ class CapaBoostModel(LoraModel):
         config.mask_checksum = mask_checksum(model, adapter_name)
         state = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
         if any(map(is_sharded, state.values())):
-            raise UserError("the weights are sharded; give state_dict=accelerator.get_state_dict(model) to save them")
+            raise UserError(f"{SHARDED}; call save_pretrained(folder, state_dict=accelerator.get_state_dict(model))")
         return state
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:

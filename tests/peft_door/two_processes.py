@@ -8,8 +8,10 @@ after all steps with a stop between (`resumed`), and that of the largest evaluat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -19,8 +21,8 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import capaboost_text
-from capaboost_core import save_adapter
-from capaboost_peft import CapaBoostConfig
+from capaboost_core import UserError, save_adapter
+from capaboost_peft import CapaBoostConfig, save_lora, to_core
 from tests.peft_door.models import TOKENS, bert, trained
 
 STEPS, RATE = 4, 1e-2
@@ -134,7 +136,20 @@ def with_accelerate(folder: Path, door: str, engine: str) -> None:
                 worst = loss
                 save(accelerator, model, folder / "best", door)
         save(accelerator, model, folder / name, door)
+        if (door, engine) == ("peft", "fsdp2"):
+            check_refused(accelerator.unwrap_model(model), folder / "refused")
         accelerator.free_memory()
+
+
+def check_refused(model: nn.Module, folder: Path) -> None:
+    """What needs all weights is refused in one line, by all processes, instead of writing or reading a part."""
+    before = {name: type(module) for name, module in model.named_modules()}
+    for call in (model.save_pretrained, partial(to_core, model), partial(save_lora, model)):
+        with pytest.raises(UserError, match=r"only a part of the weights; call save_pretrained\(folder, state_dict="):
+            call(folder)
+    with pytest.raises(UserError, match="only a part of the weights; load the saved adapter"):
+        model.merge_and_unload()
+    assert before == {name: type(module) for name, module in model.named_modules()}
 
 
 def spoil(model: nn.Module) -> None:
