@@ -29,3 +29,11 @@ def test_claims_of_long_names_are_files_of_their_own(tmp_path):
     with claimed(SweepFolder(tmp_path).claim(runs[0])) as mine:
         assert mine
         assert [is_held(SweepFolder(tmp_path).claim(run)) for run in runs] == [True, False]
+
+
+def test_a_retry_forgets_the_failures_of_those_that_failed_and_passes_over_the_rest(tmp_path):
+    folder = SweepFolder(tmp_path)
+    runs = [SimpleNamespace(name=f"digits/lora/seed{seed}") for seed in (1, 2)]
+    folder.fail(runs[1], "no disk", "error", "capaboost train-vtab")
+    folder.forget_failures(runs)
+    assert not list(tmp_path.rglob("failed.json"))
