@@ -40,8 +40,10 @@ class AdaKron(AfterFeedForward):
     (DetectiveMB/AdaKron Run_RoBERTa/MNLI_16.sh@a5187e1).
     """
 
-    left: int = Field(4, ge=1, le=65536, description="Entries of the left vector of the Kronecker product; divides r.")
-    scaling: Scaling = Field("alpha-r", description="stable does not count a hidden value as a product.")
+    left: int = Field(
+        default=4, ge=1, le=65536, description="Entries of the left vector of the Kronecker product; divides r."
+    )
+    scaling: Scaling = Field(default="alpha-r", description="stable does not count a hidden value as a product.")
 
     @property
     def budget_step(self) -> int:
@@ -69,8 +71,12 @@ class MAdaKron(Mixture, AdaKron):
     and no consistency loss (README.md@a5187e1).
     """
 
-    num_experts: int = Field(2, ge=1, le=256, description="Experts, of which each training step draws one a layer.")
-    consistency: float = Field(0.0, ge=0, examples=["1.0"], description="Weight of the loss between two passes.")
+    num_experts: int = Field(
+        default=2, ge=1, le=256, description="Experts, of which each training step draws one a layer."
+    )
+    consistency: float = Field(
+        default=0.0, ge=0, examples=["1.0"], description="Weight of the loss between two passes."
+    )
 
     @property
     def mixed(self) -> tuple[str, ...]:

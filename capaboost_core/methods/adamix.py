@@ -94,9 +94,11 @@ class ExpertWeight(TiedWeight):
 class Mixture(Settings):
     """Settings of a mixture, and its loss; list it before `Method` among the bases."""
 
-    num_experts: int = Field(4, ge=1, le=256, description="Experts, of which each training step draws one a layer.")
+    num_experts: int = Field(
+        default=4, ge=1, le=256, description="Experts, of which each training step draws one a layer."
+    )
     consistency: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         examples=["1.0"],
         description="Weight of the symmetric KL divergence between two passes with other draws; 0 has but one pass.",
@@ -153,7 +155,7 @@ class AdaMix(Mixture, AfterFeedForward):
     learning rate of 4e-4, RoBERTa-large r = 16 and 3e-4.
     """
 
-    share_up: bool = Field(True, description="One up projection for all experts, as the authors run it.")
+    share_up: bool = Field(default=True, description="One up projection for all experts, as the authors run it.")
 
     @property
     def mixed(self) -> tuple[str, ...]:

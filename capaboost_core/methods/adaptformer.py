@@ -35,9 +35,9 @@ class AdaptFormer(TyingSettings, Method):
     init: ClassVar[str] = "lora"
     activation: ClassVar[str] = "relu"
 
-    r: int = Field(64, ge=1, le=65536, description="Width of one bottleneck.")
-    scale: float = Field(0.1, gt=0, description="The bottleneck's output is scaled by it.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a hidden value in training.")
+    r: int = Field(default=64, ge=1, le=65536, description="Width of one bottleneck.")
+    scale: float = Field(default=0.1, gt=0, description="The bottleneck's output is scaled by it.")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="Probability of dropping a hidden value in training.")
 
     @property
     def bias_scale(self) -> float:

@@ -114,17 +114,17 @@ class AllocatedLoRA(LoRA):
     """
 
     max_r: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=65536,
         examples=["16"],
         json_schema_extra={"null": "2 r"},
         description="Largest rank of an increment.",
     )
-    allocation_share: float = Field(1 / 3, ge=0, le=1, description="Share of the steps in which ranks move.")
-    interval: int = Field(10, ge=1, description="Steps from one allocation of ranks to the next.")
-    beta1: float = Field(0.85, gt=0, lt=1, description="Of the running mean of importance.")
-    beta2: float = Field(0.85, gt=0, lt=1, description="Of the running mean of its uncertainty.")
+    allocation_share: float = Field(default=1 / 3, ge=0, le=1, description="Share of the steps in which ranks move.")
+    interval: int = Field(default=10, ge=1, description="Steps from one allocation of ranks to the next.")
+    beta1: float = Field(default=0.85, gt=0, lt=1, description="Of the running mean of importance.")
+    beta2: float = Field(default=0.85, gt=0, lt=1, description="Of the running mean of its uncertainty.")
 
     @model_validator(mode="after")
     def _check_rows(self) -> Self:

@@ -231,7 +231,7 @@ class AdapterSettings(LowRankSettings):
     wanted: ClassVar[str] = "nn.Linear or nn.LayerNorm"
     recipe: ClassVar[str] = "padapter"
 
-    activation: Literal["relu", "swish", "gelu"] = Field("relu", description="Of the bottleneck.")
+    activation: Literal["relu", "swish", "gelu"] = Field(default="relu", description="Of the bottleneck.")
 
     @model_validator(mode="after")
     def _check_targets(self) -> Self:
@@ -260,9 +260,11 @@ class AfterFeedForward(AdapterSettings):
     wanted: ClassVar[str] = "nn.Linear"
     starts_as_base: ClassVar[bool] = False
 
-    r: int = Field(48, ge=1, le=65536, description="Width of the bottleneck.")
-    init: Literal["lora", "official"] = Field("official", description="lora: up = 0; official: N(0, 0.02) everywhere.")
-    activation: Literal["relu", "swish", "gelu"] = Field("gelu", description="Of the bottleneck.")
+    r: int = Field(default=48, ge=1, le=65536, description="Width of the bottleneck.")
+    init: Literal["lora", "official"] = Field(
+        default="official", description="lora: up = 0; official: N(0, 0.02) everywhere."
+    )
+    activation: Literal["relu", "swish", "gelu"] = Field(default="gelu", description="Of the bottleneck.")
 
     def default_targets(self, model: nn.Module, roles: Roles) -> tuple[Target, ...]:
         return roles.targets(("f2",))
@@ -288,7 +290,7 @@ class HAdapter(AdapterSettings):
     layers: ClassVar[dict[type[nn.Module], type[Adapted]]] = ADAPTERS
 
     after_dropout: bool = Field(
-        False,
+        default=False,
         description="In an encoder of BERT's form the bottleneck follows the dropout after the layer, as in its "
         "sources, and not the layer.",
     )

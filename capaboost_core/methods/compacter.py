@@ -118,12 +118,12 @@ class Compacter(TyingSettings, Method):
     starts_as_base: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ("o", "f2")
 
-    r: int = Field(24, ge=1, le=65536, description="Width of the bottleneck, a multiple of phm_dim.")
+    r: int = Field(default=24, ge=1, le=65536, description="Width of the bottleneck, a multiple of phm_dim.")
     phm_dim: int = Field(
-        4, ge=1, le=64, description="n: Kronecker products in a sum, and the size of their left side."
+        default=4, ge=1, le=64, description="n: Kronecker products in a sum, and the size of their left side."
     )
-    phm_rank: int = Field(1, ge=1, le=65536, description="Rank of the right side of each Kronecker product.")
-    activation: Literal["relu", "swish", "gelu"] = Field("gelu", description="Of the bottleneck.")
+    phm_rank: int = Field(default=1, ge=1, le=65536, description="Rank of the right side of each Kronecker product.")
+    activation: Literal["relu", "swish", "gelu"] = Field(default="gelu", description="Of the bottleneck.")
 
     @property
     def budget_step(self) -> int:

@@ -147,8 +147,10 @@ class FacT(TyingSettings, Method):
     if TYPE_CHECKING:
         r: int  # the subclasses declare it with their defaults
 
-    scale: float = Field(1.0, gt=0, description="The increments are scaled by it.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a value between S and V in training.")
+    scale: float = Field(default=1.0, gt=0, description="The increments are scaled by it.")
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="Probability of dropping a value between S and V in training."
+    )
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """The matrices of all blocks.
@@ -186,7 +188,7 @@ class FacTTT(FacT):
 
     core: ClassVar[bool] = False
 
-    r: int = Field(16, ge=1, le=65536, description="Rank of the increment of each matrix.")
+    r: int = Field(default=16, ge=1, le=65536, description="Rank of the increment of each matrix.")
 
     def inner(self, n: int, m: int, total: int) -> tuple[int, int, float]:
         return n * self.r, m * self.r, 1 / math.sqrt(m * self.r)
@@ -201,7 +203,7 @@ class FacTTK(FacT):
 
     core: ClassVar[bool] = True
 
-    r: int = Field(32, ge=1, le=1024, description="Rank of the increment of each matrix.")
+    r: int = Field(default=32, ge=1, le=1024, description="Rank of the increment of each matrix.")
 
     def inner(self, n: int, m: int, total: int) -> tuple[int, int, float]:
         return n * m, self.r, math.sqrt(6 / (self.r + total))

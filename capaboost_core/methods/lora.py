@@ -29,7 +29,7 @@ class LoRA(LowRankSettings):
     target_presets: ClassVar[tuple[str, ...]] = TARGET_PRESETS
 
     targets: Text | Texts = Field(
-        "attention-qv",
+        default="attention-qv",
         examples=["attention-qv"],
         description="attention-qv (q and v, each with factors of its own), fused-qkv (the layer that fuses q, k and "
         "v, with one A for the three), all-linear (q, k, v, o, f1 and f2), or full suffixes of module paths, such as "

@@ -31,34 +31,36 @@ class LowRankSettings(TyingSettings, Method):
     target_presets: ClassVar[tuple[str, ...]] = ()  # names that `targets` may be
     if_unrecorded: ClassVar[Mapping[str, Any]] = {"scaling": "alpha-r"}
 
-    r: int = Field(8, ge=1, le=65536, description="Inner dimension of one module: LoRA's rank, a bottleneck's width.")
+    r: int = Field(
+        default=8, ge=1, le=65536, description="Inner dimension of one module: LoRA's rank, a bottleneck's width."
+    )
     alpha: float | None = Field(
-        None,
+        default=None,
         gt=0,
         examples=["16"],
         json_schema_extra={"null": "alpha = r"},
         description="The scale of the increment, before what `scaling` divides it by.",
     )
     scaling: Scaling = Field(
-        "stable",
+        default="stable",
         description="stable: the increment is scaled by alpha / (r d density^2), so that alpha and the learning rate "
         "mean the same for every d, density and r; alpha-r: by alpha / r, as in the paper. Equal for d = 1 and "
         "density 1.",
     )
     dropout: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         examples=["0.1"],
         description="Probability of dropping an entry of the module's input in training.",
     )
     init: Literal["lora", "official"] = Field(
-        "lora",
+        default="lora",
         description="lora: Kaiming-uniform A over its fan-in, B = 0; official: the authors' code, A ~ U(-1/sqrt(r), "
         "1/sqrt(r)) for LoRA, N(0, 0.02) on both factors for adapters.",
     )
     targets: Text | Texts | None = Field(
-        None,
+        default=None,
         examples=["[attn.proj]"],
         json_schema_extra={"null": "the method's default targets"},
         description="Full suffixes of the paths of linear layers, in place of the method's default targets.",

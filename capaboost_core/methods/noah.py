@@ -206,14 +206,14 @@ class Composed(TyingSettings, Method):
     starts_as_base: ClassVar[bool] = False
 
     dropout: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         lt=1,
         examples=["0.1"],
         description="Probability of dropping, in training, an entry of LoRA's input, of a hidden value or a prompt.",
     )
     targets: Literal["fused-qkv", "attention-qv"] = Field(
-        "fused-qkv", description="Of LoRA: one A for q, k and v, or q and v, each with factors of its own."
+        default="fused-qkv", description="Of LoRA: one A for q, k and v, or q and v, each with factors of its own."
     )
 
     def subnet(self, blocks: int) -> Subnet:
@@ -293,16 +293,18 @@ class NOAH(Composed):
     budget: ClassVar[str | None] = "r"
 
     r: int = Field(
-        5, ge=1, le=LARGEST_WIDTH, description="Rank, width and number of prompts where they are not given."
+        default=5, ge=1, le=LARGEST_WIDTH, description="Rank, width and number of prompts where they are not given."
     )
     lora_dim: int | Numbers | None = Field(
-        None, json_schema_extra={"null": "r"}, description="LoRA's rank, of all blocks or block by block; 0: none."
+        default=None,
+        json_schema_extra={"null": "r"},
+        description="LoRA's rank, of all blocks or block by block; 0: none.",
     )
     adapter_dim: int | Numbers | None = Field(
-        None, json_schema_extra={"null": "r"}, description="The bottleneck's width, likewise."
+        default=None, json_schema_extra={"null": "r"}, description="The bottleneck's width, likewise."
     )
     prompt_dim: int | Numbers | None = Field(
-        None, json_schema_extra={"null": "r"}, description="Number of prompts, likewise."
+        default=None, json_schema_extra={"null": "r"}, description="Number of prompts, likewise."
     )
 
     @classmethod
@@ -349,9 +351,9 @@ class NOAHSupernet(Composed):
     itself.
     """
 
-    dims: Numbers = Field((5, 10, 50, 100), description="Widths that a part of a block may have.")
+    dims: Numbers = Field(default=(5, 10, 50, 100), description="Widths that a part of a block may have.")
     depths: Numbers | None = Field(
-        None,
+        default=None,
         json_schema_extra={"null": "quarters of the blocks"},
         description="Numbers of blocks, from the first on, that may have a part.",
     )

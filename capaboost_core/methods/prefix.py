@@ -92,7 +92,7 @@ class PrefixTuning(TyingSettings, Method):
     budget: ClassVar[str | None] = "r"
     starts_as_base: ClassVar[bool] = False
 
-    r: int = Field(8, ge=1, le=65536, description="Length of one prefix.")
+    r: int = Field(default=8, ge=1, le=65536, description="Length of one prefix.")
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """Each attention."""

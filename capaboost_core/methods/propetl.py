@@ -30,10 +30,14 @@ class ProPETL(TyingSettings, Method):
     several modules (num_tied) each has a mask of its own.
     """
 
-    num_tied: int = Field(1, ge=1, le=8, description="d, the number of masks that a layer learns for each weight.")
-    density: float = Field(0.5, gt=0, le=1, examples=["0.5"], description="Share of entries that each mask keeps.")
+    num_tied: int = Field(
+        default=1, ge=1, le=8, description="d, the number of masks that a layer learns for each weight."
+    )
+    density: float = Field(
+        default=0.5, gt=0, le=1, examples=["0.5"], description="Share of entries that each mask keeps."
+    )
     mask_lr_factor: float = Field(
-        30.0, gt=0, description="Learning rate of the mask's scores, as a multiple of the run's."
+        default=30.0, gt=0, description="Learning rate of the mask's scores, as a multiple of the run's."
     )
 
     @property
@@ -78,11 +82,13 @@ class ProPETL(TyingSettings, Method):
 class ProPETLLoRA(ProPETL, LoRA):
     """LoRA whose increments of q share one prototype, and those of v another."""
 
-    density: float = Field(0.1, gt=0, le=1, examples=["0.1"], description="Share of entries that each mask keeps.")
-    mask_lr_factor: float = Field(
-        300.0, gt=0, description="Learning rate of the mask's scores, as a multiple of the run's."
+    density: float = Field(
+        default=0.1, gt=0, le=1, examples=["0.1"], description="Share of entries that each mask keeps."
     )
-    scaling: Scaling = Field("alpha-r", description="As the authors have it; see docs/scale.md.")
+    mask_lr_factor: float = Field(
+        default=300.0, gt=0, description="Learning rate of the mask's scores, as a multiple of the run's."
+    )
+    scaling: Scaling = Field(default="alpha-r", description="As the authors have it; see docs/scale.md.")
 
 
 @register_method("propetl-padapter", propetl_padapter={"r": 64})
@@ -91,15 +97,19 @@ class ProPETLPAdapter(ProPETL, PAdapter):
 
     starts_as_base: ClassVar[bool] = False
 
-    init: Literal["lora", "official"] = Field("official", description="lora: up = 0; official: N(0, 0.02) everywhere.")
-    scaling: Scaling = Field("alpha-r", description="As the authors have it; see docs/scale.md.")
+    init: Literal["lora", "official"] = Field(
+        default="official", description="lora: up = 0; official: N(0, 0.02) everywhere."
+    )
+    scaling: Scaling = Field(default="alpha-r", description="As the authors have it; see docs/scale.md.")
 
 
 @register_method("propetl-prefix", propetl_prefix={"r": 64})
 class ProPETLPrefix(ProPETL, PrefixTuning):
     """Prefix tuning whose layers share one prototype, which the authors make by an MLP."""
 
-    density: float = Field(0.1, gt=0, le=1, examples=["0.1"], description="Share of entries that each mask keeps.")
+    density: float = Field(
+        default=0.1, gt=0, le=1, examples=["0.1"], description="Share of entries that each mask keeps."
+    )
     mask_lr_factor: float = Field(
-        1.0, gt=0, description="Learning rate of the mask's scores, as a multiple of the run's."
+        default=1.0, gt=0, description="Learning rate of the mask's scores, as a multiple of the run's."
     )

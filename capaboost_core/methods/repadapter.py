@@ -101,6 +101,7 @@ class RepLinear(Mergeable, nn.Linear):
         return super().forward(x + self.shared[0](x) if self.enabled else x)
 
     def merged_weight(self) -> tuple[Tensor, Tensor]:
+        assert self.bias is not None, "a layer without a bias is not mergeable"
         (bottleneck,), weight = self.shared, self.weight.to(self.shared[0].down_bias.dtype)
         bias = self.bias + weight @ bottleneck.constant()
         return (weight + weight @ bottleneck.matrix()).to(self.weight.dtype), bias.to(self.bias.dtype)
@@ -124,10 +125,10 @@ class RepAdapter(TyingSettings, Method):
     wanted: ClassVar[str] = "nn.Linear"
     budget: ClassVar[str | None] = "r"
 
-    r: int = Field(8, ge=1, le=65536, description="Width of one bottleneck.")
-    groups: int = Field(2, ge=1, description="Groups of U, each from a share of the hidden values.")
-    scale: float = Field(1.0, gt=0, description="The bottleneck's output is scaled by it.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a hidden value in training.")
+    r: int = Field(default=8, ge=1, le=65536, description="Width of one bottleneck.")
+    groups: int = Field(default=2, ge=1, description="Groups of U, each from a share of the hidden values.")
+    scale: float = Field(default=1.0, gt=0, description="The bottleneck's output is scaled by it.")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="Probability of dropping a hidden value in training.")
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:

@@ -143,7 +143,7 @@ class HadamardAdapter(ScaleShiftMethod):
     which trains the classifier alone, is not there: the head trains along.
     """
 
-    norms: bool = Field(True, description="Train the norm between attention and feed-forward part too.")
+    norms: bool = Field(default=True, description="Train the norm between attention and feed-forward part too.")
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         targets = roles.targets(("o", "attention_norm") if self.norms else ("o",))

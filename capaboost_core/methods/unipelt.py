@@ -141,8 +141,10 @@ class UniPELTAP(TyingSettings, Method):
     budget: ClassVar[str | None] = "bottleneck"
     starts_as_base: ClassVar[bool] = False
 
-    prefix_length: int = Field(10, ge=1, le=65536, description="Keys and values before those of each attention.")
-    bottleneck: int = Field(48, ge=1, le=65536, description="Width of the adapter's bottleneck.")
+    prefix_length: int = Field(
+        default=10, ge=1, le=65536, description="Keys and values before those of each attention."
+    )
+    bottleneck: int = Field(default=48, ge=1, le=65536, description="Width of the adapter's bottleneck.")
 
     def parts(self) -> list[Method]:
         """The methods side by side; an attention comes before the layers within it, which it adopts."""
@@ -176,7 +178,7 @@ class UniPELT(UniPELTAP):
     A block has 4 * width * r + 2 * width + 2 more parameters; the authors have r = 8 for BERT-base.
     """
 
-    r: int = Field(8, ge=1, le=65536, description="LoRA's rank.")
+    r: int = Field(default=8, ge=1, le=65536, description="LoRA's rank.")
 
     def parts(self) -> list[Method]:
         prefix, adapter = super().parts()

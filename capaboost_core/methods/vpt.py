@@ -37,8 +37,10 @@ class VPT(TyingSettings, Method):
     budget: ClassVar[str | None] = "r"
     starts_as_base: ClassVar[bool] = False
 
-    r: int = Field(10, ge=1, le=65536, description="Number of prompts of one module.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping an entry of a prompt in training.")
+    r: int = Field(default=10, ge=1, le=65536, description="Number of prompts of one module.")
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="Probability of dropping an entry of a prompt in training."
+    )
 
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """Each block."""

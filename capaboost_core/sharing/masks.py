@@ -25,23 +25,27 @@ class MaskSettings(Settings):
     """
 
     num_tied: int = Field(
-        2,
+        default=2,
         ge=1,
         le=8,  # the masks of an entry are the bits of one byte
         description="d, the number of parallel modules that share the weight.",
     )
     density: float = Field(
-        0.5, gt=0, le=1, examples=["0.5"], description="Share of entries that each mask keeps; n / m with mask nm."
+        default=0.5,
+        gt=0,
+        le=1,
+        examples=["0.5"],
+        description="Share of entries that each mask keeps; n / m with mask nm.",
     )
     mask: Literal["random", "nm", "same", "dropout"] = Field(
-        "random",
+        default="random",
         description="random: one mask per copy; same: all copies share the first mask; nm: n of each m neighbours "
         "along the reduction dimension; dropout: redrawn at every training step.",
     )
-    n: int | None = Field(None, ge=1, description="Kept entries of each group, with mask nm.")
-    m: int | None = Field(None, ge=1, description="Group length, with mask nm.")
+    n: int | None = Field(default=None, ge=1, description="Kept entries of each group, with mask nm.")
+    m: int | None = Field(default=None, ge=1, description="Group length, with mask nm.")
     seed: int = Field(
-        0,
+        default=0,
         ge=0,
         lt=2**64,
         description="Seed of the masks, independent of the run's own; only with masks that are drawn once.",

@@ -21,19 +21,21 @@ class AdaLoRA(FromPeft):
     """Ranks that start at `init_r` and end at r on average, wherever they matter most."""
 
     init_r: int | None = Field(
-        None,
+        default=None,
         ge=2,
         le=65536,
         examples=["12"],
         json_schema_extra={"null": "1.5 r"},
         description="Rank of each layer at the start, above r, the mean rank at the end.",
     )
-    initial_share: float = Field(0.13, ge=0, lt=1, description="Share of the steps before the ranks fall.")
-    final_share: float = Field(0.48, ge=0, lt=1, description="Share of the steps after they have fallen.")
-    interval: int = Field(10, ge=1, description="Steps from one allocation of ranks to the next.")
-    orthogonality: float = Field(0.1, ge=0, description="Weight of the penalty on factors that are not orthogonal.")
-    beta1: float = Field(0.85, gt=0, lt=1, description="Of the running mean of importance.")
-    beta2: float = Field(0.85, gt=0, lt=1, description="Of the running mean of its uncertainty.")
+    initial_share: float = Field(default=0.13, ge=0, lt=1, description="Share of the steps before the ranks fall.")
+    final_share: float = Field(default=0.48, ge=0, lt=1, description="Share of the steps after they have fallen.")
+    interval: int = Field(default=10, ge=1, description="Steps from one allocation of ranks to the next.")
+    orthogonality: float = Field(
+        default=0.1, ge=0, description="Weight of the penalty on factors that are not orthogonal."
+    )
+    beta1: float = Field(default=0.85, gt=0, lt=1, description="Of the running mean of importance.")
+    beta2: float = Field(default=0.85, gt=0, lt=1, description="Of the running mean of its uncertainty.")
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:

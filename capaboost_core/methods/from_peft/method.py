@@ -271,7 +271,7 @@ class FromPeft(Method):
         r: int  # the settings of a row declare it
 
     targets: Text | Texts | None = Field(
-        None,
+        default=None,
         examples=["[attn.proj]"],
         json_schema_extra={"null": "the method's default targets"},
         description="attention-qv, all-linear (q, k, v, o, f1 and f2), or full suffixes of the paths of linear "

@@ -34,7 +34,7 @@ class IA3(FromPeft):
 class SHiRA(FromPeft):
     """r (in + out) entries of each weight. peft itself has the same positions for all layers of one shape."""
 
-    seed: int = Field(0, ge=0, lt=2**64, description="Seed of the positions, independent of the run's own.")
+    seed: int = Field(default=0, ge=0, lt=2**64, description="Seed of the positions, independent of the run's own.")
 
     def peft_layers(self, stand_ins: Mapping[Target, nn.Module]) -> dict[Target, nn.Module]:
         from capaboost_core.methods.from_peft.shira_layer import ShiraLinear  # needs peft
