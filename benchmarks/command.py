@@ -82,7 +82,7 @@ class Measured:
 
     Attributes:
         benchmark: `step`, `inference` and so on.
-        variant: What tells this file from others of the benchmark, such as `vit-base`.
+        variant: What distinguishes this file from others of the benchmark, such as `vit-base`.
         unit: Of the values.
         values: One list a peer, in the order of the repeats.
         details: Further figures of a peer, by name.
@@ -120,9 +120,9 @@ def finish(options: argparse.Namespace, device: torch.device, measured: Measured
         **_environment(device),
     }
     folder = options.results or (QUICK_RESULTS if options.quick else RESULTS)
-    place = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", device_name(device).lower())
-    told = "malloc" if result["allocator"] else ""  # an allocator that was told something
-    path = folder / f"{'-'.join(filter(None, (measured.benchmark, measured.variant, place, told)))}.json"
+    machine = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", device_name(device).lower())
+    allocator = "malloc" if result["allocator"] else ""  # environment variables set the allocator
+    path = folder / f"{'-'.join(filter(None, (measured.benchmark, measured.variant, machine, allocator)))}.json"
     text = json.dumps(result, indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
     print(f"\n{markdown(result)}\nresult: {path}")

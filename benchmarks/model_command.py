@@ -1,4 +1,4 @@
-"""Flags and set-up of the two benchmarks that compare whole models: a training step, and inference."""
+"""Flags and set-up of the two benchmarks that compare models: a training step, and inference."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Setup:
 
     @property
     def variant(self) -> str:
-        """The part of the file's name that tells settings apart; usual ones are left out."""
+        """The part of the file's name for the settings; usual ones are left out."""
         options, (batch, precision) = self.options, usual(self.device)
         parts = {
             options.model: True,

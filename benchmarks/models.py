@@ -50,8 +50,8 @@ def vit(name: str, size: int, **changes: Any) -> Workload:
 
 
 def roberta(length: int, **changes: int) -> Workload:
-    settings: dict[str, Any] = {**changes, "max_position_embeddings": 514, "type_vocab_size": 1}
-    config = RobertaConfig(**settings, num_labels=CLASSES)
+    settings: dict[str, Any] = {**changes, "max_position_embeddings": 514, "type_vocab_size": 1, "num_labels": CLASSES}
+    config = RobertaConfig(**settings)
     return Workload(
         create=lambda: RobertaForSequenceClassification(config),
         inputs=lambda batch: torch.randint(5, config.vocab_size, (batch, length)),
@@ -70,11 +70,11 @@ WORKLOADS = {
 }
 
 
-def loss_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+def loss_of(model: Callable[..., Any], inputs: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits_of(model, inputs), labels)
 
 
-def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+def logits_of(model: Callable[..., Any], inputs: Tensor) -> Tensor:
     """The model's logits, which transformers wraps and timm does not."""
     out = model(inputs)
     return getattr(out, "logits", out)

@@ -20,9 +20,6 @@ from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.reference import LoopedLinear
 from capaboost_core.plan import in_prefix
 
-# The peers by name: CapaBoost, stock peft LoRA, the looped reference, and the frozen model.
-
-
 MERGED = "-merged"
 PEERS = (
     "base",
@@ -116,7 +113,7 @@ def peft_peer(model: nn.Module, workload: Workload, plan: Plan, rank: int, varia
     """Stock peft, with a scale of 1 and no dropout as the others have; or `capaboost-d2` through peft's door."""
     import peft
 
-    settings = dict(target_modules=list(workload.peft_targets), modules_to_save=list(plan.head))
+    settings: dict[str, Any] = dict(target_modules=list(workload.peft_targets), modules_to_save=list(plan.head))
     if variant == "capaboost":
         from capaboost_peft import CapaBoostConfig as PeftConfig
 

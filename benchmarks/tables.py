@@ -20,9 +20,6 @@ from capaboost.console import markdown_table
 from capaboost_core import UserError
 from capaboost_core.files import write_atomically
 
-# Result files as Markdown: all of their figures, and the ratios in short.
-
-
 DETAILS = {
     "multiply_adds": ("multiply-adds, G an example", lambda value: f"{value / 1e9:,.2f}"),
     "peak_bytes": ("peak memory, MiB", lambda value: f"{value / 2**20:,.1f}"),

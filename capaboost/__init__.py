@@ -1,4 +1,4 @@
-"""CapaBoost in one place: the public API of `capaboost_core`, the commands and their settings files.
+"""The public API of `capaboost_core`, the commands and their settings files.
 
 `from capaboost import save_adapter` imports the core at that moment, so that `capaboost --help` need not.
 """

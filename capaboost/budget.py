@@ -1,16 +1,14 @@
-"""`--budget` and `--budget-percent`: a run's settings with the knob of its method that meets them."""
+"""The flags `--budget` and `--budget-percent`, and a run whose method meets them."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capaboost.report.cost import ModelFactory
-    from capaboost.report.sizes import Budgeted
 
 
 def add_budget_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +26,17 @@ def budget_of(options: argparse.Namespace) -> str | None:
 
 
 def budgeted(run: Any, options: argparse.Namespace) -> Any:
-    """The run with its method within the budget, told in a line; the run itself without one.
+    """The run with its method within the budget, which a line reports; without a budget the run itself.
 
     Raises:
-        UserError: If the method has no knob or `--set` gives it, the budget is no number, or no size comes near it.
+        UserError: If the method has no size setting or `--set` gives it, the budget is no number, or none comes near.
     """
     budget = budget_of(options)
     if budget is None:
         check_nearest(options)
         return run
     from capaboost.console import tell
+    from capaboost.report.sizes import describe_budget, refuse_given, solve
     from capaboost.training.processes import is_first
     from capaboost.training.settings import flat, parse_assignments
 
@@ -60,54 +59,6 @@ def check_nearest(options: argparse.Namespace) -> None:
         raise UserError("--nearest belongs to --budget or --budget-percent; give one, or leave it out")
 
 
-def refuse_given(method: Any, given: Iterable[str]) -> None:
-    """Refuse a knob that is given beside a budget, which would take its place.
-
-    Args:
-        method: Whose knob it is.
-        given: Settings by section.key.
-
-    Raises:
-        UserError: If so.
-    """
-    from capaboost_core.errors import UserError
-
-    if (size_field := f"adapter.{method.budget}") in given:
-        raise UserError(f"{size_field} is given beside a budget, which sets it; leave one of them out")
-
-
-def solve(subject: ModelFactory, method: Any, budget: str, nearest: bool = False) -> Budgeted:
-    """The method within the budget, on a model.
-
-    Args:
-        subject: The base model without weights.
-        method: All other settings.
-        budget: `220k`, `0.22M`, or in percent of the model `0.26%`.
-        nearest: Take the nearest size also where none is within a tenth of the budget.
-
-    Raises:
-        UserError: If the method has no knob, the budget is no number, or no size comes near it.
-    """
-    from capaboost.report.sizes import within_budget
-
-    return within_budget(subject, method, entries_of(subject, method, budget), nearest)
-
-
-def entries_of(subject: ModelFactory, method: Any, budget: str) -> int:
-    """A budget as trained parameters of the method on a model.
-
-    Raises:
-        UserError: If it is no number, or the model does not take the method.
-    """
-    from capaboost.report.sizes import parse_budget, parse_percent
-    from capaboost_core.injection import parameter_counts
-
-    if not budget.endswith("%"):
-        return parse_budget(budget)
-    total = parameter_counts(subject.inject(subject.build(), method)).total
-    return round(total * parse_percent(budget) / 100)
-
-
 def subject_of(run: Any) -> ModelFactory:
     """The run's base model without weights.
 
@@ -117,7 +68,9 @@ def subject_of(run: Any) -> ModelFactory:
     from capaboost_core.errors import UserError
 
     if getattr(run.model, "kwargs", {}):
-        raise UserError("a budget is solved for models without model.kwargs; set the method's own knob")
+        raise UserError(
+            "a budget is solved for models without model.kwargs; set the method's size, such as adapter.r, by --set"
+        )
     return _subject(run.model.name, getattr(run.model, "img_size", None))
 
 
@@ -127,12 +80,3 @@ def _subject(name: str, image_size: int | None) -> ModelFactory:
     from capaboost.report.models import Sizes, make_subject
 
     return make_subject(name, Sizes(image_size=image_size))
-
-
-def describe_budget(found: Budgeted) -> str:
-    """`budget: lora with r 6 trains 221,184 parameters`, and where a rank is beyond the model's width that it is."""
-    method, size_field = found.method, found.size_field
-    value = getattr(method, size_field)
-    beyond = size_field == "r" and value > found.width > 0
-    note = f"; r is {value / found.width:.1f} times the model's width of {found.width}" if beyond else ""
-    return f"budget: {method.label} with {size_field} {value} trains {found.trainable:,} parameters{note}"

@@ -106,7 +106,7 @@ class Help(argparse.Action):
         print("\npresets of --method:")
         print(textwrap.fill(names, 79, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
         print("\nsettings of --set, with the defaults of the code (a config may have others):")
-        module, _, name = self.run.rpartition(".")
+        module, name = self.run.rsplit(".", 1)
         sections = sections_of(getattr(importlib.import_module(module), name))
         print(help_on({name: section for name, section in sections.items() if name != "adapter"}))
         print(f"\nsettings of adapter, which are the method's: {parser.prog} --method lora --help")
@@ -152,7 +152,7 @@ def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: st
     add("-h", "--help", action=Help, run=run)
 
 
-SHORT = 5  # a recipe that is shortened more than so many times
+MAX_SHORTENING = 5  # a recipe that is shortened more than so many times
 
 
 def say_if_shortened(path: Path, options: argparse.Namespace) -> None:
@@ -167,7 +167,7 @@ def say_if_shortened(path: Path, options: argparse.Namespace) -> None:
     given = flat(parse_assignments(options.set)).keys() & {"train.lr", "train.epochs"}
     epochs, chosen = options.epochs, given or options.lr is not None or options.lr_grid is not None
     recipe = read_config(path, options.method).get("train", {}).get("epochs")
-    if epochs and not chosen and isinstance(recipe, int) and SHORT * epochs < recipe and is_first():
+    if epochs and not chosen and isinstance(recipe, int) and MAX_SHORTENING * epochs < recipe and is_first():
         tell(
             f"--epochs {epochs}: the learning rate of {path.name} was chosen for {recipe} epochs, and so short a run "
             "may need a higher one; --lr RATE sets it, --lr-grid tries several on the rows for selection"

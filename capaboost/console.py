@@ -1,4 +1,4 @@
-"""Whether files can be written, checked before the work that fills them."""
+"""Tables and messages on the terminal, tables in Markdown, and output paths that are checked before the work."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from tabulate import DataRow, TableFormat, tabulate
 from capaboost_core.errors import UserError, shown
 from capaboost_core.files import check_target
 
-# Tables in Markdown.
-
 
 def _rule(widths: Sequence[int], aligns: Sequence[str]) -> str:
     return f"| {' | '.join('---' for _ in widths)} |"
@@ -34,9 +32,6 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     """A table with a line for each row; bars within cells are escaped."""
     cells = [[str(cell).replace("|", "/") for cell in row] for row in rows]
     return tabulate(cells, list(titles), _GITHUB, disable_numparse=True, stralign=None) + "\n"
-
-
-# Tables and messages on the terminal and in logs.
 
 
 WIDEST = 400  # columns

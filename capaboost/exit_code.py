@@ -49,7 +49,7 @@ def _exit_code_of(command: Callable[[], None], stopped: str) -> int:
         if is_no_memory(error):
             return _end(f"error: {no_memory_line(error)}", 2)
         if isinstance(error, RuntimeError) and another_told():
-            return 2  # what failed here is the link to the process that told its mistake and ended
+            return 2  # what failed here is the connection to the process that printed its mistake and ended
         if not isinstance(error, OSError) or error.errno not in DISK:
             raise
         place = f" ({error.filename})" if error.filename else ""

@@ -1,4 +1,4 @@
-"""Adapters on the Hugging Face hub: the four files of an adapter's folder, up and down."""
+"""An adapter's model card, and its folder on the Hugging Face hub, up and down."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS
 from capaboost_core.adapter_files.record import INFERENCE
 from capaboost_core.errors import UserError, reason_of
 from capaboost_core.files import write_atomically
-
-# The model card beside a run's adapter: what it is, what was measured, and how to use it.
-
 
 CARD = "README.md"
 TASKS = {"images": "image-classification", "texts": "text-classification"}

@@ -28,7 +28,7 @@ from capaboost_core.adapter_files.record import INFERENCE, read_inference
 from capaboost_core.errors import UserError
 
 Item = TypeVar("Item")
-BATCH = 32
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +207,6 @@ def _device(model: nn.Module) -> torch.device:
 
 def _batches(items: Sequence[Item], title: str, shown: bool) -> Iterator[Sequence[Item]]:
     with tqdm(total=len(items), desc=title, leave=False, disable=None if shown else True) as bar:
-        for at in range(0, len(items), BATCH):
-            yield items[at : at + BATCH]
-            bar.update(len(items[at : at + BATCH]))
+        for at in range(0, len(items), BATCH_SIZE):
+            yield items[at : at + BATCH_SIZE]
+            bar.update(len(items[at : at + BATCH_SIZE]))

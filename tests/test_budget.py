@@ -1,4 +1,4 @@
-"""One budget for every method: the knob is the one that comes nearest, and the commands take it."""
+"""One budget for every method: the size is the one that comes nearest, and the commands take it."""
 
 import copy
 import json
@@ -8,10 +8,9 @@ import pytest
 import timm
 import torch
 
-from capaboost.budget import describe_budget
 from capaboost.commands import compare, flops, train_glue, train_vtab
 from capaboost.report.models import Sizes, make_subject
-from capaboost.report.sizes import parse_budget, within_budget
+from capaboost.report.sizes import describe_budget, parse_budget, within_budget
 from capaboost_core import UserError, parameter_counts
 from capaboost_core.methods import PRESETS, resolve_config
 from tests.commands import start
@@ -27,7 +26,7 @@ def count(method) -> int:
 
 
 @pytest.mark.parametrize("preset", KNOBS)
-def test_no_other_value_of_the_knob_comes_nearer(preset):
+def test_no_other_value_of_the_size_comes_nearer(preset):
     method = resolve_config(preset)
     size_field = method.budget
     goal = round(1.3 * count(method)) + 7
@@ -82,7 +81,7 @@ def test_a_rank_beyond_the_width_is_said(preset, beyond):
 
 
 @pytest.mark.parametrize("preset", ["linear", "full"])
-def test_a_method_without_a_knob_says_so(preset):
+def test_a_method_without_a_size_setting_says_so(preset):
     with pytest.raises(UserError, match="has no setting that a budget changes"):
         within_budget(SUBJECT, resolve_config(preset), 1000)
 
@@ -100,7 +99,7 @@ def test_what_is_no_budget_is_refused(text):
         parse_budget(text)
 
 
-def test_a_run_and_a_percentage_have_the_same_knob_as_the_count(capsys):
+def test_a_run_and_a_percentage_have_the_same_size_as_the_count(capsys):
     flags = ["--dataset", "digits", "--method", "capaboost-lora", "--model", "vit_base_patch16_224"]
     run = train_vtab.load(train_vtab.vtab_parser().parse_args([*flags, "--budget", "0.22M"]))
     assert run.adapter.r == 8  # 221,184 +- the masks' chance, as in the paper's Table 5
@@ -142,7 +141,7 @@ def test_a_wrong_budget_is_one_line(flags, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_report_refuses_a_knob_beside_a_budget(capsys):
+def test_a_report_refuses_a_size_beside_a_budget(capsys):
     flags = ["--model", "vit_base_patch16_224", "--methods", "lora", "--budget", "0.22M", "--set", "adapter.r=4"]
     assert flops.main(flags) == 2
     assert "adapter.r is given beside a budget, which sets it; leave one of them out" in capsys.readouterr().err
@@ -164,7 +163,7 @@ def test_a_comparison_trains_each_method_within_the_budget_and_shows_one_table(t
     process = start("-m", "capaboost", "compare", *flags)
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert "budget: linear has no knob" in err
+    assert "budget: linear has no size setting" in err
     for text in ("Settings of lora: random weights", "Settings of capaboost-lora: random weights", "accuracy"):
         assert text in out
     for method in ("lora", "capaboost-lora"):

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from capaboost.commands import tables
-from capaboost.tables.compare import MANY, compare
+from capaboost.tables.compare import MAX_COLUMNS, compare
 from capaboost.tables.groups import group_runs, label_groups, natural_order
 from capaboost.tables.read import read_results
-from capaboost.tables.rows import PAPER, vtab_means
+from capaboost.tables.rows import CAPABOOST_TASKS, vtab_means
 from capaboost.tables.statistics import judge
 from capaboost.tables.write import escape
 from tests.run_results import LORA, TIED, write_run
@@ -85,38 +85,40 @@ def test_every_format_shows_best_differences_and_what_is_missing(study, capsys):
 
 
 def test_many_methods_are_lines_with_the_best_first(tmp_path):
-    for r in range(1, MANY + 2):  # r is the value on the first task, and its settings
+    for r in range(1, MAX_COLUMNS + 2):  # r is the value on the first task, and its settings
         adapter = {**LORA, "r": r}
         for seed in (42, 43):
             write_run(tmp_path / f"a{r}", seed, r, adapter, task="a")
-        if r != MANY + 1:
+        if r != MAX_COLUMNS + 1:
             write_run(tmp_path / f"b{r}", 42, 10 * r, adapter, task="b")
     head, _, *lines = made(tmp_path, "--compare", "lora (r 3)")["markdown"].splitlines()
     assert head == "| method | settings | trainable | a (accuracy) | b (accuracy) |"
     rows = [line for line in lines if line.startswith("| lora")]
-    order = [*range(MANY, 0, -1), MANY + 1]  # which lacks a task
+    order = [*range(MAX_COLUMNS, 0, -1), MAX_COLUMNS + 1]  # which lacks a task
     assert [line.split(" | ")[0] for line in rows] == [f"| lora (r {r})" for r in order]
     assert rows[0].endswith(
-        f"| {MANY}.00 ± 0.00<br>+9.00 [+9.00, +9.00]<br>differs | **120.00**<br>+90.00 (1 pair, no interval) |"
+        f"| {MAX_COLUMNS}.00 ± 0.00<br>+9.00 [+9.00, +9.00]<br>differs | **120.00**<br>+90.00 (1 pair, no interval) |"
     )
-    assert rows[-1].endswith(f"| **{MANY + 1}.00 ± 0.00**<br>+10.00 [+10.00, +10.00]<br>differs | missing |")
+    assert rows[-1].endswith(f"| **{MAX_COLUMNS + 1}.00 ± 0.00**<br>+10.00 [+10.00, +10.00]<br>differs | missing |")
     notes = [line for line in lines if line.startswith("- ")]
     assert not any("Settings of" in note for note in notes)
-    assert f"Missing runs of lora (r {MANY + 1})" in notes[-1]
+    assert f"Missing runs of lora (r {MAX_COLUMNS + 1})" in notes[-1]
 
 
 @pytest.mark.parametrize("agree", [True, False])
 def test_orders_that_do_not_agree_are_not_averaged(agree, tmp_path):
-    for r in range(1, MANY + 2):
-        other = r if agree else (5 * r) % (MANY + 1)
+    for r in range(1, MAX_COLUMNS + 2):
+        other = r if agree else (5 * r) % (MAX_COLUMNS + 1)
         for seed in (42, 43):
             write_run(tmp_path / f"b{r}", seed, r, {**LORA, "r": r}, task="b")
         write_run(tmp_path / f"a{r}", 42, 10 * other, {**LORA, "r": r}, task="a")
     lines = made(tmp_path, "--compare", "lora (r 3)")["markdown"].splitlines()
     order = [line.split(" | ")[0] for line in lines if line.startswith("| lora")]
-    assert order == [f"| lora (r {r})" for r in range(MANY + 1, 0, -1)]  # of b, which has more runs
+    assert order == [f"| lora (r {r})" for r in range(MAX_COLUMNS + 1, 0, -1)]  # of b, which has more runs
     (note,) = [line for line in lines if "Order of lines" in line]
-    rho = stats.spearmanr(range(1, MANY + 2), [r if agree else (5 * r) % (MANY + 1) for r in range(1, MANY + 2)])[0]
+    rho = stats.spearmanr(
+        range(1, MAX_COLUMNS + 2), [r if agree else (5 * r) % (MAX_COLUMNS + 1) for r in range(1, MAX_COLUMNS + 2)]
+    )[0]
     by = "the mean over tasks" if agree else "b alone, since tasks do not agree on an order"
     assert note == f"- Order of lines: by {by}. Rank correlation (Spearman): a and b {rho:.2f}."
 
@@ -154,7 +156,7 @@ def test_both_averages_of_facts_published_row():
 def test_tables_print_the_means_of_methods_that_have_the_tasks(tmp_path):
     for task, value in zip(ORDER.split(), FACT.split(), strict=True):
         write_run(tmp_path / task, 42, float(value), task=task)
-        if task in PAPER:
+        if task in CAPABOOST_TASKS:
             write_run(tmp_path / f"{task}-16", 42, float(value), {**LORA, "r": 16}, task=task)
     text = made(tmp_path, "--compare", "lora (r 8)")["markdown"]
     assert "VTAB-1k, lora (r 8): mean of 19 73.23, mean of groups 75.55, mean of CapaBoost's 12" in text
@@ -165,7 +167,7 @@ def test_tables_print_the_means_of_methods_that_have_the_tasks(tmp_path):
 
 
 def test_lines_of_a_ranking_leave_out_what_most_methods_have(tmp_path):
-    for r in range(1, MANY + 2):
+    for r in range(1, MAX_COLUMNS + 2):
         path = write_run(tmp_path / f"{r}", 42, r, {**LORA, "r": r}, task="digits")
         result = json.loads(path.read_text())
         result["config"]["train"]["warmup_lr"] = 0.5 if r == 5 else 0.25
@@ -177,7 +179,7 @@ def test_lines_of_a_ranking_leave_out_what_most_methods_have(tmp_path):
 
 
 def test_a_line_of_a_ranking_has_the_settings_of_each_task(tmp_path):
-    for r in range(1, MANY + 2):
+    for r in range(1, MAX_COLUMNS + 2):
         for task, lr in (("a", 0.005), ("b", 0.25 if r == 5 else 0.005)):
             write_run(tmp_path / f"{task}{r}", 42, r, {**LORA, "r": r}, task=task, lr=lr)
     texts = made(tmp_path, "--compare", "lora (r 3)")

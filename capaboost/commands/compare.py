@@ -7,8 +7,8 @@ Examples:
   capaboost compare --dataset squad_v1 --methods lora,capaboost-lora --budget-percent 0.1
 
 It is a sweep of one task (docs/sweeps.md): --lr-grid tunes the rate of each method on the rows for selection, the test
-rows are looked at once for each seed, and the same command goes on after a stop. A method without a knob, such as
-linear, takes part as it is.
+rows are looked at once for each seed, and the same command goes on after a stop. A method without a size setting,
+such as linear, takes part as it is.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def sweep_of(options: argparse.Namespace) -> SweepFile:
-    """The flags as a sweep, with the knob of each method that meets the budget."""
+    """The flags as a sweep, with each method at the size that meets the budget."""
     from capaboost.sweeps.estimate import judged_alike, within_budget
     from capaboost.sweeps.sweep_file import SweepFile
 

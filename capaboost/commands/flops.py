@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaboost.budget import add_budget_flags, budget_of, check_nearest, describe_budget, refuse_given, solve
+from capaboost.budget import add_budget_flags, budget_of, check_nearest
 from capaboost.command_line import at_least_one, exit_code, make_parser
 from capaboost.shipped import shipped
 
@@ -39,7 +39,7 @@ ENDINGS = (".json", ".csv", ".md")
 def flops_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog)
     add = parser.add_argument
-    whole: dict[str, Any] = {"type": at_least_one, "metavar": "N"}
+    count: dict[str, Any] = {"type": at_least_one, "metavar": "N"}
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="NAME", help="a timm name, roberta-base, microsoft/deberta-v3-base, or a "
         "folder with a transformers config.json")  # fmt: skip
@@ -47,10 +47,10 @@ def flops_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--methods", default="all", metavar="PRESETS", help="such as lora,capaboost-lora (default: all)")
     add("--set", action="append", default=[], metavar="adapter.KEY=VALUE", help="a setting of all methods; what ties "
         "or masks weights leaves the plain methods plain")  # fmt: skip
-    add("--batch-size", default=1, **whole, help="default: 1")
-    add("--sequence-length", **whole, help="tokens of a text (default: 128)")
-    add("--image-size", **whole, help="pixels a side (default: the model's own)")
-    add("--classes", default=2, **whole, help="of the head (default: 2)")
+    add("--batch-size", default=1, **count, help="default: 1")
+    add("--sequence-length", **count, help="tokens of a text (default: 128)")
+    add("--image-size", **count, help="pixels a side (default: the model's own)")
+    add("--classes", default=2, **count, help="of the head (default: 2)")
     add("--memory", action="store_true", help="measure the peak memory of a training step, which takes some seconds "
         "a method")  # fmt: skip
     add("--device", choices=("cpu", "cuda"), help="where memory is measured (default: cuda where there is one)")
@@ -74,6 +74,7 @@ def report_methods(options: argparse.Namespace) -> None:
     from capaboost.report.cost_report import choose_methods, make_report
     from capaboost.report.models import Sizes, describe, make_subject
     from capaboost.report.paper import sheets
+    from capaboost.report.sizes import describe_budget, refuse_given, solve
     from capaboost_core.methods.lora import LoRA
 
     methods, changes = choose_methods(options.methods), adapter_settings(options.set)

@@ -54,6 +54,7 @@ def noah(options: argparse.Namespace) -> None:
     from capaboost.runs.vtab import prepare
     from capaboost.training.experiment import run_experiment
     from capaboost.training.run_folder import ADAPTER, check_folder, run_folder
+    from capaboost_core.methods.noah import NOAHSupernet
 
     search, data, model = search_of(supernet, options), supernet.data, supernet.model
     folder = options.output_dir or run_folder("noah", data.dataset, model.name, subnet.adapter, subnet.train.seed)
@@ -61,6 +62,7 @@ def noah(options: argparse.Namespace) -> None:
         check_folder(folder / stage, options.resume)
     run_experiment(supernet, folder / SUPERNET, options.resume, prepare)
     found = search_subnet(supernet, folder / SUPERNET / ADAPTER, search, folder / SEARCH)
+    assert isinstance(supernet.adapter, NOAHSupernet)
     subnet = dataclasses.replace(subnet, adapter=supernet.adapter.fixed(found.subnet))
     say(subnet, found, folder)
     options.output_dir = folder / SUBNET
@@ -73,7 +75,8 @@ def search_of(supernet: VtabRun, options: argparse.Namespace) -> Search:
     Raises:
         UserError: If the budget is no number, or below every subnet, or the model does not take the method.
     """
-    from capaboost.budget import entries_of, subject_of
+    from capaboost.budget import subject_of
+    from capaboost.report.sizes import entries_of
     from capaboost.report.subnets import Evolution, Search, SubnetCosts
     from capaboost_core.methods.noah import NOAHSupernet
 

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 def rank_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog=prog)
     add = parser.add_argument
-    whole: dict[str, Any] = {"type": at_least_one}
+    count: dict[str, Any] = {"type": at_least_one}
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--adapter", type=Path, metavar="FOLDER", help="report a saved adapter instead of training")
     kind.add_argument("--theorem", action="store_true", help="random draws for Theorem 3.1 instead of training")
-    add("--r", **whole, nargs="+", default=[8, 16, 32, 64], metavar="R", help="default: 8 16 32 64")
-    add("--num-tied", **whole, nargs="+", default=[1, 2, 4], metavar="D", help="default: 1 2 4")
-    add("--epochs", **whole, default=3, metavar="N", help="of each run (default: 3)")
+    add("--r", **count, nargs="+", default=[8, 16, 32, 64], metavar="R", help="default: 8 16 32 64")
+    add("--num-tied", **count, nargs="+", default=[1, 2, 4], metavar="D", help="default: 1 2 4")
+    add("--epochs", **count, default=3, metavar="N", help="of each run (default: 3)")
     add("--seed", type=int, default=42, metavar="N", help="of the runs, or of the draws (default: 42)")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting of the runs")
     add("--output-dir", type=Path, default=Path("runs/rank"), metavar="DIR", help="of the runs (default: runs/rank)")
-    add("--size", **whole, default=64, metavar="N", help="--theorem: n of the n x n matrices (default: 64)")
-    add("--draws", **whole, default=100, metavar="N", help="--theorem: draws of each case (default: 100)")
+    add("--size", **count, default=64, metavar="N", help="--theorem: n of the n x n matrices (default: 64)")
+    add("--draws", **count, default=100, metavar="N", help="--theorem: draws of each case (default: 100)")
     add("--output", type=Path, metavar="FILE.json", help="write the report as JSON")
     return parser
 

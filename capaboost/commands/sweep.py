@@ -56,7 +56,7 @@ def sweep_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Check the whole sweep, then list it or run it."""
+    """Check the sweep, then list it or run it."""
     from capaboost.sweeps.estimate import judged_alike, within_budget
     from capaboost.sweeps.folder import SweepFolder
     from capaboost.sweeps.sweep_file import file_of, read_sweep

@@ -1,4 +1,4 @@
-"""Every plot of the JSON reports in a folder, as PNG and SVG beside its report."""
+"""Draw the JSON reports of a folder, each plot as PNG and SVG beside its report, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from capaboost.console import check_outputs
 from capaboost.plots.style import COLORS, INK, MARKERS, QUIET, STYLE, image_files, label, write_figure
 from capaboost_core import UserError
 from capaboost_core.errors import reason_of, shown
-
-# Plots of the benchmarks: peers over the frozen model, and the parts of a step that an adapter adds.
-
 
 BenchReport = dict[str, Any]
 PARTS = {
@@ -85,9 +82,6 @@ def _title(report: BenchReport) -> str:
     return f"{what}\n{report['device']}{allocator}"
 
 
-# The picture of a confusion matrix.
-
-
 MOST_NAMED = 40  # classes with names on the axes
 MOST_NUMBERED = 20  # with counts in the cells
 
@@ -117,9 +111,6 @@ def draw_confusion(source: Path, target: Path) -> None:
     figure.savefig(target, dpi=150)
 
 
-# Plots of rank reports: spectra, rank against parameters, and the draws of Theorem 3.1.
-
-
 RankReport = dict[str, Any]
 
 
@@ -146,8 +137,8 @@ def _spectrum_line(panel: Axes, row: RankReport) -> None:
     median = [statistics.median(column) for column in columns]
     panel.fill_between(index, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15, linewidth=0)
     panel.plot(index, median, color=color, marker=MARKERS.get(row["num_tied"]), markevery=[-1])
-    place = dict(offset=(7, -4)) if row["num_tied"] == 1 else dict(offset=(0, 11), ha="center")
-    label(panel, _name(row["num_tied"]), index[-1], median[-1], color, **place)
+    options: dict[str, Any] = dict(offset=(7, -4)) if row["num_tied"] == 1 else dict(offset=(0, 11), ha="center")
+    label(panel, _name(row["num_tied"]), index[-1], median[-1], color, **options)
 
 
 def _relative_values(increments: list[RankReport]) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""Paired differences to the reference with their intervals."""
+"""What plots of result files share, and the plot of paired differences with their intervals."""
 
 from __future__ import annotations
 
@@ -21,13 +21,10 @@ from capaboost_core.methods.bottleneck import PAdapter
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.methods.vpt import VPT
 
-# What plots of result files share: a panel for each task, a colour and a mark for each series.
-
-
 Style = dict[str, Any]
-WIDTH, HEIGHT = 3.2, 2.7  # inches of a panel
-BESIDE = 4  # panels
-LETTER = 0.075  # inches of an average letter of a legend
+PANEL_WIDTH, PANEL_HEIGHT = 3.2, 2.7  # inches of a panel
+MAX_COLUMNS = 4  # panels
+LETTER_WIDTH = 0.075  # inches of an average letter of a legend
 
 
 class Undrawn(Exception):
@@ -38,7 +35,7 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
     """A colour and a mark for each series, in natural order.
 
     Raises:
-        Undrawn: If there are more than can be told apart.
+        Undrawn: If there are more than can be distinguished.
     """
     found = sorted(set(names), key=natural_order)
     if len(found) > len(SERIES):
@@ -46,16 +43,16 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
     return {name: {"color": color, "marker": marker} for name, (color, marker) in zip(found, SERIES, strict=False)}
 
 
-def grid(titles: list[str | None], legend: dict[str, Style], width: float = WIDTH, height: float = HEIGHT):
-    """A figure, and a panel for each title, row by row, with a legend below all; None leaves a place free."""
-    columns = min(len(titles), BESIDE)
+def grid(titles: list[str | None], legend: dict[str, Style], width: float = PANEL_WIDTH, height: float = PANEL_HEIGHT):
+    """A figure, and a panel for each title, row by row, with a legend below all; None leaves its panel out."""
+    columns = min(len(titles), MAX_COLUMNS)
     rows = math.ceil(len(titles) / columns)
     across = max(width * columns, 4.2)
-    longest = max(map(len, legend), default=0) * LETTER + 0.5
+    longest = max(map(len, legend), default=0) * LETTER_WIDTH + 0.5
     beside = max(1, min(int(across / longest), len(legend)))
     figure = Figure(figsize=(across, height * rows + 0.2 * math.ceil(len(legend) / beside)), layout="constrained")
-    places = [(number, title) for number, title in enumerate(titles, 1) if title is not None]
-    panels = [figure.add_subplot(rows, columns, number, title=title) for number, title in places]
+    numbered = [(number, title) for number, title in enumerate(titles, 1) if title is not None]
+    panels = [figure.add_subplot(rows, columns, number, title=title) for number, title in numbered]
     if legend:
         handles = [Line2D([], [], label=name, linestyle="", **style) for name, style in legend.items()]
         figure.legend(handles=handles, loc="outside lower left", ncols=beside, frameon=False)
@@ -71,7 +68,7 @@ def task_panels(tasks: list[Task], legend: dict[str, Style]) -> tuple[Figure, di
     return figure, dict(zip(tasks, panels, strict=True))
 
 
-LINE, SMALL = 0.23, 0.14  # inches
+ROW_HEIGHT, SMALL_ROW_HEIGHT = 0.23, 0.14  # inches
 FAMILIES = {
     "increments of weights": COLORS[2],
     "adapters": COLORS[4],
@@ -92,7 +89,7 @@ def differences(table: Comparison) -> Figure:
         raise Undrawn(f"fewer than two methods and tasks share a seed with {table.reference}")
     if table.is_ranking:
         return _ranked(table)
-    figure = Figure(figsize=(7.2, LINE * len(rows) + 1.1), layout="constrained")
+    figure = Figure(figsize=(7.2, ROW_HEIGHT * len(rows) + 1.1), layout="constrained")
     panel = figure.subplots()
     for row, (_, of, seeds) in enumerate(rows):
         if of is not None:
@@ -117,7 +114,7 @@ def _ranked(table: Comparison) -> Figure:
     names = {task: name for task, name in task_names(table.tasks).items() if _differing(table, task)}
     across, most = min(len(names), 2), max(len(_differing(table, task)) for task in names)
     down = math.ceil(len(names) / across)
-    figure = Figure(figsize=(3.6 * across, down * (SMALL * most + 0.7) + 0.4), layout="constrained")
+    figure = Figure(figsize=(3.6 * across, down * (SMALL_ROW_HEIGHT * most + 0.7) + 0.4), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for panel, (task, name) in zip(panels, names.items(), strict=False):
         cells = sorted(_differing(table, task), key=lambda item: -item[2].mean)

@@ -1,4 +1,4 @@
-"""Every plot that result files hold enough for."""
+"""Every plot that result files hold enough for: against a setting, against parameters, and heat maps."""
 
 from __future__ import annotations
 
@@ -15,18 +15,15 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from capaboost.console import check_outputs
-from capaboost.plots.panels import BESIDE, Undrawn, differences, grid, styles_of, task_panels
+from capaboost.plots.panels import MAX_COLUMNS, Undrawn, differences, grid, styles_of, task_panels
 from capaboost.plots.style import INK, QUIET, SERIES, STYLE, image_files, write_figure
 from capaboost.tables.compare import Cell, Comparison, by_seed
 from capaboost.tables.groups import Group, Task, label_groups, natural_order
 from capaboost.tables.notes import task_names
 from capaboost.tables.statistics import Spread, spread_of
 
-# Value against one setting of the adapter, a line for each method and kind of mask.
-
-
 Lines = dict[str, dict[float, Spread]]  # the points of each line, by the label of the line
-WITH = {"adapter.density": ("adapter.n", "adapter.m")}  # what moves together with a setting
+MOVES_WITH = {"adapter.density": ("adapter.n", "adapter.m")}  # what moves together with a setting
 
 
 def lines(groups: list[Group], name: str, title: str) -> Figure:
@@ -55,7 +52,7 @@ def lines(groups: list[Group], name: str, title: str) -> Figure:
 def _points(groups: list[Group], name: str) -> dict[Task, Lines]:
     having = [group for group in groups if isinstance(group.settings.get(name), (int, float))]
     rows: dict[Task, Lines] = defaultdict(lambda: defaultdict(dict))
-    for group, label in label_groups(having, (name, *WITH.get(name, ()))).items():
+    for group, label in label_groups(having, (name, *MOVES_WITH.get(name, ()))).items():
         rows[group.task][label][group.settings[name]] = spread_of(by_seed(group).values())
     return rows
 
@@ -67,12 +64,9 @@ def _line_ticks(panel: Axes, values: list[float]) -> None:
         panel.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
         return
     panel.set_xscale("log", base=2)
-    kept = values[:1]
-    kept += [value for before, value in pairwise(values) if value / before > 1.3]
-    panel.set_xticks(kept, [f"{value:g}" for value in kept])
-
-
-# Value against trainable parameters, with the Pareto front.
+    ticks = values[:1]
+    ticks += [value for before, value in pairwise(values) if value / before > 1.3]
+    panel.set_xticks(ticks, [f"{value:g}" for value in ticks])
 
 
 TICKS = 4  # at most, beside 0
@@ -146,9 +140,6 @@ def _ticks(least: int, most: int) -> list[float]:
     return ticks if len(ticks) > 1 else [float(f"{count:.1e}") for count in (least, most)]
 
 
-# Heat maps of the value over alpha and learning rate.
-
-
 BEST = "#cf222e"
 AXES = ("adapter.alpha", "train.lr")
 Map = dict[tuple[float, float], Spread]  # by alpha and rate
@@ -163,7 +154,7 @@ def scale(groups: list[Group]) -> Figure:
     if not maps:
         raise Undrawn("no method has two pairs of alpha and learning rate on a task, its other settings equal")
     names, titles = task_names(list(maps)), []
-    beside = min(BESIDE, max(len(of) for of in maps.values()))
+    beside = min(MAX_COLUMNS, max(len(of) for of in maps.values()))
     for task, of in maps.items():
         labels = [label.replace(" (", "\n(", 1) for label in of]
         titles += [f"{names[task]}, {task.metric}\n{label}" for label in labels] + [None] * (-len(of) % beside)

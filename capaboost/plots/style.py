@@ -1,4 +1,4 @@
-"""Figures as files: PNG and SVG, with the same bytes each time."""
+"""How plots look, and how figures are written: PNG and SVG, with the same bytes each time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from capaboost_core.files import write_atomically
-
-# How plots look: colours, marks and labels.
-
 
 INK, QUIET = "#1f2328", "#57606a"
 COLORS = {1: "#57606a", 2: "#8250df", 4: "#d1660a"}

@@ -53,7 +53,7 @@ class Cost:
         trainable: Trained entries without the head's.
         head: The head's entries.
         total: Entries of the base model, the head not counted.
-        forward: Multiply-adds of a forward pass of the whole model.
+        forward: Multiply-adds of a forward pass of the complete model.
         step: Those of a forward and a backward pass.
         negligible: Non-matmul operators of a step, with their occurrences.
         unsupported: The same of operators that are not known to be so.

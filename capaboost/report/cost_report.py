@@ -1,4 +1,4 @@
-"""The costs of several methods on one base model, each relative to plain LoRA with the same settings."""
+"""The costs of several methods on one base model relative to plain LoRA, as tables and as files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ from capaboost.report.flops import FlopCounts, count_flops
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
 from capaboost_core.methods import PRESETS, Method
-
-# Tables on the terminal, and the same as JSON, CSV and Markdown files.
-
 
 Row = dict[str, Any]
 
@@ -50,7 +47,7 @@ def show(facts: dict[str, str], sheets: list[ReportTable]) -> None:
 
 
 def write_files(stem: Path, record: dict[str, Any], facts: dict[str, str], sheets: list[ReportTable]) -> list[Path]:
-    """Write STEM.json (the whole record), STEM.csv (its rows) and STEM.md (tables and facts).
+    """Write STEM.json (the complete record), STEM.csv (its rows) and STEM.md (tables and facts).
 
     Each file is written atomically.
     """
@@ -197,7 +194,7 @@ def make_report(
         changes: Settings for all of them.
         strict: Refuse a method that the model or the settings do not allow, instead of leaving it out.
         peak_bytes: Measures the peak memory of a training step; left out, none is given.
-        within: Brings a method that has a knob within a budget.
+        within: Brings a method that has a size setting within a budget.
 
     Raises:
         UserError: If LoRA, to which all is relative, or a method that is not left out cannot be had.

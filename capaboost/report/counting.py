@@ -1,4 +1,4 @@
-"""Run a model so that its operators can be counted: a traced forward pass, and a backward pass as it is dispatched."""
+"""Count the operators of a model: a traced forward pass, and a backward pass as torch dispatches it."""
 
 from __future__ import annotations
 

@@ -43,8 +43,6 @@ from capaboost_core.layers import Adapted
 from capaboost_core.liveness import working_layers
 from capaboost_core.modes import disabled
 
-# Multiply-adds of additions, from the calls of adapted layers, however a layer computes its products.
-
 
 def count_added(model: nn.Module, inputs: Inputs) -> int:
     """Effective multiply-adds that a method adds to a forward pass: those of `count_flops` without its traces.

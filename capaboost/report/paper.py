@@ -45,7 +45,7 @@ class PaperCounter:
         subject = self.subject(model)
         return count_added(subject.inject(subject.build(), config), subject.inputs)
 
-    def quantity(self, name: str, model: str, ours: Method, reference: Method | None) -> float:
+    def quantity(self, name: str, model: str, ours: Any, reference: Any) -> float:
         """A column's value for one adaptation, relative to another where the column is so."""
         if name == "flops":
             return self.added(model, ours) / self.added(model, reference)

@@ -1,4 +1,4 @@
-"""Random draws for Theorem 3.1: rank(X + Y) = rank(X) + rank(Y), and what masks on tied factors keep of it."""
+"""The rank of trained increments and of random sums (Theorem 3.1): values, JSON reports and tables."""
 
 from __future__ import annotations
 
@@ -24,9 +24,6 @@ from capaboost_core.injection import adapted_layers, injection_of, parameter_cou
 from capaboost_core.methods.lora import LoRA
 from capaboost_core.sharing.masks import mask_bits
 from capaboost_core.sharing.tied import TiedWeight
-
-# The rank of trained increments: how many directions they use, and how evenly.
-
 
 TOLERANCE = "a singular value counts if it is above max(out, in) * eps(float64) * the largest, as in NumPy"
 
@@ -124,7 +121,7 @@ def model_ranks(model: nn.Module) -> list[IncrementRank]:
     Raises:
         UserError: If the model has no LoRA increments, or a factor is not finite.
     """
-    layers = adapted_layers(model)
+    layers: list[Any] = adapted_layers(model)
     if not layers or not all(layer.low_rank for layer in layers):
         method = injection_of(model).config.method
         raise UserError(f"method {method} adds no increment to a weight, so there is no rank; give a LoRA adapter")
@@ -143,9 +140,6 @@ def _increment_rank(path: str, at: tuple[int, int], a: Tensor, b: Tensor) -> Inc
 
 def _double(matrix: Tensor) -> Tensor:
     return matrix.detach().cpu().double()
-
-
-# Reports on ranks: what their JSON files hold, and the tables that a reader sees.
 
 
 PAPER_R = (8, 16, 32, 64)

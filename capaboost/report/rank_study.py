@@ -1,4 +1,4 @@
-"""Train one adapter on the embedded digits for each r and d, each in its own folder and only once."""
+"""Adapters on the embedded digits for each r and d, trained once each, and any saved adapter loaded again."""
 
 from __future__ import annotations
 
@@ -30,9 +30,6 @@ from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.method import find_method
 from capaboost_core.plan import in_prefix
 from capaboost_text.encoders import HEADS
-
-# An adapted model from a saved adapter alone, on a base with random weights.
-
 
 Shapes = dict[str, tuple[int, ...]]
 VTAB = TRAININGS["train-vtab"]

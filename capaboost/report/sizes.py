@@ -1,9 +1,9 @@
-"""One budget for any method: the value of its knob whose trained parameters come nearest to a number."""
+"""One budget for any method: the size whose trained parameters come nearest to a number or a percentage."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,7 +14,7 @@ from capaboost_core.injection import parameter_counts
 from capaboost_core.methods import Method
 
 SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "m": 1e6, "B": 1e9, "G": 1e9}
-LARGEST = 65536  # of a knob
+LARGEST_SIZE = 65536
 TOLERANCE = 0.1  # share of the budget by which the nearest size may miss it
 
 
@@ -33,6 +33,47 @@ class Budgeted:
     size_field: str
     trainable: int
     width: int
+
+
+def solve(subject: ModelFactory, method: Method, budget: str, nearest: bool = False) -> Budgeted:
+    """The method within the budget, on a model.
+
+    Args:
+        subject: The base model without weights.
+        method: All other settings.
+        budget: `220k`, `0.22M`, or in percent of the model `0.26%`.
+        nearest: Take the nearest size also where none is within a tenth of the budget.
+
+    Raises:
+        UserError: If the method has no size setting, the budget is no number, or no size comes near it.
+    """
+    return within_budget(subject, method, entries_of(subject, method, budget), nearest)
+
+
+def entries_of(subject: ModelFactory, method: Method, budget: str) -> int:
+    """A budget as trained parameters of the method on a model.
+
+    Raises:
+        UserError: If it is no number, or the model does not take the method.
+    """
+    if not budget.endswith("%"):
+        return parse_budget(budget)
+    total = parameter_counts(subject.inject(subject.build(), method)).total
+    return round(total * parse_percent(budget) / 100)
+
+
+def refuse_given(method: Method, given: Iterable[str]) -> None:
+    """Refuse a size that is given beside a budget, which would replace it.
+
+    Args:
+        method: Whose size it is.
+        given: Settings by section.key.
+
+    Raises:
+        UserError: If so.
+    """
+    if (size_field := f"adapter.{method.budget}") in given:
+        raise UserError(f"{size_field} is given beside a budget, which sets it; leave one of them out")
 
 
 def parse_budget(text: str) -> int:
@@ -76,9 +117,9 @@ def parse_percent(text: str) -> float:
 
 
 def within_budget(subject: ModelFactory, method: Method, entries: int, nearest: bool = False) -> Budgeted:
-    """The method with the knob that `Method.budget` names, so that what it trains is nearest to the budget.
+    """The method with the value of `Method.budget`, its size setting, that trains nearest to the budget.
 
-    Counts rise with the knob, so a search by halves finds the two values around the budget. Where they rise no
+    Counts rise with the size, so a search by halves finds the two values around the budget. Where they rise no
     further, as with LoKr, whose layer bounds r, a second search finds where that began; the nearest of all is taken.
 
     Args:
@@ -88,7 +129,8 @@ def within_budget(subject: ModelFactory, method: Method, entries: int, nearest: 
         nearest: Take the nearest size however far it is.
 
     Raises:
-        UserError: If the method has no knob, the model does not take it, or no size is within a tenth of the budget.
+        UserError: If the method has no size setting, the model does not take it, or no size is within a tenth of the
+            budget.
     """
     size_field = method.budget
     if size_field is None:
@@ -105,10 +147,10 @@ def within_budget(subject: ModelFactory, method: Method, entries: int, nearest: 
         return counts[steps]
 
     low, high = 1, 2
-    while count(high) < entries and 2 * high * method.budget_step <= LARGEST:
+    while count(high) < entries and 2 * high * method.budget_step <= LARGEST_SIZE:
         low, high = high, 2 * high
     low, high = _around(entries, count, low, high)
-    if count(low) == count(high):  # the knob does nothing here; count where that begins too
+    if count(low) == count(high):  # the size has no effect here; count where that begins too
         _around(count(low), count, 0, low)
     best = min(sorted(counts), key=lambda steps: abs(counts[steps] - entries))
     found = Budgeted(at(best), size_field, counts[best], _width(subject))
@@ -132,3 +174,12 @@ def _around(entries: int, count: Callable[[int], int], low: int, high: int) -> t
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) < entries else (low, middle)
     return low, high
+
+
+def describe_budget(found: Budgeted) -> str:
+    """`budget: lora with r 6 trains 221,184 parameters`, and where a rank is beyond the model's width that it is."""
+    method, size_field = found.method, found.size_field
+    value = getattr(method, size_field)
+    beyond = size_field == "r" and value > found.width > 0
+    note = f"; r is {value / found.width:.1f} times the model's width of {found.width}" if beyond else ""
+    return f"budget: {method.label} with {size_field} {value} trains {found.trainable:,} parameters{note}"

@@ -1,4 +1,7 @@
-"""The second stage of NOAH: the best subnet of a trained supernet under a budget, on the rows for selection."""
+"""The second stage of NOAH: an evolutionary search for the best subnet of a trained supernet under a budget.
+
+The search is that of Zhang et al. (2022, arXiv 2206.04673), scored on the rows for selection.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,6 @@ from capaboost_core.adapter_files.load import load_adapter
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
 from capaboost_core.methods.noah import NOAH, NOAHSupernet, Space, Subnet, cut, parts_of
-
-# What a subnet of NOAH trains, from counts of its parts alone: a search asks for many.
 
 
 class SubnetCosts:
@@ -63,9 +64,6 @@ def _counts(subject: ModelFactory, method: NOAH) -> list[list[int]]:
     """Of each kind of part by block."""
     model = subject.inject(subject.build(), method)
     return [[sum(p.numel() for p in part.added()) for part in parts] for parts in parts_of(model)]
-
-
-# The evolutionary search of NOAH (Zhang et al., 2022, arXiv 2206.04673): the best subnet under a budget.
 
 
 TRIES = 1000  # draws in a row that are not new or above the budget, after which a generation stays smaller

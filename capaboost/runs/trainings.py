@@ -63,16 +63,16 @@ class Training:
 
 
 def _vtab_recipe(flags: Raw, _: str | None) -> Path:
-    return vtab_config_file(shipped("configs") / "vtab", flags.get("data", {}).get("dataset"))
+    return vtab_config_file(shipped("configs") / "vtab", flags["data"]["dataset"])
 
 
 def _glue_recipe(flags: Raw, preset: str | None) -> Path:
-    task, model = flags.get("data", {}).get("task"), flags.get("model", {}).get("name")
-    return glue_config_file(shipped("configs") / "glue", task, model, preset)
+    model = flags.get("model", {}).get("name")
+    return glue_config_file(shipped("configs") / "glue", flags["data"]["task"], model, preset)
 
 
 def _squad_recipe(flags: Raw, _: str | None) -> Path:
-    return squad_config_file(shipped("configs") / "squad", flags.get("data", {}).get("dataset"))
+    return squad_config_file(shipped("configs") / "squad", flags["data"]["dataset"])
 
 
 TRAININGS = {

@@ -117,7 +117,7 @@ def _renew(path: Path, mine: dict[str, Any], ended: threading.Event) -> None:
 
 
 def _process(pid: Any) -> dict[str, str] | None:
-    """What tells a process of this machine from all others, also from those before a restart; None if it is gone."""
+    """What identifies a process of this machine, across restarts too; None if it has ended."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         space = os.readlink("/proc/self/ns/pid")

@@ -1,4 +1,4 @@
-"""The list of a sweep's runs with their times, estimated."""
+"""How far a sweep is: its progress read from the folder, the live screen, and the list of a dry run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from capaboost.sweeps.folder import DONE, FAILURE, RUNNING, WAITING, SweepFolder
 from capaboost.sweeps.plan import Plan, plan_of
 from capaboost.sweeps.runs import Run, final_runs, groups
 from capaboost.sweeps.sweep_file import SweepFile, combinations
-
-# How far a sweep is, read from its folder: the same whatever engine works on it, and on which machine.
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,6 @@ def _best(folder: SweepFolder, done: list[Run]) -> list[Best]:
     return list(best.values())
 
 
-# What a sweep shows while it runs: one live screen on a terminal, and elsewhere a line for each run that ends.
-
-
 READ_SECONDS = 2.0  # between two readings of the folder
 
 
@@ -122,14 +117,14 @@ class Display:
         self.name, self.folder, self.read = name, folder, read
         self.console = Console()
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self.last, self.told = -READ_SECONDS, set()
+        self.last, self.shown = -READ_SECONDS, set()
 
     def __enter__(self) -> Display:
         if self.live:
             self.live.start()
         else:  # what ended before is no news
             plan, _ = self.read()
-            self.told = {run.name for run in plan.runs if not self.folder.is_open(run)}
+            self.shown = {run.name for run in plan.runs if not self.folder.is_open(run)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,13 +143,13 @@ class Display:
             self.live.update(screen(self.name, progress), refresh=True)
             return
         for run in plan.runs:
-            if run.name not in self.told and not self.folder.is_open(run):
-                self.told.add(run.name)
-                print(line(self.folder, run, len(self.told), progress), flush=True)
+            if run.name not in self.shown and not self.folder.is_open(run):
+                self.shown.add(run.name)
+                print(line(self.folder, run, len(self.shown), progress), flush=True)
 
 
 def screen(name: str, progress: Progress) -> RenderableType:
-    """The whole sweep on one screen."""
+    """The sweep on one screen."""
     failed = f", {progress.states[FAILURE]} failed" if progress.states[FAILURE] else ""
     head = f"{name}: {progress.states[DONE]} of {progress.total} done, {len(progress.running)} running{failed}"
     parts: list[RenderableType] = [
@@ -179,10 +174,10 @@ def line(folder: SweepFolder, run: Run, count: int, progress: Progress) -> str:
     if folder.is_done(run):
         result = folder.result(run)
         value = "undefined" if result["value"] is None else f"{result['value']:.2f}"
-        told = f"{result['metric']} {value} in {duration(result['wall_seconds'])}"
+        shown = f"{result['metric']} {value} in {duration(result['wall_seconds'])}"
     else:
-        told = f"failed: {folder.failure(run)['error']}"
-    return f"[{count}/{progress.total}] {run.name}: {told}; {left(progress)}"
+        shown = f"failed: {folder.failure(run)['error']}"
+    return f"[{count}/{progress.total}] {run.name}: {shown}; {left(progress)}"
 
 
 def left(progress: Progress) -> str:

@@ -98,9 +98,9 @@ def report_end(folder: SweepFolder, plan: Plan) -> None:
     """
     for group, tuned in plan.tuned.items():
         if tuned.at_edge:
-            place = "/".join(filter(None, group))
+            name = "/".join(filter(None, group))
             best = ", ".join(tuned.at_edge)
-            print(f"{place}: the best of {best} lies at an end of its grid; raise tune.widen or trials")
+            print(f"{name}: the best of {best} lies at an end of its grid; raise tune.widen or trials")
     for line in unequal_trials(plan):
         print(line)
     failed = [run for run in plan.runs if folder.state(run) == FAILURE]

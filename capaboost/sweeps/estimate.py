@@ -1,4 +1,7 @@
-"""How long a run takes, before it is run: by its multiply-adds, and by how fast finished runs did theirs."""
+"""What is computed of a sweep before it runs: sizes within its budget, and the time of each run.
+
+A run's time follows from its multiply-adds, and from how fast finished runs did theirs.
+"""
 
 from __future__ import annotations
 
@@ -8,50 +11,46 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from capaboost.budget import describe_budget, refuse_given, solve, subject_of
+from capaboost.budget import subject_of
 from capaboost.console import tell
 from capaboost.report.counting import dispatched_products
 from capaboost.report.models import Sizes, make_subject
+from capaboost.report.sizes import describe_budget, refuse_given, solve
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import Run, final_runs, groups
 from capaboost.sweeps.sweep_file import SweepFile, Values
 from capaboost_core.errors import UserError
 
-# How many rows a task trains on and is tested on, to estimate how long a run takes.
-
-
 # Test rows of VTAB-1k, whose training rows are 1,000 (google-research/task_adaptation, and the data sets' own pages).
-VTAB_TEST = {
+VTAB_TEST_ROWS = {
     "caltech101": 6084, "cifar": 10000, "dtd": 1880, "oxford_flowers102": 6149, "oxford_iiit_pet": 3669, "svhn": 26032,
     "sun397": 21750, "patch_camelyon": 32768, "eurosat": 5400, "resisc45": 6300, "diabetic_retinopathy": 42670,
     "clevr_count": 15000, "clevr_dist": 15000, "dmlab": 22735, "kitti": 711, "dsprites_loc": 73728,
     "dsprites_ori": 73728, "smallnorb_azi": 12150, "smallnorb_ele": 12150, "digits": 797,
 }  # fmt: skip
 # Rows to train on and of dev (Wang et al., 2019; Rajpurkar et al., 2016 and 2018).
-TEXT = {
+TEXT_ROWS = {
     "cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "stsb": (5749, 1500), "qqp": (363846, 40430),
     "mnli": (392702, 19647), "qnli": (104743, 5463), "rte": (2490, 277), "squad_v1": (87599, 10570),
     "squad_v2": (130319, 11873),
 }  # fmt: skip
-UNKNOWN = (1000, 2000)
+DEFAULT_ROWS = (1000, 2000)
 
 
 def rows_of(task: str, most: int | None) -> tuple[int, int]:
     """Rows to train on, at most so many, and to test on."""
-    train, test = (1000, VTAB_TEST[task]) if task in VTAB_TEST else TEXT.get(task, UNKNOWN)
+    train, test = (1000, VTAB_TEST_ROWS[task]) if task in VTAB_TEST_ROWS else TEXT_ROWS.get(task, DEFAULT_ROWS)
     return min(train, most or train), test
 
 
-# What a sweep leaves to the settings of its runs: the knob of each method that meets its budget, by the model of the
-# first task, and the epoch by which tuning runs are judged.
-
-
 def within_budget(sweep: SweepFile) -> SweepFile:
-    """The sweep with the knob of each method that comes nearest to its budget, told in a line each; without a budget
-    itself. A method that has no knob takes part as it is, and so does one whose own settings in the file give it.
+    """The sweep with each method at the size that comes nearest to its budget, reported in a line each.
+
+    Sizes are those for the model of the first task. Without a budget the sweep is returned as it is. A method that has
+    no size setting takes part unchanged, and so does one whose own settings in the file give it.
 
     Raises:
-        UserError: If a setting is wrong, the budget is no number, or a knob is given for all methods.
+        UserError: If a setting is wrong, the budget is no number, or a size is given for all methods.
     """
     if sweep.budget is None:
         return sweep
@@ -80,7 +79,7 @@ def _settings(sweep: SweepFile, budget: str, group: tuple[str, ...]) -> Values:
     try:
         size_field = settings.adapter.budget
         if size_field is None:
-            tell(f"budget: {group[1]} has no knob and takes part as it is")
+            tell(f"budget: {group[1]} has no size setting and takes part as it is")
             return own
         if f"adapter.{size_field}" in own:
             tell(f"budget: {group[1]} keeps its own {size_field}, {own[f'adapter.{size_field}']}")

@@ -1,4 +1,4 @@
-"""More seeds where a map is best: what a sweep's `seeds_at_best` runs."""
+"""Which runs are open now: tuning first, then the seeds at the best settings, then more seeds around a map's best."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from typing import Any
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import Run, final_runs, groups, tuning_runs
 from capaboost.sweeps.sweep_file import WIDEN, SweepFile, Tune, Values, are_numbers, combinations, label
-
-# What the runs of one choice scored, and which choice is best.
-
 
 Mean = float | None  # None where a run diverged, or its metric is undefined
 LOSS = "_loss"  # ends the name of the loss on the rows for selection, for tasks that give it
@@ -38,7 +35,7 @@ def mean_loss(folder: SweepFolder, runs: list[Run]) -> Mean:
 
 
 def best_of(means: Sequence[Mean], losses: Sequence[Mean] | None = None) -> int | None:
-    """The place of the highest mean, of equal ones that of the lowest loss, then the first; None if there is none."""
+    """The index of the highest mean, of equal ones that of the lowest loss, then the first; None if there is none."""
     ranks = [
         (-math.inf if mean is None else mean, -math.inf if loss is None else -loss)
         for mean, loss in zip(means, losses or [None] * len(means), strict=True)
@@ -48,9 +45,6 @@ def best_of(means: Sequence[Mean], losses: Sequence[Mean] | None = None) -> int 
 
 def _diverged(folder: SweepFolder, run: Run) -> bool:
     return folder.is_failed(run) and folder.failure(run)["kind"] == "diverged"
-
-
-# What is to be run now: tuning first, over grids that widen, then the seeds with the settings that were best.
 
 
 Grid = dict[str, tuple[Any, ...]]
@@ -188,7 +182,7 @@ def _widen(values: tuple[Any, ...], end: Any) -> tuple[Any, ...]:
 
 def runs_around_best(sweep: SweepFile, folder: SweepFolder, task: str, method: str) -> list[Run] | None:
     """Runs of `seeds_at_best` at the best combination of `vary`, and at all that are at most one value of each
-    setting away from it; None while the map of the other seeds is not whole.
+    setting away from it; None while the map of the other seeds is incomplete.
     """
     cells = [(task, method, varied) for varied in sweep.varied]
     of_cells = [final_runs(sweep, cell, {}) for cell in cells]
@@ -197,8 +191,8 @@ def runs_around_best(sweep: SweepFile, folder: SweepFolder, task: str, method: s
     best = best_of([mean_value(folder, runs) for runs in of_cells])
     if best is None:
         return []
-    places = list(itertools.product(*(range(len(values)) for values in sweep.vary.values())))
-    near = [cell for cell, place in zip(cells, places, strict=True) if _distance(place, places[best]) <= 1]
+    indices = list(itertools.product(*(range(len(values)) for values in sweep.vary.values())))
+    near = [cell for cell, index in zip(cells, indices, strict=True) if _distance(index, indices[best]) <= 1]
     return [run for cell in near for run in final_runs(sweep, cell, {}, sweep.seeds_at_best)]
 
 
@@ -207,5 +201,5 @@ def most_around_best(sweep: SweepFile) -> int:
     return len(sweep.seeds_at_best) * math.prod(min(3, len(values)) for values in sweep.vary.values())
 
 
-def _distance(place: tuple[int, ...], other: tuple[int, ...]) -> int:
-    return max(abs(i - j) for i, j in zip(place, other, strict=True))
+def _distance(index: tuple[int, ...], other: tuple[int, ...]) -> int:
+    return max(abs(i - j) for i, j in zip(index, other, strict=True))

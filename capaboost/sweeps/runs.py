@@ -98,11 +98,11 @@ def _run(sweep: SweepFile, group: tuple[str, ...], seed: int, own: Values, tunin
     task, method, of_group = group
     of_task, of_method = dict(sweep.tasks[task]), dict(sweep.methods[method])
     names = of_task.pop(OWN_NAMES["tasks"], task), of_method.pop(OWN_NAMES["methods"], method)
-    place = [*filter(None, group), *(["tune", tuning] if tuning else []), f"seed{seed}"]
+    folders = [*filter(None, group), *(["tune", tuning] if tuning else []), f"seed{seed}"]
     values = sweep.set | of_task | of_method | sweep.varied[of_group] | own
     if sweep.mask_seed and draws_by_seed(names[1], values):
         values |= {MASK_SEED: seed}
-    return Run("/".join(place), group, sweep.command, *names, seed, values, bool(tuning))
+    return Run("/".join(folders), group, sweep.command, *names, seed, values, bool(tuning))
 
 
 def draws_by_seed(preset: str, values: Values) -> bool:

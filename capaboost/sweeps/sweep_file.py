@@ -1,4 +1,4 @@
-"""What a sweep reads: its file, and the files and folders that its runs name."""
+"""A sweep file: the tasks, methods and seeds that are run, what is tuned, and the inputs that must exist."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ from capaboost_core.errors import UserError
 from capaboost_core.settings.base import Settings, Text, hint
 from capaboost_core.settings.yaml_file import read_yaml
 
-# What a sweep file says: the tasks, methods and seeds that are run, and what is tuned for each method.
-
-
 Values = dict[str, Any]  # settings by section.key, such as train.lr
 OWN_NAMES = {"tasks": "task", "methods": "preset"}  # the key for the real name, where a sweep calls it otherwise
 MASK_SEED, WIDEN = "adapter.seed", 2
-OWN_FLAGS = ("train.seed", "train.test", "adapter.method")  # the sweep sets these itself
+SET_BY_SWEEP = ("train.seed", "train.test", "adapter.method")  # the sweep sets these itself
 
 
 class Tune(Settings):
@@ -85,7 +82,7 @@ class Tune(Settings):
 
 
 class SweepFile(Settings):
-    """A whole sweep file.
+    """The settings of a sweep file.
 
     Raises:
         UserError: If a setting is unknown, of a wrong type or out of range.
@@ -111,7 +108,7 @@ class SweepFile(Settings):
         description="run: masks, and all else that a method draws by adapter.seed, move with the seed of the run.",
     )
     budget: Text | None = Field(
-        None, description="Trained parameters of each method, such as 220k or 0.26%: its knob follows."
+        None, description="Trained parameters of each method, such as 220k or 0.26%: its size follows."
     )
     nearest: bool = Field(
         False, description="Take the nearest size of a method also where none is within 10 % of the budget."
@@ -215,12 +212,12 @@ def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check_values(place: str, grid: dict[str, tuple[Any, ...]], least: int) -> None:
+def _check_values(key_path: str, grid: dict[str, tuple[Any, ...]], least: int) -> None:
     """Different values have different names in folders."""
-    _check_keys(place, grid)
+    _check_keys(key_path, grid)
     for key, values in grid.items():
         if len({plain(value) for value in values}) < max(len(values), least):
-            raise ValueError(f"{place}.{key} must list {('one', 'two')[least - 1]} or more different values")
+            raise ValueError(f"{key_path}.{key} must list {('one', 'two')[least - 1]} or more different values")
 
 
 def are_numbers(values: tuple[Any, ...]) -> bool:
@@ -234,12 +231,12 @@ def plain(value: Any) -> str:
     return "".join(c if c.isalnum() or c in "._-+" else "_" for c in text)
 
 
-def _check_keys(place: str, values: Values) -> None:
+def _check_keys(key_path: str, values: Values) -> None:
     for key in values:
         if "." not in key:
-            raise ValueError(f"{place}: {key!r} is not of the form section.key; type for example train.lr")
-        if key in OWN_FLAGS:
-            raise ValueError(f"{place}: the sweep sets {key} itself; use seeds, methods or tune")
+            raise ValueError(f"{key_path}: {key!r} is not of the form section.key; type for example train.lr")
+        if key in SET_BY_SWEEP:
+            raise ValueError(f"{key_path}: the sweep sets {key} itself; use seeds, methods or tune")
 
 
 def file_of(name: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A worker process of the local engine: takes one open run after another until none is left."""
+"""Work on a sweep's runs in this process: claim an open run, train it, record its result or its error."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from capaboost.training.run_folder import InUse, check_folder
 from capaboost.training.stopping import Stopped
 from capaboost_core.errors import DivergedError, UserError, is_no_memory, no_memory_line
 from capaboost_core.task import keep_cached
-
-# One run of a sweep in this process: claimed, trained, and its result or its error left in its folder.
 
 
 def work(folder: SweepFolder, run: Run) -> bool:

@@ -23,8 +23,8 @@ from capaboost.tables.statistics import (
 from capaboost_core import UserError
 from capaboost_core.errors import shown
 
-MANY = 12  # methods, more than which a page does not hold beside each other
-AGREE = 0.5  # least rank correlation of two tasks whose means make one order
+MAX_COLUMNS = 12  # methods, more than which a page does not hold beside each other
+MIN_AGREEMENT = 0.5  # least rank correlation of two tasks whose means make one order
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Comparison:
 
     Attributes:
         reference: The method to which there are differences, if any.
-        methods: Their labels, the reference first; of more than MANY, the best first.
-        agreement: Spearman's correlation of the order of methods, for each two tasks that share more than MANY.
+        methods: Their labels, the reference first; of more than MAX_COLUMNS, the best first.
+        agreement: Spearman's correlation of the order of methods, for each two tasks that share more than MAX_COLUMNS.
         cells: By task and method; there is none where a method did not run.
     """
 
@@ -70,7 +70,7 @@ class Comparison:
     @property
     def is_ranking(self) -> bool:
         """Whether methods are the lines of the table, the best first, and not its columns."""
-        return len(self.methods) > MANY
+        return len(self.methods) > MAX_COLUMNS
 
     def row(self, task: Task) -> dict[str, Cell]:
         return {method: self.cells[task, method] for method in self.methods if (task, method) in self.cells}
@@ -98,7 +98,7 @@ def compare(results: dict[Path, dict[str, Any]], reference: str | None) -> Compa
     rows = _by_task(labels)
     cells = {(task, label): cell for task, row in rows.items() for label, cell in _cells(row, reference).items()}
     agreement = _agreement(cells)
-    ranked = _ranked(methods, cells, agreement) if len(methods) > MANY else methods
+    ranked = _ranked(methods, cells, agreement) if len(methods) > MAX_COLUMNS else methods
     return Comparison(reference, sorted(rows), ranked, cells, agreement)
 
 
@@ -112,7 +112,7 @@ def _agreement(cells: dict[tuple[Task, str], Cell]) -> dict[tuple[Task, Task], f
     for pair in combinations(sorted(means), 2):
         both = sorted(means[pair[0]].keys() & means[pair[1]].keys())
         first, second = ([means[task][method] for method in both] for task in pair)
-        if len(both) > MANY and len(set(first)) > 1 and len(set(second)) > 1:
+        if len(both) > MAX_COLUMNS and len(set(first)) > 1 and len(set(second)) > 1:
             correlation: Any = spearmanr(first, second)
             found[pair] = float(correlation.statistic)
     return found
@@ -120,7 +120,7 @@ def _agreement(cells: dict[tuple[Task, str], Cell]) -> dict[tuple[Task, Task], f
 
 def ordering_task(cells: dict[tuple[Task, str], Cell], agreement: dict[tuple[Task, Task], float]) -> Task | None:
     """The task that orders the methods, that of most runs, where tasks do not agree on an order; else None."""
-    if all(correlation >= AGREE for correlation in agreement.values()):
+    if all(correlation >= MIN_AGREEMENT for correlation in agreement.values()):
         return None
     runs = Counter({task: 0 for task, _ in cells})
     for (task, _), cell in cells.items():

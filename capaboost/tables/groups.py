@@ -1,4 +1,4 @@
-"""Short names of groups: the method, and the settings that tell its groups apart."""
+"""Runs that differ in nothing but their seeds as one group, and a short label for each group."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ from capaboost.tables.row_settings import (
     tried,
 )
 from capaboost_core import UserError
-
-# Runs that differ in nothing but their seeds, together.
-
 
 Result = dict[str, Any]
 
@@ -154,13 +151,13 @@ def _seeds(result: Result) -> list[Any]:
 
 
 TUNED = ("adapter.alpha",)  # of the adapter's settings, the one that is searched like a learning rate
-SHORT = {"adapter.num_tied": "d"}
+SHORT_NAMES = {"adapter.num_tied": "d"}
 
 
 def label_groups(groups: list[Group], along: Iterable[str] = ()) -> dict[Group, str]:
     """A label for each group, such as `lora` or, beside another rank, `lora (r 8)`.
 
-    The adapter's settings are told wherever a method has several values of one in a task; all else, such as a
+    The adapter's settings are named wherever a method has several values of one in a task; all else, such as a
     learning rate, only where two groups would be taken for one, and where another task has that label. So rates that
     were tuned for each task give one label.
 
@@ -226,4 +223,4 @@ def _label(group: Group, names: list[str]) -> str:
 
 def _part(name: str, value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else value
-    return f"{SHORT[name]} {text}" if name in SHORT else shown_setting(name, text)
+    return f"{SHORT_NAMES[name]} {text}" if name in SHORT_NAMES else shown_setting(name, text)

@@ -8,7 +8,7 @@ from itertools import product
 
 from capaboost.tables.compare import Comparison, ordering_task
 from capaboost.tables.groups import Group, Task, unlike
-from capaboost.tables.rows import told_means
+from capaboost.tables.rows import format_means
 from capaboost.tables.statistics import FEW, MARGIN, POWER
 
 
@@ -23,7 +23,7 @@ def varying(tasks: list[Task]) -> list[str]:
 
 
 def task_names(tasks: list[Task]) -> dict[Task, str]:
-    """One line for each task, with as many of its fields as tell it from the others."""
+    """One line for each task, with as many of its fields as distinguish it."""
     for count in range(1, len(Task._fields) + 1):
         names = {task: ", ".join(task[:count]) for task in tasks}
         if len(set(names.values())) == len(tasks):
@@ -81,9 +81,9 @@ def _vtab_means(table: Comparison) -> Iterator[str]:
     for kind, method in product(kinds, table.methods):
         tasks = [task for task in table.tasks if (task.model, task.protocol, task.metric) == kind]
         cells = {task.task: table.cells[task, method] for task in tasks if (task, method) in table.cells}
-        told = told_means({task: cell.spread.mean for task, cell in cells.items()})
-        if told:
-            yield f"VTAB-1k, {method}{f' ({kind[0]}, {kind[1]})' if len(kinds) > 1 else ''}: {told}."
+        means = format_means({task: cell.spread.mean for task, cell in cells.items()})
+        if means:
+            yield f"VTAB-1k, {method}{f' ({kind[0]}, {kind[1]})' if len(kinds) > 1 else ''}: {means}."
 
 
 def _common(table: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""Runs that failed: their record lies where the result would."""
+"""Read and check the result files under folders, and the records of runs that failed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from capaboost.training.run_folder import RESULT, is_number
 from capaboost_core import UserError
 from capaboost_core.errors import shown
 from capaboost_core.files import read_text
-
-# The result files of a folder, checked.
-
 
 TEXTS = ("task", "model", "method", "protocol", "metric", "device")
 NUMBERS = ("seed", "value", "trainable_parameters", "percent_trainable", "epochs")

@@ -1,4 +1,4 @@
-"""The settings by which runs are told apart, and those that a table shows."""
+"""The settings by which runs differ, those that were selected from a grid, and those that a table shows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 
 from capaboost_core.methods import METHODS
 from capaboost_core.methods.lora import LoRA
-
-# The settings of a run that were selected from a grid, and the values that were tried.
-
 
 Result = dict[str, Any]
 
@@ -41,7 +38,7 @@ def wrong_grids(result: Result) -> list[str]:
     return wrong if usable else [*wrong, "tuning"]
 
 
-PLACES = ("seed", "output_dir", "resume", "data_dir")  # settings in which two runs of one row may differ
+IGNORED_SETTINGS = ("seed", "output_dir", "resume", "data_dir")  # settings in which two runs of one row may differ
 COLUMNS = ("model.name", "data.task", "data.dataset", "data.protocol", "train.epochs", "adapter.method")
 # Shown in every row, in its method's name or by `settings_of`; all else is shown where rows differ in it.
 NAMED = ("model.pretrained", "train.lr", "adapter.r", "adapter.alpha", "adapter.scaling", "adapter.targets")
@@ -54,7 +51,7 @@ def has_rank(adapter: dict[str, Any]) -> bool:
 
 
 def run_settings(result: dict[str, Any]) -> dict[str, Any]:
-    """Every setting by section and name, such as `train.epochs`; seeds and places are left out.
+    """Every setting by section and name, such as `train.epochs`; seeds and folders are left out.
 
     Of a method without r there is none of the adapter. Of a setting that was selected from a grid, it is the grid.
     """
@@ -69,12 +66,12 @@ def _settings(result: dict[str, Any]) -> dict[str, Any]:
         for section, values in config.items()
         if section not in without and isinstance(values, dict)
         for key, value in values.items()
-        if key not in PLACES
+        if key not in IGNORED_SETTINGS
     }
 
 
 def settings_of(results: list[dict[str, Any]]) -> str:
-    """The settings that every row shows: the start, the learning rate, the adapter's size, scale and places.
+    """The settings that every row shows: the start, the learning rate, the adapter's size, scale and targets.
 
     What was selected from a grid is shown with it: `lr 0.001 of {0.001, 0.01}`.
     """

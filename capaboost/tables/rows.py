@@ -1,4 +1,4 @@
-"""Rows of the result table: runs that differ in nothing but their seeds become one."""
+"""Rows of the result table, one for each group of runs, and the means over VTAB-1k that papers print."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from typing import Any
 from capaboost.tables.groups import Group, group_runs, unlike
 from capaboost.tables.statistics import spread_of
 
-# The means that papers print of VTAB-1k, which are not one number.
-
-
-PAPER = (  # of arXiv 2407.01320, Table 5
+CAPABOOST_TASKS = (  # of arXiv 2407.01320, Table 5
     "cifar", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "eurosat", "resisc45", "clevr_count", "clevr_dist",
     "dmlab", "dsprites_ori", "smallnorb_azi",
 )  # fmt: skip
@@ -34,20 +31,20 @@ def vtab_means(values: Mapping[str, float]) -> dict[str, float]:
     if values.keys() >= set(tasks):
         groups = [fmean(values[task] for task in group) for group in GROUPS.values()]
         means = {"mean of 19": fmean(values[task] for task in tasks), "mean of groups": fmean(groups)}
-    if values.keys() >= set(PAPER):
-        means["mean of CapaBoost's 12"] = fmean(values[task] for task in PAPER)
+    if values.keys() >= set(CAPABOOST_TASKS):
+        means["mean of CapaBoost's 12"] = fmean(values[task] for task in CAPABOOST_TASKS)
     return means
 
 
-def told_means(values: Mapping[str, float]) -> str:
+def format_means(values: Mapping[str, float]) -> str:
     """`mean of 19 73.23, mean of groups 75.55`; empty without the tasks of a mean."""
-    means = vtab_means(values) if len(values) >= len(PAPER) else {}
+    means = vtab_means(values) if len(values) >= len(CAPABOOST_TASKS) else {}
     return ", ".join(f"{name} {value:.2f}" for name, value in means.items())
 
 
 TITLES = ("task", "model", "method", "settings", "protocol", "value")
 TITLES += ("trainable", "% trainable", "epochs", "device", "split")
-APART = ("epochs", "device")
+SEPARATING_FIELDS = ("epochs", "device")
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,16 @@ def make_rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
     Raises:
         UserError: If two files are the same run, which would count one seed twice.
     """
-    groups = group_runs(results, APART)
+    groups = group_runs(results, SEPARATING_FIELDS)
     rows = [_row(group, groups) for group in groups]
     return sorted(rows, key=lambda row: (row.task, row.model, row.protocol, row.method, row.percent_trainable))
 
 
 def origin_notes(results: dict[Path, dict[str, Any]]) -> list[str]:
     """A line for each part of their origin, such as the commit, in which the runs of a row differ."""
-    return unlike(((f"{group.task.task} {group.method}", group.runs) for group in group_runs(results, APART)), "rows")
+    return unlike(
+        ((f"{group.task.task} {group.method}", group.runs) for group in group_runs(results, SEPARATING_FIELDS)), "rows"
+    )
 
 
 def vtab_notes(rows: list[Row]) -> Iterator[str]:
@@ -104,8 +103,8 @@ def vtab_notes(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         alike[row.method, row.settings, row.model, row.protocol, row.device][row.task] = row.mean
     for (method, settings, model, protocol, _), values in alike.items():
-        if told := told_means(values):
-            yield f"VTAB-1k, {method} ({settings}; {model}, {protocol}): {told}."
+        if means := format_means(values):
+            yield f"VTAB-1k, {method} ({settings}; {model}, {protocol}): {means}."
 
 
 def _row(group: Group, groups: list[Group]) -> Row:
@@ -119,5 +118,5 @@ def _row(group: Group, groups: list[Group]) -> Row:
         seeds=spread.count,
         trainable_parameters=round(spread_of([run["trainable_parameters"] for run in group.runs]).mean),
         percent_trainable=spread_of([run["percent_trainable"] for run in group.runs]).mean,
-        **{name: first[name] for name in APART},
+        **{name: first[name] for name in SEPARATING_FIELDS},
     )

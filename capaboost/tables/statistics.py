@@ -1,7 +1,8 @@
-"""What differences to one method say: corrected for their number, whether they are small enough, and what is open.
+"""Means over seeds, paired differences of two methods, and the verdict on each difference.
 
-A family is all differences of one task. Distributions are scipy's; Holm's procedure is three lines here, for which
-statsmodels would bring pandas and patsy along.
+Verdicts are corrected for the number of differences of a task (Holm), and say whether a difference is small enough
+to be none. Distributions are scipy's; Holm's procedure is three lines here, for which statsmodels would bring pandas
+and patsy along.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.special import stdtrit
-
-# Mean and deviation over seeds, and the paired difference of two methods with its interval.
-
 
 CONFIDENCE = 0.95
 
@@ -125,7 +123,7 @@ def judge(family: Mapping[str, Sequence[float]], pooled: Pooled | None = None) -
 
     Args:
         family: Paired differences to the reference, by method.
-        pooled: Takes the place of a deviation of two degrees of freedom or fewer, unless the method's own one is too
+        pooled: Replaces a deviation of two degrees of freedom or fewer, unless the method's own one is too
             large or too small to be it.
     """
     from scipy.stats import t
@@ -161,15 +159,15 @@ def pooled_deviation(values: Mapping[str, Mapping[int, float]]) -> Pooled | None
     from scipy.stats import chi2
 
     seeds = max((set(of) for of in values.values()), key=len, default=set())
-    whole = [of for of in values.values() if set(of) == seeds]
+    complete = [of for of in values.values() if set(of) == seeds]
     freedom = len(seeds) - 1
-    if len(whole) < LEAST or freedom < 1:
+    if len(complete) < LEAST or freedom < 1:
         return None
-    from_mean = [{seed: of[seed] - statistics.fmean(of.values()) for seed in seeds} for of in whole]
+    from_mean = [{seed: of[seed] - statistics.fmean(of.values()) for seed in seeds} for of in complete]
     effect = {seed: statistics.median(of[seed] for of in from_mean) for seed in seeds}
     variances = [sum((of[seed] - effect[seed]) ** 2 for seed in seeds) / freedom for of in from_mean]
     variance = statistics.median(variances) / (float(chi2.median(freedom)) / freedom)
-    return Pooled(math.sqrt(2 * variance), int(EFFICIENCY * freedom * (len(whole) - 1)))
+    return Pooled(math.sqrt(2 * variance), int(EFFICIENCY * freedom * (len(complete) - 1)))
 
 
 def pairs_needed(std: float, margin: float = MARGIN, power: float = POWER) -> int:

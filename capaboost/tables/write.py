@@ -1,4 +1,4 @@
-"""A comparison as records of raw numbers, one for each task and method."""
+"""A table of results as text: on the terminal, in Markdown and LaTeX, and as CSV records of raw numbers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from capaboost.tables.rows import TITLES, Row
 from capaboost.tables.statistics import Difference
 from capaboost_core import UserError
 from capaboost_core.errors import reason_of
-
-# What tables of any format show: titles, cells and notes.
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,6 @@ def number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.2f}".replace("-", "−")
 
 
-# Tables as Markdown, CSV and on the terminal.
-
-
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -172,9 +167,6 @@ def show(layout: Layout) -> None:
     show_table(table)
     for note in layout.notes:
         print(note)
-
-
-# Tables in LaTeX.
 
 
 # What LaTeX reads as a command, or sets as another character in its default encodings.

@@ -1,4 +1,4 @@
-"""A sweep's budget: which methods it brings to their knob, and what is refused beside it."""
+"""A sweep's budget: which methods it brings to their size, and what is refused beside it."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.sweeps.case import TINY, sweep_file
 MODELS = ("roberta-base", "microsoft/deberta-v3-base")  # Tables 2 and 3, whose protocols differ
 
 
-def test_a_method_keeps_the_knob_that_a_sweep_gives_it_alone(capsys):
+def test_a_method_keeps_the_size_that_a_sweep_gives_it_alone(capsys):
     file = sweep_file(methods={"lora": {}, "wide": {"preset": "lora", "adapter.r": 64}}, budget="10k")
     methods = within_budget(file).methods
     assert methods["wide"] == {"preset": "lora", "adapter.r": 64}
@@ -47,6 +47,6 @@ def test_text_that_selects_its_epoch_is_tuned_by_it():
     [{"set": TINY | {"adapter.r": 4}}, {"vary": {"adapter.r": [4, 8]}}, {"tune": {"grid": {"adapter.r": [4, 8]}}}],
     ids=["set", "vary", "tune"],
 )
-def test_a_knob_of_all_methods_beside_a_budget_is_refused(given):
+def test_a_size_of_all_methods_beside_a_budget_is_refused(given):
     with pytest.raises(UserError, match=r"adapter\.r is given beside a budget"):
         within_budget(sweep_file(methods=["lora"], budget="10k", **given))

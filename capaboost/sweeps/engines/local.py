@@ -121,8 +121,8 @@ class LocalEngine:
         self.deaths[run.name] += 1
         if self.deaths[run.name] == MOST_DEATHS:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            told = f"its process ended with {how}, {MOST_DEATHS} times"
-            folder.fail(run, told, "died", command_line(run, folder.place(run)))
+            error = f"its process ended with {how}, {MOST_DEATHS} times"
+            folder.fail(run, error, "died", command_line(run, folder.place(run)))
 
 
 def _start_server(modules: list[str]) -> None:

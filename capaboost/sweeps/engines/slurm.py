@@ -92,5 +92,5 @@ class SlurmEngine:
     def _count(self, folder: SweepFolder, run: Run) -> None:
         self.jobs[run.name] += folder.is_open(run)
         if folder.is_open(run) and self.jobs[run.name] == MOST_JOBS:
-            told = f"{MOST_JOBS} jobs ended without a result; their logs are in {folder.path / 'slurm'}"
-            folder.fail(run, told, "died", command_line(run, folder.place(run)))
+            error = f"{MOST_JOBS} jobs ended without a result; their logs are in {folder.path / 'slurm'}"
+            folder.fail(run, error, "died", command_line(run, folder.place(run)))
