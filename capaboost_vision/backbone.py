@@ -2,8 +2,10 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from timm.layers import GroupNorm1, HybridEmbed
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.layers.norm import GroupNorm1
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import checkpoint_filter_fn
 from timm.models.vision_transformer_hybrid import ConvStem
@@ -41,9 +43,9 @@ def _stem(width: int) -> nn.Module:
 def capaboost_vit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransformer:
     """ViT of width 192, 6 blocks and 3 heads on the 8 x 8 patches of a 64 px image, average pooling."""
     width = kwargs.get("embed_dim", 192)
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         img_size=64,
-        patch_size=1,  # of the stem's output, each place of which stands for 8 x 8 pixels
+        patch_size=1,  # of the stem's output, each position of which stands for 8 x 8 pixels
         embed_dim=width,
         depth=6,
         num_heads=3,

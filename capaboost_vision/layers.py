@@ -1,16 +1,17 @@
-"""timm's standard block with prompts."""
+"""timm's classes as methods adapt them: norms, feed-forward parts, attention with a prefix, blocks with prompts."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import GluMlp, LayerNorm, Mlp, SwiGLU
 from timm.layers.attention import Attention, maybe_add_mask, resolve_self_attn_mask
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from timm.layers.norm import LayerNorm
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -23,8 +24,6 @@ from capaboost_core.methods.ssf import ScaleShiftMethod, ScaleShiftNorm
 from capaboost_core.methods.vpt import VPT, PromptedBlock
 from capaboost_core.plan import Target
 
-# timm's layer norm with a trained scale and shift.
-
 
 class ScaleShiftTimmNorm(ScaleShiftNorm, LayerNorm):
     """`timm.layers.LayerNorm`, whose forward may take a faster kernel; merged, it takes torch's."""
@@ -33,11 +32,8 @@ class ScaleShiftTimmNorm(ScaleShiftNorm, LayerNorm):
 ScaleShiftMethod.layers[LayerNorm] = ScaleShiftTimmNorm
 
 
-# timm's feed-forward parts with a bottleneck in parallel.
-
-
 class ParallelMlp(ParallelFeedForward, Mlp):
-    pass
+    """timm's feed-forward parts with a bottleneck in parallel: this one is plain, the next two are gated."""
 
 
 class ParallelGluMlp(ParallelFeedForward, GluMlp):
@@ -49,9 +45,6 @@ class ParallelSwiGLU(ParallelFeedForward, SwiGLU):
 
 
 AdaptFormer.layers.update({Mlp: ParallelMlp, GluMlp: ParallelGluMlp, SwiGLU: ParallelSwiGLU})
-
-
-# timm's standard attention with a trainable prefix.
 
 
 class PrefixAttention(Adapted, Attention):
@@ -76,7 +69,8 @@ class PrefixAttention(Adapted, Attention):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         mask = resolve_self_attn_mask(x.shape[1], q, attn_mask, is_causal)
-        out = self._attend(q, *self.prefix.prepend(k, v, self.prefix.gate_of(x)), self.prefix.extend(mask))
+        k, v = self.prefix.prepend(k, v, self.prefix.gate_of(x))
+        out = self._attend(q, k, v, self.prefix.extend(mask))
         out = self.norm(out.transpose(1, 2).flatten(2))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
@@ -101,15 +95,15 @@ class PromptedViTBlock(PromptedBlock, Block):
 
     @property
     def like(self) -> Tensor:
-        return self.attn.proj.weight
+        return cast(Attention, self.attn).proj.weight
 
 
 VPT.layers[Block] = PromptedViTBlock
 
 
 @contextlib.contextmanager
-def _aside(model: VisionTransformer) -> Iterator[None]:
-    """Within it the blocks of a model give the image's tokens alone: prompts that one hands on pass beside them.
+def _prompts_aside(model: VisionTransformer) -> Iterator[None]:
+    """Make the blocks of a model return the image's tokens alone; prompts pass from block to block beside them.
 
     Raises:
         UserError: With gradient checkpointing, which would compute blocks again after it.
@@ -139,13 +133,13 @@ def _take_out(held: dict[str, Tensor], count: int, block: nn.Module, inputs: tup
 
 
 def _without_prompts(method: Callable[..., Any]) -> Callable[..., Any]:
-    """timm's `forward_intermediates`, whose features are those of the image's tokens."""
+    """Wrap timm's `forward_intermediates` so that its features are those of the image's tokens."""
 
     @functools.wraps(method)
     def forward_intermediates(self: VisionTransformer, *arguments: Any, **options: Any) -> Any:
         if not any(isinstance(block, PromptedBlock) for block in self.blocks):
             return method(self, *arguments, **options)
-        with _aside(self):
+        with _prompts_aside(self):
             return method(self, *arguments, **options)
 
     return forward_intermediates

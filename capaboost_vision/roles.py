@@ -1,4 +1,4 @@
-"""Where timm's architectures have their roles: a row for each way of building a block."""
+"""Which layers of timm's architectures play which role: an `Architecture` for each way of building a block."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VIT = Architecture(
     embedding="patch_embed",
     required_flags=("attn.qkv_bias_separate",),
 )
-APART = replace(VIT, q="attn.q", k="attn.k", v="attn.v")  # of class attention
+CLASS_ATTENTION = replace(VIT, q="attn.q", k="attn.k", v="attn.v")
 # VisionTransformer covers DeiT, DINOv2, CLIP and SigLIP; Eva covers EVA02, DINOv3 and the rotary ViTs.
 FAMILIES: dict[type[nn.Module], Architecture] = {
     VisionTransformer: VIT,
@@ -50,8 +50,8 @@ FAMILIES: dict[type[nn.Module], Architecture] = {
     PoolingVisionTransformer: VIT,
     MultiScaleVit: VIT,
     Hiera: VIT,
-    Xcit: replace(APART, blocks=r"(cls_attn_)?blocks\.\d+"),
-    Cait: replace(APART, blocks=r"blocks(_token_only)?\.\d+"),
+    Xcit: replace(CLASS_ATTENTION, blocks=r"(cls_attn_)?blocks\.\d+"),
+    Cait: replace(CLASS_ATTENTION, blocks=r"blocks(_token_only)?\.\d+"),
 }
 
 
@@ -59,11 +59,11 @@ def roles_of(model: nn.Module) -> Roles:
     """The roles of a timm model's layers.
 
     Raises:
-        UserError: If its class is in no row, or its blocks are built unlike those of its class.
+        UserError: If its class is not in FAMILIES, or its blocks are built unlike those of its class.
     """
     check_bare(model, ())
-    row = next((row for cls, row in FAMILIES.items() if isinstance(model, cls)), None)
-    found = row and row.roles(model, _head(model))
+    family = next((family for cls, family in FAMILIES.items() if isinstance(model, cls)), None)
+    found = family and family.roles(model, _head(model))
     if not found or not found.blocks:
         names = ", ".join(cls.__name__ for cls in FAMILIES)
         raise UserError(f"capaboost does not support {type(model).__name__}; choose a model of class {names}")
@@ -71,6 +71,6 @@ def roles_of(model: nn.Module) -> Roles:
 
 
 def _head(model: nn.Module) -> tuple[str, ...]:
-    """The classifier as timm records it; of a model that was made without a record, as the model says."""
+    """The path of the classifier as timm records it, or where there is no record as the model's attributes say."""
     recorded = timm_cfg(model).get("classifier") or classifier_of(model) or "head"
     return (recorded,) if isinstance(recorded, str) else tuple(recorded)

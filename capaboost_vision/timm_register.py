@@ -1,10 +1,10 @@
-"""Teach `timm.create_model` the argument `capaboost`."""
+"""Give `timm.create_model` the argument `capaboost`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from timm.models import _registry
 from torch import nn
@@ -30,11 +30,11 @@ def inject(model: nn.Module, config: Method | dict[str, Any] | str) -> nn.Module
 
 
 class Entrypoints(dict):
-    """timm's registry of functions that make models, each of which takes `capaboost`, also those that come later."""
+    """timm's registry of functions that make models; each is wrapped on its entry, so that it takes `capaboost`."""
 
     def __setitem__(self, name: str, entrypoint: Callable[..., nn.Module]) -> None:
-        taking = hasattr(entrypoint, "takes_capaboost")
-        super().__setitem__(name, entrypoint if taking else _taking_capaboost(entrypoint))
+        wrapped = hasattr(entrypoint, "takes_capaboost")
+        super().__setitem__(name, entrypoint if wrapped else _taking_capaboost(entrypoint))
 
 
 def register_all() -> None:
@@ -64,5 +64,5 @@ def _taking_capaboost(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.
         model = entrypoint(pretrained=pretrained, **kwargs)
         return model if config is None else inject(model, config)
 
-    create.takes_capaboost = True
+    cast(Any, create).takes_capaboost = True
     return create

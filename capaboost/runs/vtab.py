@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import timm
 import torch
 from accelerate import Accelerator
 from huggingface_hub import constants as hub
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from capaboost.training.experiment import DataSection, RunSettings, TaskSetup
+from capaboost.runs.settings import VisionDataSection, VisionModelSection, VtabRun
+from capaboost.training.experiment import TaskSetup
 from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.methods import Method
 from capaboost_core.network import offline_unless_reachable
@@ -25,14 +26,10 @@ from capaboost_vision.vtab.own import listed_once
 from capaboost_vision.vtab.sources import ResizedImages, class_names, decode, num_classes, open_split
 from capaboost_vision.vtab.task import ACCURACY, HELD_OUT_ACCURACY, VAL_ACCURACY, ImageTask, Normalize
 
-if TYPE_CHECKING:
-    from capaboost.training.experiment import ModelSection
-
-
 # Create a timm model with its pretrained weights, or say in a line why there are none.
 
 
-def check_model(section: ModelSection) -> None:
+def check_model(section: VisionModelSection) -> None:
     """Check what can be checked before a model is made.
 
     Raises:
@@ -56,12 +53,12 @@ def _has_tag(name: str) -> bool:
         return False
 
 
-def create_model(section: ModelSection, num_classes: int, adapter: Method) -> nn.Module:
+def create_model(section: VisionModelSection, num_classes: int, adapter: Method) -> nn.Module:
     """The adapted model, as `create_base` and `inject` make it."""
     return inject(create_base(section, num_classes), adapter)
 
 
-def create_base(section: ModelSection, num_classes: int) -> nn.Module:
+def create_base(section: VisionModelSection, num_classes: int) -> nn.Module:
     """The model with its weights and a fresh head.
 
     Raises:
@@ -73,7 +70,7 @@ def create_base(section: ModelSection, num_classes: int) -> nn.Module:
     return _from_timm(section, arguments) if section.pretrained else _create(section.name, False, arguments)
 
 
-def _from_timm(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
+def _from_timm(section: VisionModelSection, arguments: dict[str, Any]) -> nn.Module:
     try:
         with _reach_hub(section.name):
             return _create(section.name, True, arguments)
@@ -98,8 +95,8 @@ def _reach_hub(name: str) -> AbstractContextManager[None]:
     return nullcontext() if local else offline_unless_reachable(hub.ENDPOINT, hub)
 
 
-def _from_file(section: ModelSection, arguments: dict[str, Any]) -> nn.Module:
-    file = section.weights
+def _from_file(section: VisionModelSection, arguments: dict[str, Any]) -> nn.Module:
+    file = str(section.weights)
     overlay = dict(file=file, custom_load=file.endswith((".npz", ".npy")))
     seed = torch.initial_seed()
     torch.manual_seed(seed)
@@ -121,7 +118,7 @@ def _not_loaded(model: nn.Module, name: str, arguments: dict[str, Any], seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         initial = dict(_create(name, False, arguments).named_parameters())
-    head = {id(parameter) for parameter in model.get_classifier().parameters()}
+    head = {id(parameter) for parameter in cast(Any, model).get_classifier().parameters()}
     return [
         name
         for name, parameter in model.named_parameters()
@@ -152,7 +149,7 @@ PROTOCOL_SPLITS = {"test": ("train800val200", "test"), "select": ("train800", "v
 
 
 @listed_once()
-def prepare(run: RunSettings, accelerator: Accelerator) -> TaskSetup:
+def prepare(run: VtabRun, accelerator: Accelerator) -> TaskSetup:
     """Model and task of a run; nothing is written.
 
     Raises:
@@ -181,7 +178,7 @@ def prepare(run: RunSettings, accelerator: Accelerator) -> TaskSetup:
     )
 
 
-def look_through(data: DataSection, test: bool) -> int:
+def look_through(data: VisionDataSection, test: bool) -> int:
     """Decode the images to test on, which are read again after training; how many images EXIF turns.
 
     Raises:
@@ -191,7 +188,7 @@ def look_through(data: DataSection, test: bool) -> int:
     return sum(split.turned for split in training) + (tested.check() if test else 0)
 
 
-def check_data(data: DataSection, classes: int) -> None:
+def check_data(data: VisionDataSection, classes: int) -> None:
     """Open every split of the protocol, before a model is made or loaded.
 
     Raises:
@@ -210,7 +207,7 @@ def check_data(data: DataSection, classes: int) -> None:
             )
 
 
-def make_task(run: RunSettings, model: nn.Module, accelerator: Accelerator) -> ImageTask:
+def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> ImageTask:
     """Decode the splits to train and select on, and open the one to test on."""
     own = resolve_model_data_config(model)["input_size"][-2:]
     size = (run.model.img_size,) * 2 if run.model.img_size else own
@@ -227,7 +224,7 @@ def make_task(run: RunSettings, model: nn.Module, accelerator: Accelerator) -> I
     return task
 
 
-def inference_record(run: RunSettings, task: ImageTask) -> dict[str, Any]:
+def inference_record(run: VtabRun, task: ImageTask) -> dict[str, Any]:
     """What a new process needs to use the adapter: base model, classes, and the transform of an image."""
     return {
         "kind": "images",
@@ -237,13 +234,15 @@ def inference_record(run: RunSettings, task: ImageTask) -> dict[str, Any]:
     }
 
 
-def _decoded(data: DataSection, split: str, images: ResizedImages, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _decoded(
+    data: VisionDataSection, split: str, images: ResizedImages, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     rows = data.dataset, data.source, data.dir, data.selection_rows, data.holdout, data.split_seed
     key = ("decoded", *rows, split, size)
     return cached(key, lambda: decode(images, split))
 
 
-def _open(data: DataSection, split: str, size: tuple[int, int]) -> ResizedImages:
+def _open(data: VisionDataSection, split: str, size: tuple[int, int]) -> ResizedImages:
     return open_split(
         data.dataset, data.source, data.dir, split, size, data.selection_rows, data.holdout, data.split_seed
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -38,13 +38,15 @@ from capaboost_core.task import Task
 class ModelSection(Protocol):
     """The frozen model; an integration adds its own fields."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
 
 class DataSection(Protocol):
     """The data; an integration adds its own fields."""
 
-    protocol: str
+    @property
+    def protocol(self) -> str: ...
 
 
 class RunSettings(Protocol):
@@ -54,11 +56,21 @@ class RunSettings(Protocol):
         selecting: The protocol that selects an epoch, on rows that are not tested on.
     """
 
-    model: ModelSection
-    data: DataSection
-    train: TrainSection
-    adapter: Method
-    selecting: str
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def model(self) -> ModelSection: ...
+    @property
+    def data(self) -> DataSection: ...
+    @property
+    def train(self) -> TrainSection: ...
+    @property
+    def adapter(self) -> Method: ...
+    @property
+    def selecting(self) -> str: ...
+
+
+AnyRun = TypeVar("AnyRun", bound=RunSettings)
 
 
 @dataclass(frozen=True)
@@ -83,11 +95,11 @@ class TaskSetup:
     inference: dict[str, Any] | None = None
 
 
-Prepare = Callable[[RunSettings, Accelerator], TaskSetup]
+Prepare = Callable[[AnyRun, Accelerator], TaskSetup]
 
 
 def run_experiment(
-    run: RunSettings, folder: Path, resume: bool, prepare: Prepare, command: str | None = None
+    run: AnyRun, folder: Path, resume: bool, prepare: Prepare[AnyRun], command: str | None = None
 ) -> dict[str, Any]:
     """Train, test once, and leave the adapter and the result in the folder.
 
@@ -135,7 +147,7 @@ def stored_result(run: RunSettings, folder: Path) -> dict[str, Any]:
 
 
 def _train_and_test(
-    run: RunSettings, folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator, command: str
+    run: AnyRun, folder: Path, resume: bool, prepare: Prepare[AnyRun], accelerator: Accelerator, command: str
 ) -> dict[str, Any]:
     set_seed(run.train.seed)
     setup = prepare(run, accelerator)
@@ -152,8 +164,9 @@ def _train_and_test(
     save_adapter(setup.model, folder / ADAPTER)
     if setup.inference is not None:
         write_inference(folder / ADAPTER, setup.inference)
-    if run.train.test and hasattr(setup.task, "write_report"):
-        setup.task.write_report(folder)
+    write_report = getattr(setup.task, "write_report", None)
+    if run.train.test and write_report:
+        write_report(folder)
     result = make_result(run, setup, selected, fitted, tested, folder, accelerator, command)
     write_result(folder, result.to_dict())
     return result.to_dict()

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -86,8 +86,8 @@ class Loop:
             order = self.watch.poll()
             if order:
                 self._save_within(epoch, step + 1, time.monotonic() - begun, total, order)
-        loss = self.accelerator.reduce(total, "sum").item()
-        return loss, time.monotonic() - begun
+        loss = cast(Tensor, self.accelerator.reduce(total, "sum"))
+        return loss.item(), time.monotonic() - begun
 
     def _save_within(self, epoch: int, step: int, seconds: float, total: Tensor, order: int) -> None:
         """Save the place in the epoch; where a signal ordered it, the run ends there."""
@@ -164,7 +164,8 @@ def fit(
     size = sum(tensor.nbytes for tensor in changing(model).values())
     on_main(lambda: check_space(folder, CHECKPOINTS_AND_ADAPTER * size + SMALL_FILES))
     fingerprint = fingerprint | {"processes": accelerator.num_processes, "examples": task.examples}
-    data_hash = task.fingerprint() if hasattr(task, "fingerprint") else None
+    fingerprint_of_task = getattr(task, "fingerprint", None)
+    data_hash = fingerprint_of_task() if fingerprint_of_task else None
     if data_hash:
         fingerprint["training rows and labels"] = data_hash
     state = RunState(accelerator, model, settings, len(task.batches(0)), fingerprint, select_by)
@@ -175,7 +176,7 @@ def fit(
     Loop(task, state, record).run(done, position)
     metrics = state.finish()
     speed = settings.epochs * task.examples / state.train_seconds
-    return FitResult(metrics, metrics["epoch"], speed, state.wall_seconds, data_hash, state.base_hash)
+    return FitResult(metrics, int(metrics["epoch"]), speed, state.wall_seconds, data_hash, state.base_hash)
 
 
 def try_out(state: RunState, task: Task) -> None:
@@ -190,7 +191,8 @@ def try_out(state: RunState, task: Task) -> None:
     was_training = model.training
     model.eval()  # without dropout, which would draw random numbers, and with running statistics that stay
     try:
-        loss = task.trial(model) if hasattr(task, "trial") else task.loss(model, task.batches(0)[0][:TRIAL_ROWS])
+        trial = getattr(task, "trial", None)
+        loss = trial(model) if trial else task.loss(model, task.batches(0)[0][:TRIAL_ROWS])
         trained = [parameter for parameter in state.stepper.parameters if parameter.requires_grad]
         if trained and loss.requires_grad:
             torch.autograd.grad(loss, trained, allow_unused=True)

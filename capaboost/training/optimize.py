@@ -43,6 +43,7 @@ def choose_precision(setting: str) -> str:
         return told
     # The first state is the one that the accelerator takes over: it links the processes, on CPUs only if told so.
     device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    assert device is not None
     return "bf16" if has_native_bf16(device) else "no"
 
 

@@ -70,13 +70,13 @@ class Progress:
     def advance(self, examples: int, loss: Tensor) -> None:
         self.reading.offer(loss)
         if self.reading.ready():
-            self.bar.set_postfix(loss=f"{float(self.reading.host):.4f}", **self.metrics, refresh=False)
+            self.bar.set_postfix({"loss": f"{float(self.reading.host):.4f}", **self.metrics}, refresh=False)
         self.bar.update(examples)
 
     def evaluated(self, metrics: dict[str, float]) -> None:
         """Show an epoch's metrics until the next has its own."""
         self.metrics = {name: f"{value:.2f}" for name, value in metrics.items() if value is not None}
-        self.bar.set_postfix(loss=f"{float(self.reading.host):.4f}", **self.metrics, refresh=True)
+        self.bar.set_postfix({"loss": f"{float(self.reading.host):.4f}", **self.metrics})
 
     def close(self) -> None:
         self.bar.close()
@@ -148,7 +148,8 @@ class Record:
                 options = {TENSORBOARD: {"purge_step": values["epoch"]}}
                 self.accelerator.init_trackers(TENSORBOARD, init_kwargs=options)
                 self.tracks = True
-            self.accelerator.log({key: value for key, value in values.items() if key != "epoch"}, step=values["epoch"])
+            logged = {key: value for key, value in values.items() if key != "epoch"}
+            self.accelerator.log(logged, step=int(values["epoch"]))
 
     def save(self, state: State) -> None:
         if self.accelerator.is_main_process:

@@ -89,7 +89,8 @@ class RunState:
         Raises:
             UserError: If there are checkpoints, but none that this run can go on from.
         """
-        state, warning = checkpoints.load(self.fingerprint, self._expected().problem_of)
+        expected = Expected(**self._weights(), optimizer=self.stepper.optimizer)
+        state, warning = checkpoints.load(self.fingerprint, expected.problem_of)
         tell, folder = self.accelerator.print, checkpoints.newest.parent
         if warning:
             tell(f"warning: {warning}")
@@ -157,22 +158,12 @@ class RunState:
         return {name: tensor.detach() for name, tensor in changing(self.hooks.model).items()}
 
     def _check_base(self, state: State, folder: Path) -> None:
-        others = state.base and differing(self.model, self.beside_base, Fingerprint.from_dict(state.base))
+        others = differing(self.model, self.beside_base, Fingerprint.from_dict(state.base)) if state.base else []
         if others:
             raise UserError(
                 f"{folder} was run on other pretrained weights: {len(others)} tensors differ, such as {others[0]}; "
                 "give those it began with, or choose another --output-dir"
             )
-
-    def _expected(self) -> Expected:
-        return Expected(
-            epochs=self.settings.epochs,
-            steps=self.steps,
-            processes=self.accelerator.num_processes,
-            selects=self.selection.metric is not None,
-            optimizer=self.stepper.optimizer,
-            **self._weights(),
-        )
 
     def _restore(self, state: State) -> None:
         self._assign(state.parameters, state.method)

@@ -180,7 +180,7 @@ def read_config(path: str | Path, method: str | None = None) -> Raw:
     own = raw.pop(METHODS, {})
     for name in own:
         check_preset(name)
-    return merge_settings(raw, own.get(method, {}))
+    return merge_settings(raw, own.get(method, {}) if method else {})
 
 
 def _read(path: Path, inheritors: tuple[Path, ...]) -> Raw:
@@ -209,8 +209,10 @@ def merge_settings(*layers: Raw) -> Raw:
     for layer in layers:
         for name, value in layer.items():
             before = merged.get(name)
-            both = isinstance(before, dict) and isinstance(value, dict)
-            merged[name] = merge_settings(before, value) if both else value
+            if isinstance(before, dict) and isinstance(value, dict):
+                merged[name] = merge_settings(before, value)
+            else:
+                merged[name] = value
     return merged
 
 
@@ -229,7 +231,7 @@ def parse_assignments(assignments: list[str]) -> Raw:
         if not (equals and sections and key and all(sections)):
             raise UserError(f"--set {assignment!r} is not of the form section.key=value, such as train.lr=3e-4")
         try:
-            layer = {key: parse_yaml(text)}
+            layer: Raw = {key: parse_yaml(text)}
         except yaml.YAMLError as error:
             reason = getattr(error, "problem", None) or "it may need quotes"
             raise UserError(f"--set {shown(assignment)}: the value is not YAML: {reason}") from error
@@ -290,7 +292,7 @@ def _scale_warmup(recipe: dict[str, Any], typed: dict[str, Any]) -> None:
 
     Else a recipe of 25 epochs with 100 steps of warm-up would spend most of a run of 2 epochs below its rate.
     """
-    counts = [typed.get("epochs"), recipe.get("epochs"), recipe.get("warmup_steps")]
+    counts: list[Any] = [typed.get("epochs"), recipe.get("epochs"), recipe.get("warmup_steps")]
     if "warmup_steps" in typed or any(type(count) is not int or count < 1 for count in counts):
         return  # nothing to scale, or what the checks of the sections refuse
     epochs, recipe_epochs, steps = counts

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -28,9 +29,9 @@ class SignalGuard:
     """
 
     def __init__(self, processes: int):
-        self.group = dist.new_group(backend="gloo") if processes > 1 else None
+        self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if processes > 1 else None
         self.number, self.noted, self.saved = 0, 0.0, time.monotonic()
-        self.before: dict[int, object] = {}
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> SignalGuard:
         if threading.current_thread() is threading.main_thread():
@@ -63,10 +64,10 @@ class SignalGuard:
         dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self.group)
         return int(agreed)
 
-    def gather(self, mine: object) -> list[object]:
+    def gather(self, mine: Any) -> list[Any]:
         """Every process's object, in the order of the processes."""
         if self.group is None:
             return [mine]
-        every = [None] * dist.get_world_size(self.group)
+        every: list[Any] = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(every, mine, group=self.group)
         return every

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from capaboost.training.checkpoint import differences
-from capaboost.training.experiment import Prepare, RunSettings, run_experiment
+from capaboost.training.experiment import AnyRun, Prepare, RunSettings, run_experiment
 from capaboost.training.optimize import make_accelerator
 from capaboost.training.result import read_result, write_result
 from capaboost.training.run_folder import RESULT, check_folder, claim, is_finished
@@ -18,7 +18,7 @@ from capaboost.training.settings import to_dict
 from capaboost_core.errors import DivergedError, UserError
 
 
-def run_grid(run: RunSettings, rates: list[float], folder: Path, resume: bool, prepare: Prepare) -> dict[str, Any]:
+def run_grid(run: AnyRun, rates: list[float], folder: Path, resume: bool, prepare: Prepare[AnyRun]) -> dict[str, Any]:
     """Run each rate in `folder/lr-<rate>`; the folder's own result is the best run's.
 
     Args:
@@ -46,7 +46,7 @@ def run_grid(run: RunSettings, rates: list[float], folder: Path, resume: bool, p
 
 
 def _try_all(
-    runs: dict[float, RunSettings], folder: Path, resume: bool, prepare: Prepare, accelerator: Accelerator
+    runs: dict[float, AnyRun], folder: Path, resume: bool, prepare: Prepare[AnyRun], accelerator: Accelerator
 ) -> dict[str, Any]:
     results: dict[float, dict[str, Any]] = {}
     for rate, run in runs.items():

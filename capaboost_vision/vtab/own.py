@@ -29,15 +29,15 @@ from capaboost_vision.vtab.pixels import ImageFiles
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLIT_NAMES = {TRAIN: TRAIN, "training": TRAIN, VAL: VAL, "valid": VAL, "validation": VAL, TEST: TEST}
-PATHS, LABELS = ("path", "image", "file", "filename", "file_name"), ("label", "class", "category")
-TABLES = (".csv", ".tsv")
-FORM = "give a folder with a folder of images for each class, or a CSV file with the columns path and label"
+PATH_COLUMNS, LABEL_COLUMNS = ("path", "image", "file", "filename", "file_name"), ("label", "class", "category")
+TABLE_ENDINGS = (".csv", ".tsv")
+LAYOUT = "give a folder with a folder of images for each class, or a CSV file with the columns path and label"
 MOST_NAMED = 3
 _LISTED: ContextVar[dict[tuple[Path, float, int], OwnImages] | None] = ContextVar("listed", default=None)
 
 
-class Row(NamedTuple):
-    """An image: its path, its class and the split that it is given in, where the data say one."""
+class ListedImage(NamedTuple):
+    """An image with its class, and its split where the data name one."""
 
     path: Path
     label: str
@@ -102,7 +102,7 @@ class OwnSplit(ImageFiles):
 
 @contextmanager
 def listed_once() -> Iterator[None]:
-    """Within it, in this thread, `read_own` lists a folder once for all splits, as it does not change meanwhile."""
+    """Within it, in this thread, `read_own` lists a folder once for all splits: it must not change meanwhile."""
     token = _LISTED.set({})
     try:
         yield
@@ -130,7 +130,7 @@ def read_own(root: Path, share: float, seed: int) -> OwnImages:
 
 def _split(root: Path, share: float, seed: int) -> OwnImages:
     rows, remarks = (_of_table(root), []) if root.is_file() else _of_folders(root)
-    given = {row.split for row in rows} - {None}
+    given = {row.split for row in rows if row.split}
     by_split = {split: [row for row in rows if (row.split or TRAIN) == split] for split in (TRAIN, VAL, TEST)}
     classes = tuple(sorted({row.label for row in by_split[TRAIN]}))
     _check_classes(root, classes, rows)
@@ -147,10 +147,10 @@ def _split(root: Path, share: float, seed: int) -> OwnImages:
     return OwnImages(root, classes, indexed, f"{note}; {counts}", (*remarks, *_remarks(classes, indexed[TRAIN])))
 
 
-def _check_classes(root: Path, classes: Sequence[str], rows: Sequence[Row]) -> None:
+def _check_classes(root: Path, classes: Sequence[str], rows: Sequence[ListedImage]) -> None:
     if len(classes) < 2:
         found = f"images of one class, {shown(classes[0])}," if classes else "no images to train on"
-        raise UserError(f"{root} holds {found} but two classes or more are needed; {FORM}")
+        raise UserError(f"{root} holds {found} but two classes or more are needed; {LAYOUT}")
     unknown = sorted({row.label for row in rows} - set(classes))
     if unknown:
         raise UserError(
@@ -185,9 +185,9 @@ def _hash(key: str, path: Path, root: Path) -> int:
     return int(hash_random(f"{key}/{name}", (1,))[0])
 
 
-def _of_folders(root: Path) -> tuple[list[Row], list[str]]:
+def _of_folders(root: Path) -> tuple[list[ListedImage], list[str]]:
     if not root.is_dir():
-        raise UserError(f"there is no {root}; {FORM}")
+        raise UserError(f"there is no {root}; {LAYOUT}")
     below = _folders(root)
     splits = [folder for folder in below if folder.name.lower() in SPLIT_NAMES]
     if not any(SPLIT_NAMES[folder.name.lower()] == TRAIN for folder in splits):
@@ -200,10 +200,10 @@ def _of_folders(root: Path) -> tuple[list[Row], list[str]]:
     return rows, remarks
 
 
-def _of_classes(root: Path, split: str | None) -> tuple[list[Row], list[str]]:
+def _of_classes(root: Path, split: str | None) -> tuple[list[ListedImage], list[str]]:
     loose = [path for path in _files(root) if is_image(path)]
     if loose:
-        raise UserError(f"{root} holds images in no class, such as {shown(loose[0].name)}; {FORM}")
+        raise UserError(f"{root} holds images in no class, such as {shown(loose[0].name)}; {LAYOUT}")
     rows, others = [], []
     for folder in _folders(root):
         files = [Path(at, name) for at, names in _walk(folder) for name in names]
@@ -211,9 +211,9 @@ def _of_classes(root: Path, split: str | None) -> tuple[list[Row], list[str]]:
         if not images:
             raise UserError(f"{folder} holds no image; add some, or remove the folder")
         others += [path.name for path in files if not is_image(path)]
-        rows += [Row(path, folder.name, split) for path in images]
+        rows += [ListedImage(path, folder.name, split) for path in images]
     if not rows:
-        raise UserError(f"{root} holds no folders of images; {FORM}")
+        raise UserError(f"{root} holds no folders of images; {LAYOUT}")
     return rows, [f"{_some(others)} left out: no image by the ending"] if others else []
 
 
@@ -241,21 +241,21 @@ def is_image(path: Path) -> bool:
     return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
 
 
-def _of_table(file: Path) -> list[Row]:
+def _of_table(file: Path) -> list[ListedImage]:
     """The rows of a CSV or TSV file, whose paths are relative to its folder."""
-    if file.suffix.lower() not in TABLES:
-        raise UserError(f"{file} is neither a folder nor a table ({' or '.join(TABLES)}); {FORM}")
+    if file.suffix.lower() not in TABLE_ENDINGS:
+        raise UserError(f"{file} is neither a folder nor a table ({' or '.join(TABLE_ENDINGS)}); {LAYOUT}")
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             lines = list(csv.reader(opened, delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} is not readable as a table; save it as CSV in UTF-8") from error
     header = [name.strip().lower() for name in lines[0]] if lines else []
-    path, label = (_column(file, header, names) for names in (PATHS, LABELS))
+    path, label = (_column(file, header, names) for names in (PATH_COLUMNS, LABEL_COLUMNS))
     split = header.index("split") if "split" in header else None
     rows = [_row(file, number, cells, path, label, split) for number, cells in enumerate(lines[1:], 2) if cells]
     if not rows:
-        raise UserError(f"{file} lists no image; {FORM}")
+        raise UserError(f"{file} lists no image; {LAYOUT}")
     return rows
 
 
@@ -266,7 +266,7 @@ def _column(file: Path, header: Sequence[str], names: Sequence[str]) -> int:
     return list(header).index(found)
 
 
-def _row(file: Path, number: int, cells: Sequence[str], path: int, label: int, split: int | None) -> Row:
+def _row(file: Path, number: int, cells: Sequence[str], path: int, label: int, split: int | None) -> ListedImage:
     where = f"{file}, line {number}"
     if len(cells) <= max(path, label, split or 0):
         raise UserError(f"{where} has {len(cells)} columns, fewer than its first line; correct it")
@@ -278,7 +278,7 @@ def _row(file: Path, number: int, cells: Sequence[str], path: int, label: int, s
     given = cells[split].strip().lower() if split is not None else ""
     if given and given not in SPLIT_NAMES:
         raise UserError(f"{where}: split is {shown(given)}; type train, val or test, or leave it empty")
-    return Row(image, name, SPLIT_NAMES.get(given))
+    return ListedImage(image, name, SPLIT_NAMES.get(given))
 
 
 def _some(names: Sequence[str]) -> str:

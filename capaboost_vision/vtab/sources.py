@@ -9,6 +9,7 @@ import re
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,21 +26,21 @@ from capaboost_vision.vtab.own import OwnSplit, read_own
 from capaboost_vision.vtab.pixels import ImageFiles, to_rgb
 from capaboost_vision.vtab.tasks import TASKS, VtabTask
 
-# scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels that need no download.
-
-
-NUM_CLASSES = 10
-BOUNDS = {"train800": (0, 800), "val200": (800, 1000), "train800val200": (0, 1000), "test": (1000, 1797)}
+DIGITS_CLASSES = 10
+DIGITS_BOUNDS = {"train800": (0, 800), "val200": (800, 1000), "train800val200": (0, 1000), "test": (1000, 1797)}
 
 
 class Digits:
-    """One split of a fixed permutation (seed 0): 800, 200 and 797 images."""
+    """One split of scikit-learn's 1,797 handwritten digits, grey images of 8 x 8 pixels that need no download.
+
+    A fixed permutation (seed 0) has 800 images to train, 200 to select and 797 to test on.
+    """
 
     def __init__(self, split: str):
         from sklearn.datasets import load_digits  # takes seconds to import, which other sources need not wait for
 
-        bunch = load_digits()
-        rows = np.random.default_rng(0).permutation(len(bunch.target))[slice(*BOUNDS[split])]
+        bunch: Any = load_digits()
+        rows = np.random.default_rng(0).permutation(len(bunch.target))[slice(*DIGITS_BOUNDS[split])]
         grey = np.round(bunch.images[rows] * (255 / 16)).astype(np.uint8)
         self.images, self.labels = np.repeat(grey[..., None], 3, axis=-1), bunch.target[rows].tolist()
 
@@ -50,17 +51,14 @@ class Digits:
         return self.images[index], self.labels[index]
 
 
-# The VTAB-1k folder layout: one text file a split, a line `relative/path label` an image.
-#
-# A path may lead out of the folder, as where tasks share their images: files are read as images, never written.
-
-
-LINE = re.compile(r"(?P<path>.+) (?P<label>[0-9]{1,9})")
-FORM = "`relative/path label`, such as `images/a.jpg 3`"
+LISTED_LINE = re.compile(r"(?P<path>.+) (?P<label>[0-9]{1,9})")
+LINE_FORM = "`relative/path label`, such as `images/a.jpg 3`"
 
 
 class Folder(ImageFiles):
-    """A split of DATA_DIR/<task>, its list read and checked as a whole.
+    """A split of DATA_DIR/<task> in the VTAB-1k layout: a text file a split, a line `relative/path label` an image.
+
+    The complete list is read and checked on opening. A path may lead out of the folder, as where tasks share images.
 
     Raises:
         UserError: If the folder, the list or an image is missing, or a line or label is wrong.
@@ -84,14 +82,14 @@ class Folder(ImageFiles):
             raise UserError(f"{self.listing} lists no image; write one line `relative/path label` for each image")
 
     def _row(self, number: int, line: str, limit: int | None) -> tuple[int, str, int]:
-        place, found = f"{self.listing}, line {number}", LINE.fullmatch(line)
+        where, found = f"{self.listing}, line {number}", LISTED_LINE.fullmatch(line)
         if not found:
-            raise UserError(f"{place}: {shown(line)} is not of the form {FORM}")
+            raise UserError(f"{where}: {shown(line)} is not of the form {LINE_FORM}")
         path, label = found["path"], int(found["label"])
         if limit is not None and label >= limit:
-            raise UserError(f"{place}: label {label} is outside 0 to {limit - 1}")
+            raise UserError(f"{where}: label {label} is outside 0 to {limit - 1}")
         if not os.path.isfile(self.root / path):
-            raise UserError(f"{place}: there is no image {shown(path)} in {self.root}")
+            raise UserError(f"{where}: there is no image {shown(path)} in {self.root}")
         return number, path, label
 
     @property
@@ -113,14 +111,13 @@ def _read(listing: Path) -> str:
         raise UserError(f"{listing} is not readable as text; write it as UTF-8") from error
 
 
-# TensorFlow Datasets, read without TensorFlow from data prepared as array_record.
-
-
 ARCHIVES = "https://storage.googleapis.com"  # most of what is downloaded; if it is out of reach, all is tried once
 
 
 class TfdsSplit:
-    """A split of a task; data that is not on disk yet is prepared first, if possible.
+    """A split of a task of TensorFlow Datasets, read without TensorFlow from data prepared as array_record.
+
+    Data that is not on disk yet is prepared first, if possible.
 
     Raises:
         UserError: If it cannot be prepared: it says whether TensorFlow, a manual download or the
@@ -149,7 +146,7 @@ class TfdsSplit:
         return self.task.image(example), self.task.label(example)
 
 
-def _prepared_builder(task: VtabTask, data_dir: str | Path | None):
+def _prepared_builder(task: VtabTask, data_dir: str | Path | None) -> Any:
     """The first of VTAB-1k's version and the installed package's that is prepared; else the first there is."""
     import tensorflow_datasets  # takes two seconds, which the other sources spare
 
@@ -288,14 +285,14 @@ def open_split(
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}; type one of {', '.join(SPLITS)}")
     if source == "digits":
-        return ResizedImages(Digits(split), image_size, NUM_CLASSES)
+        return ResizedImages(Digits(split), image_size, DIGITS_CLASSES)
     if source == "rendered":
         drawn = rendered.Rendered(dataset, split, selection_rows or rendered.SELECTION)
         return ResizedImages(drawn, image_size, rendered.RENDERED[dataset].num_classes)
     if source == "folder":
-        return ResizedImages(Folder(Path(data_dir), dataset, split), image_size, None)
+        return ResizedImages(Folder(_given(data_dir), dataset, split), image_size, None)
     if source == "images":
-        images = read_own(Path(data_dir), holdout, split_seed)
+        images = read_own(_given(data_dir), holdout, split_seed)
         return ResizedImages(OwnSplit(images, images.rows(split, holdout, split_seed)), image_size, None)
     task = TASKS[dataset]
     return ResizedImages(TfdsSplit(task, split, data_dir), image_size, task.num_classes)
@@ -309,14 +306,14 @@ def num_classes(dataset: str, source: str, data_dir: str | Path | None) -> int:
     """
     check(dataset, source, data_dir)
     if source == "digits":
-        return NUM_CLASSES
+        return DIGITS_CLASSES
     if source == "rendered":
         return rendered.RENDERED[dataset].num_classes
     if source == "images":
         return len(class_names(source, data_dir))
     if dataset in TASKS:
         return TASKS[dataset].num_classes
-    training = Folder(Path(data_dir), dataset, "train800val200")
+    training = Folder(_given(data_dir), dataset, "train800val200")
     labels = set(training.labels)
     count = 1 + max(labels)
     if len(labels) < count:
@@ -334,10 +331,15 @@ def class_names(source: str, data_dir: str | Path | None) -> tuple[str, ...]:
     Raises:
         UserError: As `open_split`.
     """
-    return read_own(Path(data_dir), 0.2, 0).classes if source == "images" else ()
+    return read_own(_given(data_dir), 0.2, 0).classes if source == "images" else ()
 
 
-def decode(dataset: Dataset, description: str) -> tuple[Tensor, Tensor]:
+def _given(data_dir: str | Path | None) -> Path:
+    assert data_dir is not None  # `check` refuses the sources that need one without it
+    return Path(data_dir)
+
+
+def decode(dataset: ResizedImages, description: str) -> tuple[Tensor, Tensor]:
     """All images of a dataset as uint8 (N, 3, H, W) and their labels (N), with a progress bar.
 
     They are written into one tensor, so that they are in memory once.

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from capaboost_core.task import content_hash, write_confusion
+from capaboost_vision.vtab.sources import ResizedImages
 
 ACCURACY, VAL_ACCURACY = "accuracy", "val200_accuracy"
 HELD_OUT_ACCURACY = "held_out_accuracy"  # of images of one's own, whose test rows are looked at after each epoch
@@ -67,7 +70,7 @@ class ImageTask:
         normalize: Normalize,
         train: tuple[Tensor, Tensor],
         val: tuple[Tensor, Tensor] | None,
-        test: Dataset,
+        test: ResizedImages,
         batch_size: int,
         seed: int,
     ):
@@ -77,7 +80,9 @@ class ImageTask:
         self.test_set, self.batch_size, self.seed = test, batch_size, seed
         self.examples = len(self.labels)
         self.large = 256 if self.device.type != "cpu" else 64
-        self.val_metric, self.classes, self.confusion = VAL_ACCURACY, (), None
+        self.val_metric = VAL_ACCURACY
+        self.classes: tuple[str, ...] = ()
+        self.confusion: Tensor | None = None
 
     def batches(self, epoch: int) -> Sequence[Tensor]:
         """Indices in the order of (seed, epoch), on the device, so that an epoch copies them once."""
@@ -101,7 +106,7 @@ class ImageTask:
         return {self.val_metric: _accuracy(confusion), self.val_metric.replace("accuracy", "loss"): loss}
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy on the test set in percent; `confusion` then has who was taken for whom."""
+        """Accuracy on the test set in percent; `confusion` then counts (true class, predicted class)."""
         part = Subset(self.test_set, range(len(self.test_set))[self._share()])
         on_gpu = self.device.type != "cpu"
         workers = min(8, os.cpu_count() or 1) if on_gpu and len(part) > 4 * self.large else 0
@@ -112,7 +117,8 @@ class ImageTask:
         return {ACCURACY: _accuracy(self.confusion)}
 
     def write_report(self, folder: Path) -> None:
-        """`confusion.csv` of the test rows."""
+        """Write `confusion.csv` of the test rows, once they are tested."""
+        assert self.confusion is not None
         write_confusion(folder, self.classes, self.confusion.tolist())
 
     def _share(self) -> slice:
@@ -122,7 +128,7 @@ class ImageTask:
     @torch.no_grad()
     def _score(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, float]:
         """Counts (true class, predicted class) over all processes, and the mean cross-entropy."""
-        classes = model.num_classes
+        classes = cast(int, model.num_classes)
         counts = torch.zeros(classes * classes, dtype=torch.int64, device=self.device)
         total = torch.zeros((), device=self.device)
         for images, labels in batches:
@@ -130,7 +136,7 @@ class ImageTask:
             logits = model(self.normalize(images)).float()
             counts += torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes * classes)
             total += F.cross_entropy(logits, labels, reduction="sum")
-        counts, total = (self.accelerator.reduce(sums, "sum") for sums in (counts, total))
+        counts, total = (cast(Tensor, self.accelerator.reduce(sums, "sum")) for sums in (counts, total))
         return counts.view(classes, classes), (total / counts.sum()).item()
 
 

@@ -97,7 +97,7 @@ def _tail(count: int) -> str:
 
 
 VALIDATION = "validation[:200]"
-DSPRITES = {
+DSPRITES: dict[str, Any] = {
     "builder": "dsprites",
     "version": "2.*.*",
     "num_classes": 16,
@@ -105,7 +105,7 @@ DSPRITES = {
     "test": "train[663552:]",
     "image": _dsprites_image,
 }
-SMALLNORB = {"builder": "smallnorb", "version": "2.*.*", "val": "test[:200]", "test": "test[50%:]"}
+SMALLNORB: dict[str, Any] = {"builder": "smallnorb", "version": "2.*.*", "val": "test[:200]", "test": "test[50%:]"}
 
 TASKS = {
     "caltech101": VtabTask("caltech101", 102, _tail(2754), version="3.*.*"),
