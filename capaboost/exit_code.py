@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from capaboost.console import lasting_streams, tell
-from capaboost.training.processes import another_told, first_to_tell
+from capaboost.training.processes import another_printed_error, prints_error
 from capaboost_core.errors import Stopped, UserError, is_no_memory, no_memory_line
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -48,8 +48,8 @@ def _exit_code_of(command: Callable[[], None], stopped: str) -> int:
     except (MemoryError, RuntimeError, OSError) as error:
         if is_no_memory(error):
             return _end(f"error: {no_memory_line(error)}", 2)
-        if isinstance(error, RuntimeError) and another_told():
-            return 2  # what failed here is the connection to the process that printed its mistake and ended
+        if isinstance(error, RuntimeError) and another_printed_error():
+            return 2  # what failed here is the connection to the process that printed its error and ended
         if not isinstance(error, OSError) or error.errno not in DISK:
             raise
         place = f" ({error.filename})" if error.filename else ""
@@ -58,7 +58,7 @@ def _exit_code_of(command: Callable[[], None], stopped: str) -> int:
 
 
 def _end(message: str, code: int) -> int:
-    if first_to_tell():
+    if prints_error():
         tell(message)
     return code
 

@@ -1,11 +1,11 @@
-"""A model's tokenizer, and texts or pairs as rows of tokens."""
+"""Texts or pairs as rows of tokens: a model's tokenizer, the order of rows, batches and padding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from transformers import AutoConfig, AutoTokenizer
 from capaboost_core.errors import UserError, is_no_memory, reason_of, shown
 from capaboost_text.hub import reach_hub
 
-# The fixed order in which rows go to splits, independent of the run's seed.
-
-
-SPLIT_SEED = 42  # the published one
+SPLIT_SEED = 42  # the published one; the order in which rows go to splits does not depend on the run's seed
+GROUP = 50  # batches among whose rows lengths are sorted: the usual compromise of padding and chance
+CHUNK = 1000  # rows that one call of the tokenizer gets
+# Types of models whose position ids begin after that of the padding.
+AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm")
 
 Row = TypeVar("Row")
 
@@ -40,18 +41,12 @@ def halve(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return [rows[i] for i in order[:half]], [rows[i] for i in order[half:]]
 
 
-# What a task on texts or pairs of texts reads.
-
-
 class Example(NamedTuple):
     """One or two texts, and the index of the class or the number to predict."""
 
     text: str
     pair: str | None
     label: int | float
-
-
-# Rows of tokens to padded batches.
 
 
 class Tokens(Protocol):
@@ -62,9 +57,10 @@ class Tokens(Protocol):
         token_type_ids: (n,) segment ids, for a model that takes them.
     """
 
-    input_ids: np.ndarray
-    token_type_ids: np.ndarray | None
-
+    @property
+    def input_ids(self) -> np.ndarray: ...
+    @property
+    def token_type_ids(self) -> np.ndarray | None: ...
     def __len__(self) -> int: ...
 
 
@@ -84,21 +80,16 @@ def pad(rows: Sequence[Tokens], tokenizer: Any, multiple: int = 1) -> dict[str, 
 
     def stack(values: list[np.ndarray], fill: int) -> Tensor:
         table = np.full((len(values), length), fill, np.int64)
-        for line, row in zip(table, values, strict=True):
-            line[slice(length - len(row), None) if left else slice(len(row))] = row
+        for padded, row in zip(table, values, strict=True):
+            padded[slice(length - len(row), None) if left else slice(len(row))] = row
         return torch.from_numpy(table)
 
     inputs = {"input_ids": stack([row.input_ids for row in rows], tokenizer.pad_token_id)}
     inputs["attention_mask"] = stack([np.ones(len(row), np.int64) for row in rows], 0)
     if rows[0].token_type_ids is not None:
-        inputs["token_type_ids"] = stack([row.token_type_ids for row in rows], tokenizer.pad_token_type_id)
+        types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
+        inputs["token_type_ids"] = stack(types, tokenizer.pad_token_type_id)
     return inputs
-
-
-# Batches of rows of like length, so that little is padded.
-
-
-GROUP = 50  # batches among whose rows lengths are sorted: the usual compromise of padding and chance
 
 
 def train_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -123,10 +114,6 @@ def token_batches(lengths: np.ndarray, rows: np.ndarray, tokens: int) -> Iterato
         count = max(1, tokens // max(1, int(lengths[ordered[at]])))
         yield ordered[at : at + count]
         at += count
-
-
-CHUNK = 1000
-AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,10 +190,10 @@ def readable_tokens(config: Any) -> int:
 
 
 def check_fit(model: nn.Module, tokenizer: Any, rows: Iterable[Tokens]) -> None:
-    """Refuse rows without a token, with one that the model has no embedding for, or longer than its positions.
+    """Refuse rows that have no token, a token without an embedding, or more tokens than the model has positions.
 
     Raises:
-        UserError: It says which.
+        UserError: It says which row or token.
     """
     name, largest, longest = tokenizer.name_or_path, tokenizer.pad_token_id, 0
     for number, row in enumerate(rows, 1):
@@ -216,7 +203,7 @@ def check_fit(model: nn.Module, tokenizer: Any, rows: Iterable[Tokens]) -> None:
                 "nothing but characters which it drops"
             )
         largest, longest = max(largest, int(row.input_ids.max(initial=0))), max(longest, len(row))
-    known = model.get_input_embeddings().weight.shape[0]
+    known = cast(Any, model).get_input_embeddings().weight.shape[0]
     if largest >= known:
         token = shown(tokenizer.convert_ids_to_tokens(largest))
         raise UserError(
@@ -238,7 +225,7 @@ def _position_embeddings(model: nn.Module) -> list[nn.Embedding]:
 
 
 def _positions(table: nn.Embedding) -> int:
-    """The length that a table permits: RoBERTa's family counts from the place after the padding's."""
+    """The length that a table permits: RoBERTa's family counts from the position after the padding's."""
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 

@@ -1,9 +1,9 @@
-"""What the tasks on encoders share: batches of like length, padding, logits of a whole split."""
+"""What the tasks on encoders share: batches of like length, padding, logits of a complete split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,10 @@ from capaboost_text.encode import Tokens, check_fit, pad, token_batches, train_b
 TOKENS_CPU, TOKENS_GPU = 4096, 65536  # of one batch in evaluation
 
 
-class EncoderTask:
+AnyTokens = TypeVar("AnyTokens", bound=Tokens)
+
+
+class EncoderTask(Generic[AnyTokens]):
     """The part of a `capaboost_core.task.Task` that does not depend on the head.
 
     Args:
@@ -30,19 +33,25 @@ class EncoderTask:
 
     unit = "rows"
 
-    def __init__(self, accelerator: Accelerator, tokenizer: Any, rows: Sequence[Tokens], batch_size: int, seed: int):
+    def __init__(
+        self, accelerator: Accelerator, tokenizer: Any, rows: Sequence[AnyTokens], batch_size: int, seed: int
+    ):
         self.accelerator, self.tokenizer, self.device = accelerator, tokenizer, accelerator.device
         self.rows, self.lengths = rows, _lengths(rows)
         self.batch_size, self.seed, self.examples = batch_size, seed, len(rows)
         self.on_gpu = self.device.type == "cuda"
         self.multiple = 8 if self.on_gpu else 1  # tensor cores want multiples of eight
 
+    def loss(self, model: nn.Module, batch: np.ndarray) -> Tensor:
+        """The mean loss of the training rows with these indices."""
+        raise NotImplementedError
+
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Row indices in batches of like length."""
         return train_batches(self.lengths, self.batch_size, self.seed, epoch)
 
     def fingerprint(self) -> str:
-        """Of the rows to train and select on, as tokens, and their labels."""
+        """A hash of the rows to train and select on, as tokens, and of their labels."""
         return content_hash(self.contents())
 
     def contents(self) -> Iterator[np.ndarray]:
@@ -55,8 +64,8 @@ class EncoderTask:
         yield from ()
 
     def trial(self, model: nn.Module) -> Tensor:
-        """The mean loss of the longest and the shortest training row, after a pass over these of each split that is
-        evaluated; before, every row of all is held against the model's embeddings.
+        """The mean loss of the longest and the shortest training row, after a forward pass over the longest and the
+        shortest row of each split that is only evaluated on. Before, `check_fit` looks at every row of all splits.
 
         Raises:
             UserError: If the model cannot read a row.
@@ -88,16 +97,20 @@ class EncoderTask:
 
     @torch.no_grad()
     def logits(self, model: nn.Module, rows: Sequence[Tokens], width: int, title: str) -> np.ndarray:
-        """Classification logits (rows, width) of a whole split, in every process."""
+        """Classification logits (rows, width) of a complete split, in every process."""
         found = torch.zeros(len(rows), width, device=self.device)
         for batch in self.in_batches(rows, title):
             index = torch.from_numpy(batch).to(self.device)
             found[index] = model(**self.inputs([rows[i] for i in batch])).logits.float()
-        return self.accelerator.reduce(found, "sum").cpu().numpy()
+        return self.sum_over_processes(found).cpu().numpy()
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """The sum of every process's values, in all of them."""
+        return cast(Tensor, self.accelerator.reduce(values, "sum"))
 
 
 def _ends(rows: Sequence[Tokens]) -> np.ndarray:
-    """The places of the shortest and the longest row."""
+    """The indices of the shortest and the longest row."""
     return np.argsort(_lengths(rows), kind="stable")[[0, -1]]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    PreTrainedModel,
 )
 from transformers.utils import logging
 
@@ -36,12 +37,15 @@ HEADS = {
 }
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 def from_pretrained(
     name_or_path: str | Path,
     task: str = "sequence-classification",
     capaboost: Method | dict[str, Any] | str = "capaboost-lora",
     **kwargs: Any,
-) -> nn.Module:
+) -> PreTrainedModel:
     """A pretrained encoder with a fresh head, adapted; the additions and the head are trainable.
 
     A pooler that the checkpoint lacks, and that is therefore random, belongs to the head.
@@ -63,7 +67,7 @@ def from_pretrained(
     return _inject(model, config, _missing_pooler(model, missing, name_or_path))
 
 
-def load_classifier(name_or_path: str | Path, num_labels: int, pad_token_id: int | None) -> nn.Module:
+def load_classifier(name_or_path: str | Path, num_labels: int, pad_token_id: int | None) -> PreTrainedModel:
     """The pretrained model with a head of `num_labels` classes, as the training commands take it before it is adapted.
 
     Args:
@@ -77,7 +81,7 @@ def load_classifier(name_or_path: str | Path, num_labels: int, pad_token_id: int
     return model
 
 
-def _load(name_or_path: str | Path, task: str, kwargs: dict[str, Any]) -> tuple[nn.Module, list[str]]:
+def _load(name_or_path: str | Path, task: str, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of weights that its checkpoint lacks."""
     if "torch_dtype" in kwargs:  # the name of earlier versions of transformers
         older = kwargs.pop("torch_dtype")
@@ -116,12 +120,13 @@ def inject(model: nn.Module, config: Method | dict[str, Any] | str) -> nn.Module
     return _inject(model, resolve_config(config), ())
 
 
-def _inject(model: nn.Module, config: Method, head: tuple[str, ...]) -> nn.Module:
+def _inject(model: Model, config: Method, head: tuple[str, ...]) -> Model:
     roles = roles_of(model)
     plan = config.plan(model, replace(roles, head=roles.head + head))
     if roles.blocks:
-        return inject_plan(model, config, plan)
-    with undone_on_error(model, ()):  # of an architecture without a row a pass tells whether it calls these layers
+        inject_plan(model, config, plan)
+        return model
+    with undone_on_error(model, ()):  # only a forward pass shows whether an unknown architecture calls these layers
         check_alive_by_example(inject_plan(model, config, plan))
     return model
 
@@ -137,7 +142,7 @@ def _check_no_adapter(unexpected: Iterable[str], name: str | Path) -> None:
 
 
 def _check_sizes(
-    model: nn.Module, mismatched: Iterable[tuple[str, Any, Any]], name: str | Path, resize_head: bool
+    model: PreTrainedModel, mismatched: Iterable[tuple[str, Any, Any]], name: str | Path, resize_head: bool
 ) -> None:
     """Refuse other sizes than the checkpoint's: a head of another size is random, an encoder would stay so."""
     of_encoder = {key: in_prefix(key, model.base_model_prefix) for key, _, _ in mismatched}
@@ -150,7 +155,7 @@ def _check_sizes(
         warnings.warn(f"{sizes}; it starts fresh", stacklevel=2)
 
 
-def _missing_pooler(model: nn.Module, missing: list[str], name: str | Path) -> tuple[str, ...]:
+def _missing_pooler(model: PreTrainedModel, missing: list[str], name: str | Path) -> tuple[str, ...]:
     """Path of the pooler if the checkpoint lacks it; a lack of anything else is refused."""
     pooler = f"{model.base_model_prefix}.pooler"
     lost = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and not in_prefix(key, pooler)]
@@ -164,7 +169,7 @@ def _missing_pooler(model: nn.Module, missing: list[str], name: str | Path) -> t
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bar and its table of what the head lacks."""
+    """Hide transformers' progress bar and its table of the weights that the head lacks."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

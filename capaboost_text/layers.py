@@ -1,9 +1,10 @@
-"""Transformers' self-attentions with a trainable prefix, through the library's attention interface."""
+"""transformers' classes as methods adapt them: Conv1D, feed-forward parts, self-attentions with a prefix."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -29,14 +30,12 @@ from capaboost_core.methods.adaptformer import AdaptFormer, ParallelFeedForward
 from capaboost_core.methods.from_peft.method import FromPeft, PeftLayer
 from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.lora_layer import LoRALayer
-from capaboost_core.methods.prefix import PrefixTuning
+from capaboost_core.methods.prefix import Prefix, PrefixTuning
 from capaboost_core.plan import SHAPES, Target
-
-# LoRA and methods of peft on transformers' Conv1D, GPT-2's linear layer, which holds its weight as (in, out).
 
 
 class Transposed(Conv1D):
-    """Conv1D y = x W + b with W (in, out), in the terms of `nn.Linear`.
+    """GPT-2's linear layer Conv1D, y = x W + b with W (in, out), in the terms of `nn.Linear`.
 
     An adapted layer sees W^T, a view; the stored weight and its name in the state dict stay the base's.
     """
@@ -51,7 +50,7 @@ class Transposed(Conv1D):
 
 
 class CapaConv1D(LoRALayer, Transposed):
-    """Conv1D with increments as `LoRALinear` has them."""
+    """Conv1D with delta weights as `LoRALinear` has them."""
 
     fan_in_fan_out: ClassVar[bool] = True
 
@@ -61,17 +60,14 @@ class CapaConv1D(LoRALayer, Transposed):
 
 
 class PeftConv1D(PeftLayer, Transposed):
-    """Conv1D with an addition of peft's."""
+    """Conv1D with the delta weight of a method of peft."""
 
     fan_in_fan_out: ClassVar[bool] = True
 
 
-SHAPES[Conv1D] = lambda layer: (layer.nf, layer.nx)
+SHAPES[Conv1D] = lambda layer: (cast(Conv1D, layer).nf, cast(Conv1D, layer).nx)
 LoRA.layers[Conv1D] = CapaConv1D
 FromPeft.layers[Conv1D] = PeftConv1D
-
-
-# Transformers' feed-forward parts with a bottleneck in parallel.
 
 
 class ParallelOutput(ParallelFeedForward):
@@ -121,7 +117,7 @@ AdaptFormer.layers.update({cls.__bases__[1]: cls for cls in ParallelOutput.__sub
 AdaptFormer.layers.update({FFN: ParallelFFN, ModernBertMLP: ParallelModernBertMLP})
 
 
-NAME = "capaboost_prefix"
+PREFIXED = "capaboost_prefix"  # the name of `prefixed_attention` in transformers' attention interface
 
 
 class PrefixAttention(Adapted):
@@ -141,12 +137,17 @@ class PrefixAttention(Adapted):
         UserError: If the attention is causal or its implementation cannot show it a prefix.
     """
 
+    model_config: Any  # transformers' configurations have the attributes of their architecture
+    config: Any
+    prefix: Prefix
+    eager: ClassVar[Callable[..., Any]]
+
     def __init__(self, base: nn.Module, config: PrefixTuning, target: Target):
         if base.is_causal:
             raise UserError(f"method prefix is for encoders, but {target.path} is causal; set is_decoder to False")
         self.adopt(base, target.path)
         self.model_config, self.config = base.config, copy.copy(base.config)
-        self.config._attn_implementation = NAME
+        self.config._attn_implementation = PREFIXED
         heads = self.config.num_attention_heads
         width = self.config.hidden_size // heads * heads
         self.prefix = config.make_prefix(target.path, width, next(base.parameters()))
@@ -154,7 +155,7 @@ class PrefixAttention(Adapted):
         self.prefix.train(base.training)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        """As the model's own; a gate goes to `prefixed_attention` with the other keywords."""
+        """As the base class; a gate goes to `prefixed_attention` with the other keywords."""
         gate = self.prefix.gate_of(hidden_states) if self.enabled else None
         gates = {} if gate is None else {"prefix_gate": gate}
         return super().forward(hidden_states, *args, **kwargs, **gates)
@@ -195,7 +196,10 @@ class ModernBertAttention(PrefixAttention, modernbert.ModernBertAttention):
 
 
 class _AsBase:
-    """The attention with the model's own configuration: flash attention finds its kernel there."""
+    """The attention with the model's own configuration, where flash attention finds its kernel.
+
+    All other attributes are the attention's: implementations read whichever they need.
+    """
 
     def __init__(self, attention: PrefixAttention):
         self.attention, self.config = attention, attention.model_config
@@ -223,5 +227,5 @@ def prefixed_attention(
     return attend(_AsBase(module), query, key, value, attention_mask, **kwargs)
 
 
-AttentionInterface.register(NAME, prefixed_attention)
+AttentionInterface.register(PREFIXED, prefixed_attention)
 PrefixTuning.layers.update({cls.__bases__[1]: cls for cls in PrefixAttention.__subclasses__()})

@@ -1,9 +1,10 @@
-"""Where transformers' architectures have their roles: a row for each way of building a layer."""
+"""Which layers of transformers' architectures play which role: an `Architecture` for each way of building a block."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any, cast
 
 from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
@@ -16,9 +17,10 @@ from capaboost_text import layers  # noqa: F401  register the classes that metho
 
 def _grouped(model: nn.Module, qkv: nn.Module) -> tuple[int, int, int]:
     """Grouped-query attention: k and v have fewer heads than q."""
-    config = model.config
+    config = cast(Any, model.config)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return tuple(size * heads for heads in (config.num_attention_heads, *(config.num_key_value_heads,) * 2))
+    shared = size * config.num_key_value_heads
+    return size * config.num_attention_heads, shared, shared
 
 
 BERT = Architecture(
@@ -104,7 +106,9 @@ def roles_of(model: nn.Module) -> Roles:
     found = FAMILIES[kind].roles(model, head) if kind in FAMILIES else None
     if found and found.blocks:
         return replace(found, embedding=_embedding(model))
-    missing = f"no row for the architecture {kind}; give targets as a list of module suffixes, or choose one of: "
+    missing = (
+        f"no roles are known of the architecture {kind}; give targets as a list of module suffixes, or choose one of: "
+    )
     return Roles(head=head, missing=missing + ", ".join(FAMILIES))
 
 
@@ -118,25 +122,25 @@ def _not_of_transformers(model: nn.Module) -> str:
     return f"{kind} is no model of transformers; {advice}, or use {other}"
 
 
-def _embedding(model: nn.Module) -> str | None:
+def _embedding(model: PreTrainedModel) -> str | None:
     embedding = _input_embeddings(model)
     return next((path for path, module in model.named_modules() if module is embedding), None)
 
 
-def _input_embeddings(model: nn.Module) -> nn.Module | None:
+def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
     try:
         return model.get_input_embeddings()
-    except NotImplementedError:  # a class of one's own whose encoder is not called as transformers would
+    except NotImplementedError:  # a user's class whose encoder is not called as transformers would
         return None
 
 
-def _head(model: nn.Module) -> tuple[str, ...]:
+def _head(model: PreTrainedModel) -> tuple[str, ...]:
     """Children and parameters of the model itself that belong to no pretrained part.
 
     Pretrained are the transformers models in it, whatever they are called, the embeddings that they share, and all of
     a base model or of a language model.
     """
-    base = MODEL_MAPPING.get(type(model.config), ())
+    base: Any = MODEL_MAPPING.get(type(model.config), ())
     if isinstance(model, base if isinstance(base, tuple) else (base,)):
         return FRESH.get(model.config.model_type, ())
     outputs = model.get_output_embeddings()

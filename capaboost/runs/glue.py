@@ -8,9 +8,10 @@ from capaboost.runs.settings import GlueRun
 from capaboost.training.experiment import TaskSetup
 from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import from_pretrained
-from capaboost_text.glue.data import find_task, splits
+from capaboost_text.glue.data import splits
 from capaboost_text.glue.own_data import own_splits, own_task
 from capaboost_text.glue.task import Classification
+from capaboost_text.glue.tasks import GlueTask, find_task
 
 SPLIT_NOTES = {
     "propetl": "half of dev, or 1,000 training rows, select the epoch; tested on the rest of dev",
@@ -52,7 +53,7 @@ def prepare(run: GlueRun, accelerator: Accelerator) -> TaskSetup:
             "kind": "texts",
             "model": run.model.to_dict(),
             "classes": list(task.labels),
-            "columns": list(data.columns if data.is_own else task.texts),
+            "columns": list(task.texts if isinstance(task, GlueTask) else data.columns),
             "max_length": data.max_length,
         },
     )

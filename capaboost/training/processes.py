@@ -1,4 +1,4 @@
-"""The processes of a run: whether they are linked, and how one of them prints for all."""
+"""The processes of a run: whether they are linked, how long idle threads spin, and which process prints."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from capaboost_core.errors import UserError
 
-if TYPE_CHECKING:  # a command that ends with a wrong setting imports neither
-    import torch.distributed as dist
+if TYPE_CHECKING:  # a command that ends with a wrong setting does not import it
     from accelerate import Accelerator
 
 Found = TypeVar("Found")
-PLAIN = "use plain data parallelism (distributed_type MULTI_GPU or MULTI_CPU), or one process"
+ADVICE = "use plain data parallelism (distributed_type MULTI_GPU or MULTI_CPU), or one process"
 SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # of accelerate's DistributedType
-TOLD = "capaboost/told"
+ERRORS_PRINTED = "capaboost/errors printed"  # the name of a counter
 
 
 def check_engine() -> None:
@@ -27,7 +26,7 @@ def check_engine() -> None:
     """
     for name in ("DeepSpeed", "Megatron_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("true", "1"):
-            raise UserError(f"the training commands do not run under {name.replace('_', '-')}; {PLAIN}")
+            raise UserError(f"the training commands do not run under {name.replace('_', '-')}; {ADVICE}")
 
 
 def check_launch(accelerator: Accelerator) -> None:
@@ -43,7 +42,7 @@ def check_launch(accelerator: Accelerator) -> None:
             "on CPUs set ACCELERATE_USE_CPU=true and distributed_type MULTI_CPU, or start one process"
         )
     if accelerator.distributed_type.value in SHARDED:
-        raise UserError(f"the training commands do not run under {accelerator.distributed_type.value}; {PLAIN}")
+        raise UserError(f"the training commands do not run under {accelerator.distributed_type.value}; {ADVICE}")
 
 
 def wait_policy(side_by_side: bool = False) -> dict[str, str]:
@@ -78,10 +77,10 @@ def on_main(find: Callable[[], Found]) -> Found | None:
             found = find()
         except UserError as error:
             refusal = error
-    told: list[Any] = [str(refusal) if refusal else None]
-    broadcast_object_list(told)
-    if told[0] is not None:
-        raise refusal or UserError(told[0])
+    message: list[Any] = [str(refusal) if refusal else None]
+    broadcast_object_list(message)
+    if message[0] is not None:
+        raise refusal or UserError(message[0])
     return found
 
 
@@ -90,33 +89,34 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def first_to_tell() -> bool:
-    """Whether this process prints the error; of those that fail, only one does."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return True
-    try:
-        return _store().add(TOLD, 1) == 1
-    except (RuntimeError, ValueError, KeyError):  # no store to be reached
-        return is_first()
+def prints_error() -> bool:
+    """Whether this process prints its error: of the processes of a run that fail, the first one does."""
+    printed = _errors_printed(1)
+    return is_first() if printed is None else printed == 1
 
 
-def another_told() -> bool:
+def another_printed_error() -> bool:
     """Whether another process has printed an error, after which this one lost its peer."""
+    return bool(_errors_printed(0))
+
+
+def _errors_printed(more: int) -> int | None:
+    """Add to the number of errors that the linked processes have printed, and return it; None where none are linked.
+
+    Which process fails first is not known before, and the launcher may end the others at once: so a counter in the
+    store of the process group decides, or before there is a group one in the launcher's store.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return False
-    try:
-        return _store().add(TOLD, 0) > 0
-    except (RuntimeError, ValueError, KeyError):
-        return False
-
-
-def _store() -> dist.Store:
-    """The store of the process group, or before there is one that of the launcher."""
+        return None
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        return dist.distributed_c10d._get_default_store()
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        raise ValueError("no store yet")
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=10))
+    try:
+        if dist.is_initialized():
+            store = dist.distributed_c10d._get_default_store()
+        elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))[0]
+        else:
+            return None
+        return store.add(ERRORS_PRINTED, more)
+    except (RuntimeError, ValueError, KeyError):  # the store cannot be reached
+        return None

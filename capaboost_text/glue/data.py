@@ -1,4 +1,4 @@
-"""The paper's two protocols on GLUE: what is trained on, selected on and tested on."""
+"""GLUE's labelled splits, from the original TSV files or from the hub, and the paper's two protocols on them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from typing import Any
 
 from capaboost_core.errors import UserError, shown
 from capaboost_text.encode import Example, halve, permutation
-from capaboost_text.glue.tasks import TASKS, GlueTask, TextTask, find_task
+from capaboost_text.glue.tasks import GlueTask, TextTask, find_task
 from capaboost_text.hub import load_from_hub
 from capaboost_text.table_file import AGAIN, read_rows
 
-# GLUE's labelled splits as checked examples, from the original TSV files or from the hub.
-
-
 HUB = "nyu-mll/glue"
-OTHERWISE = "set --data-dir to a folder with the original GLUE folders"
+OTHER_SOURCE = "set --data-dir to a folder with the original GLUE folders"
 
 
 def load_split(task: str, data_dir: str | Path | None, split: str) -> list[Example]:
@@ -64,22 +61,22 @@ def _from_hub(task: GlueTask, split: str) -> list[Example]:
         for i, (row, value) in enumerate(rows)
     ]
     if not examples:
-        raise UserError(f"{place} holds no rows; {OTHERWISE}")
+        raise UserError(f"{place} holds no rows; {OTHER_SOURCE}")
     return examples
 
 
 def _hub_columns(task: GlueTask, split: str) -> list[Sequence]:
-    table = load_from_hub(HUB, task.name, split=task.splits[split], otherwise=OTHERWISE)
+    table = load_from_hub(HUB, task.name, split=task.splits[split], otherwise=OTHER_SOURCE)
     columns = (*task.texts, "label")
     if missing := set(columns) - set(table.column_names):
-        raise UserError(f"{HUB} {task.name} has no column {', '.join(sorted(missing))}; {OTHERWISE}")
+        raise UserError(f"{HUB} {task.name} has no column {', '.join(sorted(missing))}; {OTHER_SOURCE}")
     return [table[column] for column in columns]
 
 
 def _texts(where: str, texts: Sequence[Any]) -> Sequence[str]:
     for text in texts:
         if not isinstance(text, str):
-            raise UserError(f"{where}: {shown(text)} is not a string; {OTHERWISE}")
+            raise UserError(f"{where}: {shown(text)} is not a string; {OTHER_SOURCE}")
     return texts
 
 
@@ -88,7 +85,7 @@ def _example(texts: Sequence[str], label: int | float) -> Example:
 
 
 def _label_reader(task: GlueTask, known: tuple) -> Callable[[str, Any], int | float]:
-    """What turns a label, found at a place, into a score or the index of a class."""
+    """A function of (where a label was found, label) that gives the score or the index of the class."""
 
     def read_class(where: str, value: Any) -> int:
         if value not in known:
@@ -107,8 +104,6 @@ def _label_reader(task: GlueTask, known: tuple) -> Callable[[str, Any], int | fl
 
     return read_score if task.regression else read_class
 
-
-__all__ = ["PROTOCOLS", "TASKS", "Example", "GlueTask", "Splits", "find_task", "load_split", "splits"]
 
 PROTOCOLS = ("propetl", "adalora")
 SELECTION_ROWS = 1000

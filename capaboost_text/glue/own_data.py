@@ -1,4 +1,4 @@
-"""A data set of one's own: files or a name on the hub, one or two columns of text, a class or a number to predict."""
+"""A data set of the user's own: files or a name on the hub, one or two columns of text, and a class or a number."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from capaboost_text.glue.tasks import GlueDataSection, TextTask
 from capaboost_text.hub import load_from_hub
 from capaboost_text.table_file import check_characters, opened, read_json_rows, read_rows
 
-FORMATS = (".tsv", ".csv", ".jsonl")
-TEXTS = ("text", "sentence", "review", "comment", "content", "document")
-LABELS = ("label", "class", "category", "target", "stars", "score", "rating")
+FILE_ENDINGS = (".tsv", ".csv", ".jsonl")
+TEXT_COLUMNS = ("text", "sentence", "review", "comment", "content", "document")
+LABEL_COLUMNS = ("label", "class", "category", "target", "stars", "score", "rating")
 MOST_CLASSES = 100  # of labels that are all whole numbers
 
 
@@ -34,6 +34,7 @@ def own_splits(data: GlueDataSection) -> Splits:
     Raises:
         UserError: If a file or column is missing, a row is malformed, or all training rows are of one class.
     """
+    assert data.train is not None  # the section refuses own data without it
     train = read_own(data, data.train)
     train, test = hold_out(train, data.holdout) if data.test is None else (train, read_own(data, data.test))
     selection = read_own(data, data.selection) if data.selection else None
@@ -67,8 +68,8 @@ def describe(path: Path, texts: Sequence[str], label: str | None) -> dict[str, A
         UserError: If the file cannot be read, or a column has to be named.
     """
     known = _columns(path)
-    texts = tuple(texts) or _guess(path, known, TEXTS, "--text")
-    label = label or _guess(path, known, LABELS, "--label")[0]
+    texts = tuple(texts) or _guess(path, known, TEXT_COLUMNS, "--text")
+    label = label or _guess(path, known, LABEL_COLUMNS, "--label")[0]
     read = read_json_rows if path.suffix.lower() == ".jsonl" else read_rows
     values = (cells[0] for _, cells in read(path, (label,)))
     settings = {"task": path.stem, "dir": str(path.parent), "train": path.name, "texts": texts, "label": label}
@@ -77,8 +78,8 @@ def describe(path: Path, texts: Sequence[str], label: str | None) -> dict[str, A
 
 
 def _columns(path: Path) -> list[str]:
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path} has none of the endings {', '.join(FORMATS)}; save it as one of them")
+    if path.suffix.lower() not in FILE_ENDINGS:
+        raise UserError(f"{path} has none of the endings {', '.join(FILE_ENDINGS)}; save it as one of them")
     with opened(path) as file:
         first = file.readline()
     if path.suffix.lower() == ".jsonl":
@@ -117,17 +118,20 @@ def read_own(data: GlueDataSection, split: str) -> list[Example]:
 
 
 def _of_file(data: GlueDataSection, path: Path) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path} has none of the endings {', '.join(FORMATS)}; rename it, or save it as one of them")
+    if path.suffix.lower() not in FILE_ENDINGS:
+        raise UserError(
+            f"{path} has none of the endings {', '.join(FILE_ENDINGS)}; rename it, or save it as one of them"
+        )
     read = read_json_rows if path.suffix.lower() == ".jsonl" else read_rows
-    return ((f"{path}, line {line}", cells) for line, cells in read(path, (*data.columns, data.label)))
+    return ((f"{path}, line {line}", cells) for line, cells in read(path, _all_columns(data)))
 
 
 def _of_hub(data: GlueDataSection, split: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    assert data.hub is not None
     place = " ".join(filter(None, (data.hub, data.subset)))
     advice = "check data.hub, data.subset and the names of the splits, or give files of your own"
     table = load_from_hub(data.hub, *([data.subset] if data.subset else []), split=split, otherwise=advice)
-    columns = (*data.columns, data.label)
+    columns = _all_columns(data)
     for name in columns:
         if name not in table.column_names:
             raise UserError(f"{place} has no column {name!r} but {shown(', '.join(table.column_names))}; type one")
@@ -135,6 +139,11 @@ def _of_hub(data: GlueDataSection, split: str) -> Iterator[tuple[str, tuple[Any,
         raise UserError(f"{place} ({split}) holds no rows; choose another split")
     rows = zip(*(table[name] for name in columns), strict=True)
     return ((f"{place} ({split}), row {i}", cells) for i, cells in enumerate(rows))
+
+
+def _all_columns(data: GlueDataSection) -> tuple[str, ...]:
+    assert data.label is not None  # the section refuses own data without it
+    return (*data.columns, data.label)
 
 
 def _example(data: GlueDataSection, where: str, *cells: Any) -> Example:

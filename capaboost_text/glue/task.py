@@ -28,7 +28,7 @@ class EncodedSplit:
     labels: np.ndarray
 
 
-class Classification(EncoderTask):
+class Classification(EncoderTask[Encoded]):
     """Texts or pairs to classes, or to a number.
 
     Args:

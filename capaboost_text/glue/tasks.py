@@ -1,11 +1,11 @@
-"""The section `data`: a GLUE task, or a data set of one's own."""
+"""The tasks of GLUE with their metrics, and the section `data` of a run on one of them or on a user's own data."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,10 +14,7 @@ from pydantic import Field, model_validator
 from capaboost_core.errors import UserError
 from capaboost_core.settings.base import Settings, Text, Texts, refuse
 
-# The metrics of GLUE, in percent.
-
-
-# scikit-learn and scipy take a second to import, which help and checks of settings need not wait for.
+# The functions below import scikit-learn and scipy, which take a second that help and checks of settings need not.
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -30,7 +27,8 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """F1 of class 1; 0 where nothing is predicted or labelled so."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels, predictions, zero_division=0.0))
+    zero: Any = 0.0  # the stub of scikit-learn knows the texts alone
+    return float(f1_score(labels, predictions, zero_division=zero))
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -44,13 +42,13 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
 
     if not _vary(predictions, labels):
         return 0.0
-    return float(pearsonr(predictions.astype(np.float64), labels).statistic)  # float32 loses digits near a constant
+    return float(pearsonr(predictions.astype(np.float64), labels)[0])  # float32 loses digits near a constant
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
-    return float(spearmanr(predictions, labels).statistic) if _vary(predictions, labels) else 0.0
+    return float(spearmanr(predictions, labels)[0]) if _vary(predictions, labels) else 0.0
 
 
 def pearson_spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -88,9 +86,6 @@ def _vary(predictions: np.ndarray, labels: np.ndarray) -> bool:
     What varies in its twelfth digit only is rounding, and a constant too.
     """
     return all(np.isfinite(x).all() and np.ptp(x) > 1e-11 * np.abs(x).max() for x in (predictions, labels))
-
-
-# The eight GLUE tasks of the paper: their texts, labels, metrics and files.
 
 
 DEV = {"train": "train", "dev": "validation"}
@@ -167,10 +162,10 @@ class GlueTask(TextTask):
         return self.labels if self.spelled else tuple(str(i) for i in range(len(self.labels)))
 
 
-PAIR = ("sentence1", "sentence2")
+SENTENCES = ("sentence1", "sentence2")
 QUESTIONS = ("question1", "question2")
 COLA_COLUMNS = ("source", "label", "mark", "sentence")
-ALL = (
+GLUE_TASKS = (  # the eight of the paper
     GlueTask(
         name="cola",
         folder="CoLA",
@@ -193,7 +188,7 @@ ALL = (
     GlueTask(
         name="mrpc",
         folder="MRPC",
-        texts=PAIR,
+        texts=SENTENCES,
         tsv_texts=("#1 String", "#2 String"),
         tsv_label="Quality",
         labels=("not_equivalent", "equivalent"),
@@ -203,8 +198,8 @@ ALL = (
     GlueTask(
         name="stsb",
         folder="STS-B",
-        texts=PAIR,
-        tsv_texts=PAIR,
+        texts=SENTENCES,
+        tsv_texts=SENTENCES,
         tsv_label="score",
         labels=(),
         metrics=("pearson_spearman", "pearson", "spearman"),
@@ -224,7 +219,7 @@ ALL = (
         name="mnli",
         folder="MNLI",
         texts=("premise", "hypothesis"),
-        tsv_texts=PAIR,
+        tsv_texts=SENTENCES,
         tsv_label="gold_label",
         labels=("entailment", "neutral", "contradiction"),
         splits=MNLI_DEV,
@@ -242,15 +237,15 @@ ALL = (
     GlueTask(
         name="rte",
         folder="RTE",
-        texts=PAIR,
-        tsv_texts=PAIR,
+        texts=SENTENCES,
+        tsv_texts=SENTENCES,
         tsv_label="label",
         labels=ENTAILMENT,
         spelled=True,
         small=True,
     ),
 )
-TASKS = {task.name: task for task in ALL}
+TASKS = {task.name: task for task in GLUE_TASKS}
 
 
 def find_task(name: str) -> GlueTask:
@@ -270,8 +265,8 @@ def find_task(name: str) -> GlueTask:
     raise UserError(f"unknown task {name!r}; {hint}")
 
 
-OF_NUMBERS = ("pearson_spearman", "pearson", "spearman")
-OWN = ("hub", "subset", "train", "selection", "test", "texts", "label", "classes", "metrics")
+CORRELATIONS = ("pearson_spearman", "pearson", "spearman")
+OWN_SETTINGS = ("hub", "subset", "train", "selection", "test", "texts", "label", "classes", "metrics")
 
 
 class GlueDataSection(Settings):
@@ -343,11 +338,11 @@ class GlueDataSection(Settings):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Of one's own data: what is reported, and first what selects."""
-        return _several(self.metrics) or (("accuracy",) if self.class_names else OF_NUMBERS)
+        return _several(self.metrics) or (("accuracy",) if self.class_names else CORRELATIONS)
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        given = [name for name in OWN if getattr(self, name) is not None]
+        given = [name for name in OWN_SETTINGS if getattr(self, name) is not None]
         if not self.is_own or not given:
             find_task(self.task)  # refuses a name that is none of GLUE's
             for name in given:
@@ -376,7 +371,7 @@ class GlueDataSection(Settings):
 
     def _check_metrics(self) -> None:
         classes = len(self.class_names)
-        fitting = [n for n in METRICS if (n in OF_NUMBERS) == (not classes) and (n != "f1" or classes == 2)]
+        fitting = [n for n in METRICS if (n in CORRELATIONS) == (not classes) and (n != "f1" or classes == 2)]
         found = self.metric_names
         if not {*found} <= {*fitting} or len({*found}) < len(found):
             kind = f"{classes} classes" if classes else "a number"

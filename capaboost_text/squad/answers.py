@@ -103,6 +103,7 @@ def _spans(
     window: Window, start: np.ndarray, end: np.ndarray, context: str, n_best: int, longest: int
 ) -> dict[tuple[int, int], float]:
     """The window's best spans, n_best at least if there are so many: ranges of characters with their scores."""
+    assert window.offsets is not None  # `_check` refuses it
     tokens = np.flatnonzero(window.offsets[:, 0] >= 0)
     offsets = window.offsets[tokens]
     if not len(tokens):

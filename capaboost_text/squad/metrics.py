@@ -140,7 +140,8 @@ def _with_null(
     null_gaps: Mapping[str, float],
     threshold: float,
 ) -> dict[str, tuple[float, float]]:
-    return {q.id: (float(q.impossible),) * 2 if null_gaps[q.id] > threshold else scores[q.id] for q in questions}
+    empty = {q.id: float(q.impossible) for q in questions}
+    return {name: (score, score) if null_gaps[name] > threshold else scores[name] for name, score in empty.items()}
 
 
 def _summary(scores: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -19,8 +19,6 @@ from capaboost_text.squad.data import Question, find_source
 from capaboost_text.squad.metrics import evaluate
 from capaboost_text.squad.windows import Window
 
-# Windows to padded batches, and a batch's logits back to windows.
-
 
 def collate(windows: Sequence[Window], tokenizer: Any, multiple: int = 1) -> dict[str, Tensor]:
     """Pad windows as `pad` does; where that is on the left, the answers move along with the tokens.
@@ -50,7 +48,7 @@ class QuestionSplit:
     windows: Sequence[Window]
 
 
-class QuestionAnswering(EncoderTask):
+class QuestionAnswering(EncoderTask[Window]):
     """Contexts in windows, to the first and last token of the answer.
 
     On v2.0, "no answer" is the answer where its score is ahead by more than a threshold: the one that is
@@ -84,7 +82,7 @@ class QuestionAnswering(EncoderTask):
         self.dataset, self.selection, self.test_split = dataset, selection, test
 
     def contents(self) -> Iterator[np.ndarray]:
-        """Token ids, the answers' places, and the questions to select on."""
+        """Token ids, the positions of the answers, and the questions to select on."""
         yield from super().contents()
         yield np.array([(window.start, window.end) for window in self.rows])
         for question in self.selection.questions if self.selection else ():
@@ -136,6 +134,6 @@ class QuestionAnswering(EncoderTask):
             width = logits.shape[-1]
             columns = slice(longest - width, None) if left else slice(width)
             found[:, torch.from_numpy(batch).to(self.device), columns] = logits
-        tables = self.accelerator.reduce(found, "sum").cpu().numpy()
+        tables = self.sum_over_processes(found).cpu().numpy()
         starts, ends = (strip_padding(table, split.windows, self.tokenizer.padding_side) for table in tables)
         return predict(split.questions, split.windows, starts, ends)

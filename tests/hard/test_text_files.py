@@ -8,7 +8,8 @@ import shutil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capaboost_text.glue.data import PROTOCOLS, TASKS, load_split, splits
+from capaboost_text.glue.data import PROTOCOLS, load_split, splits
+from capaboost_text.glue.tasks import TASKS
 from capaboost_text.squad.data import read_squad
 from tests.hard.oracle import attempt, refused, scratch
 from tests.hard.values import damaged, mutated

@@ -1,6 +1,6 @@
 """GLUE files of any rows, as the original ones are laid out."""
 
-from capaboost_text.glue.data import TASKS
+from capaboost_text.glue.tasks import TASKS
 
 HEADERS = {
     "cola": None,

@@ -75,7 +75,7 @@ def test_loads_a_folder_and_refuses_what_it_does_not_know(tmp_path):
         from_pretrained(tmp_path / "base", task="qa")
     sizes = dict(vocab_size=9, hidden_size=8, n_layer=1, n_head=2)
     bloom = AutoModelForSequenceClassification.from_config(BloomConfig(**sizes))
-    with pytest.raises(UserError, match="no row for the architecture bloom"):
+    with pytest.raises(UserError, match="no roles are known of the architecture bloom"):
         inject(bloom, "lora")
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from capaboost_core.errors import UserError
-from capaboost_text.glue.data import PROTOCOLS, TASKS, Example, find_task, load_split, splits
-from capaboost_text.glue.tasks import METRICS, compute_metrics
+from capaboost_text.encode import Example
+from capaboost_text.glue.data import PROTOCOLS, load_split, splits
+from capaboost_text.glue.tasks import METRICS, TASKS, compute_metrics, find_task
 from tests.real_data import real_data
 from tests.text.glue_files import row_of, write, write_all
 

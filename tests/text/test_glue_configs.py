@@ -12,7 +12,8 @@ from capaboost.training.settings import build_run, load_run, read_config
 from capaboost.training.tuning import parse_rates
 from capaboost_core import parameter_counts
 from capaboost_text import architectures, inject
-from capaboost_text.glue.data import PROTOCOLS, TASKS
+from capaboost_text.glue.data import PROTOCOLS
+from capaboost_text.glue.tasks import TASKS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "glue"
 ROOT = Path(__file__).parents[2]

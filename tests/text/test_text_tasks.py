@@ -10,8 +10,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from capaboost_text.glue.data import TASKS, Example, Splits
+from capaboost_text.encode import Example
+from capaboost_text.glue.data import Splits
 from capaboost_text.glue.task import Classification
+from capaboost_text.glue.tasks import TASKS
 from capaboost_text.squad.answers import predict
 from capaboost_text.squad.metrics import evaluate
 from capaboost_text.squad.task import QuestionAnswering, QuestionSplit
