@@ -1,4 +1,4 @@
-"""A run on GLUE or on data of one's own: model and data from its settings."""
+"""A run on GLUE or on a user's own data: model and data from its settings."""
 
 from __future__ import annotations
 

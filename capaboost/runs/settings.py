@@ -1,4 +1,4 @@
-"""The configuration of a SQuAD run: its sections, and which file they come from."""
+"""The settings of VTAB, GLUE and SQuAD runs: their sections, and the file of configs/ that they start from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from capaboost_core.settings.base import Settings, Text, refuse
 from capaboost_text.glue.tasks import GlueDataSection, find_task
 from capaboost_text.squad.data import find_source
 
-# The section `model` of a run on text.
+TIMM_KEYWORDS = ("num_classes", "drop_path_rate", "img_size", "pretrained")  # those with a setting of their own
+DEBERTA, ROBERTA = "deberta-v3-base", "roberta-base"  # the families that configs/glue has settings of
 
 
 class TextModelSection(Settings):
@@ -26,12 +27,6 @@ class TextModelSection(Settings):
     """
 
     name: Text = Field(description="A name on the hub, or a folder that save_pretrained wrote.")
-
-
-# The configuration of a VTAB run: its sections, and which file and flags they come from.
-
-
-OWN_SETTINGS = ("num_classes", "drop_path_rate", "img_size", "pretrained")  # of timm's keywords
 
 
 class VisionModelSection(Settings):
@@ -67,10 +62,10 @@ class VisionModelSection(Settings):
     @field_validator("kwargs")
     @classmethod
     def _check_own(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        taken = next((name for name in OWN_SETTINGS if name in kwargs), None)
+        taken = next((name for name in TIMM_KEYWORDS if name in kwargs), None)
         if taken:
-            place = "data" if taken == "num_classes" else "model"
-            raise ValueError(f"model.kwargs.{taken} has a setting of its own; type {place}.{taken}")
+            section = "data" if taken == "num_classes" else "model"
+            raise ValueError(f"model.kwargs.{taken} has a setting of its own; type {section}.{taken}")
         if kwargs.get("features_only"):
             raise ValueError("model.kwargs.features_only makes a model without a head; leave it out")
         return kwargs
@@ -171,12 +166,6 @@ def vtab_config_file(folder: Path, dataset: str) -> Path:
     """The dataset's own file, or the base file where it has none."""
     own = folder / f"{dataset}.yaml"
     return own if own.is_file() and not dataset.startswith("_") else folder / "_base.yaml"
-
-
-# The configuration of a GLUE run: its sections, and which file they come from.
-
-
-DEBERTA, ROBERTA = "deberta-v3-base", "roberta-base"
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,6 @@ from capaboost_vision.vtab.own import listed_once
 from capaboost_vision.vtab.sources import ResizedImages, class_names, decode, num_classes, open_split
 from capaboost_vision.vtab.task import ACCURACY, HELD_OUT_ACCURACY, VAL_ACCURACY, ImageTask, Normalize
 
-# Create a timm model with its pretrained weights, or say in a line why there are none.
-
 
 def check_model(section: VisionModelSection) -> None:
     """Check what can be checked before a model is made.
@@ -77,7 +75,7 @@ def _from_timm(section: VisionModelSection, arguments: dict[str, Any]) -> nn.Mod
     except Exception as error:  # hub clients fail in many ways
         if is_no_memory(error):
             raise
-        _create(section.name, False, arguments)  # if timm cannot make the model at all, that is the mistake
+        _create(section.name, False, arguments)  # raises if timm cannot make the model at all
         if section.kwargs or section.img_size:
             advice = "leave model.kwargs and model.img_size out, or pass --set model.pretrained=false"
         else:
@@ -105,7 +103,7 @@ def _from_file(section: VisionModelSection, arguments: dict[str, Any]) -> nn.Mod
     except Exception as error:  # a foreign file may fail in any way
         if is_no_memory(error):
             raise
-        _create(section.name, False, arguments)  # if timm cannot make the model at all, that is the mistake
+        _create(section.name, False, arguments)  # raises if timm cannot make the model at all
         raise UserError(f"--weights {file} does not fit {section.name}: {reason_of(error)}") from error
     lacking = _not_loaded(model, section.name, arguments, seed)
     if lacking:
@@ -136,9 +134,9 @@ def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module
         if pretrained or is_no_memory(error):
             raise
         extra = sorted(arguments.keys() - {"num_classes", "drop_path_rate"})
-        place = f" with {', '.join(extra)}" if extra else ""
+        given = f" with {', '.join(extra)}" if extra else ""
         advice = "correct model.img_size and model.kwargs" if extra else "choose another model"
-        raise UserError(f"model.name: timm cannot make {name}{place} ({reason_of(error)}); {advice}") from error
+        raise UserError(f"model.name: timm cannot make {name}{given} ({reason_of(error)}); {advice}") from error
 
 
 SPLIT_NOTES = {

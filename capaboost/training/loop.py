@@ -1,4 +1,4 @@
-"""Training of any model on any task, from its folder's check to the weights that it ends with."""
+"""Training of any model on any task: epochs of steps, each followed by metrics and a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.modes import merged
 from capaboost_core.task import Task
 
-# The loop: epochs of steps, each followed by metrics, a checkpoint, and the answer to signals.
-#
-# Nothing in an epoch makes the host wait for the device.
+# In sizes of the trained parameters: each checkpoint holds them, two moments, and the best epoch's; the adapter once.
+CHECKPOINTS_AND_ADAPTER, SMALL_FILES = 9, 300_000
+TRIAL_ROWS = 2
 
 
 class Loop:
-    """Trains a state on a task, and records it."""
+    """Trains a state on a task, and records it; nothing within an epoch makes the host wait for the device."""
 
     def __init__(self, task: Task, state: RunState, record: Record):
         self.task, self.state, self.record, self.stepper = task, state, record, state.stepper
@@ -66,9 +66,9 @@ class Loop:
         speed = {f"{self.task.unit}_per_second": self.task.examples / trained}
         self.record.line(self.state.metrics | speed)
         self.record.save(self.state.snapshot(epoch + 1))
-        order = self.watch.poll()
-        if order > SAVE:
-            raise self._stopped(order, f"after epoch {epoch + 1}")
+        wish = self.watch.poll()
+        if wish > SAVE:
+            raise self._stopped(wish, f"after epoch {epoch + 1}")
 
     def _train(self, epoch: int, position: Position | None) -> tuple[float, float]:
         """The epoch's mean loss, and the seconds that its steps took."""
@@ -83,32 +83,27 @@ class Loop:
             loss = self.stepper.step(epoch * self.steps + step, batch, self.task.loss)
             total += loss * (len(batch) / self.task.examples)
             self.progress.advance(len(batch), loss)
-            order = self.watch.poll()
-            if order:
-                self._save_within(epoch, step + 1, time.monotonic() - begun, total, order)
+            wish = self.watch.poll()
+            if wish:
+                self._save_within(epoch, step + 1, time.monotonic() - begun, total, wish)
         loss = cast(Tensor, self.accelerator.reduce(total, "sum"))
         return loss.item(), time.monotonic() - begun
 
-    def _save_within(self, epoch: int, step: int, seconds: float, total: Tensor, order: int) -> None:
-        """Save the place in the epoch; where a signal ordered it, the run ends there."""
+    def _save_within(self, epoch: int, step: int, seconds: float, total: Tensor, wish: int) -> None:
+        """Save in the middle of an epoch; where a signal asked for it, the run ends there."""
         position = Position(step, seconds, self.watch.gather(capture_rng(total)))
         self.state.check_finite(float(sum(process["loss"] for process in position.processes)), epoch)
         self.record.save(self.state.snapshot(epoch, position))
         self.accelerator.wait_for_everyone()  # a process that ends makes the launcher end the others
         self.watch.saved = time.monotonic()
-        if order > SAVE:
-            raise self._stopped(order, f"in epoch {epoch + 1}, after step {step} of {self.steps}")
+        if wish > SAVE:
+            raise self._stopped(wish, f"in epoch {epoch + 1}, after step {step} of {self.steps}")
 
-    def _stopped(self, order: int, place: str) -> Stopped:
-        name = Signals(order).name
+    def _stopped(self, number: int, where: str) -> Stopped:
+        name = Signals(number).name
         return Stopped(
-            order, f"stopped by {name} {place}; the same command with --resume goes on from {self.record.folder}"
+            number, f"stopped by {name} {where}; the same command with --resume goes on from {self.record.folder}"
         )
-
-
-# In sizes of the trained parameters: each checkpoint holds them, two moments, and the best epoch's; the adapter once.
-CHECKPOINTS_AND_ADAPTER, SMALL_FILES = 9, 300_000
-TRIAL_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -180,9 +175,9 @@ def fit(
 
 
 def try_out(state: RunState, task: Task) -> None:
-    """One forward and one backward pass of a few rows, of which nothing remains.
+    """One forward and one backward pass of a few rows, which change nothing.
 
-    So a model that cannot read the data is found before the first step, and not in the last batch of a run.
+    It finds a model that cannot read the data before the first step, and not in the last batch of a run.
 
     Raises:
         UserError: If the model fails on these rows.

@@ -1,4 +1,4 @@
-"""One optimizer step on one global batch, for any number of processes and slices that share it.
+"""The accelerator of a run, and one optimizer step on one global batch, which processes and slices share.
 
 Processes take a slice of the batch each, and gradient accumulation splits that further; each slice is
 weighted by its length.
@@ -23,25 +23,22 @@ from capaboost_core.errors import UserError
 from capaboost_core.injection import weight_decay_groups
 from capaboost_core.task import Hooks
 
-# The precision of a run's products, where its settings leave that open.
-
-
-LAUNCHER = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it to `no` if it was told nothing
+LAUNCHER = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it to `no` by default
 NATIVE = ("amx_bf16", "avx512_bf16")
 
 
 def choose_precision(setting: str) -> str:
     """What `auto` means here; any other setting is itself.
 
-    bf16 or fp16 where the launcher was told so; else bf16 where the device multiplies it natively; else `no`: an
+    bf16 or fp16 where the launcher's flags say so; else bf16 where the device multiplies it natively; else `no`: an
     emulated bfloat16 is many times slower than float32.
     """
     if setting != "auto":
         return setting
-    told = os.environ.get(LAUNCHER, "no")
-    if told != "no":
-        return told
-    # The first state is the one that the accelerator takes over: it links the processes, on CPUs only if told so.
+    of_launcher = os.environ.get(LAUNCHER, "no")
+    if of_launcher != "no":
+        return of_launcher
+    # The first state is the one that the accelerator takes over: it links the processes, on CPUs if the flag says so.
     device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     assert device is not None
     return "bf16" if has_native_bf16(device) else "no"

@@ -1,4 +1,4 @@
-"""The files that a run writes while it trains: metrics.jsonl, TensorBoard logs, checkpoints."""
+"""What a run shows and writes while it trains: a progress bar, metrics.jsonl, TensorBoard logs, checkpoints."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from capaboost.training.checkpoint import Checkpoints, State
 from capaboost.training.run_folder import METRICS, TENSORBOARD, to_json
 from capaboost_core.files import explained, write_atomically
 
-# Progress of a run: a bar on the terminal, and a line in a file for each epoch.
-
-
-SECONDS = 1.0
+READING_SECONDS = 1.0  # between two readings of the loss
 
 
 class LossReading:
@@ -33,12 +30,12 @@ class LossReading:
     def __init__(self, device: torch.device):
         self.event = torch.cuda.Event() if device.type == "cuda" else None
         self.host = torch.zeros((), pin_memory=self.event is not None)
-        self.offered = -SECONDS
+        self.offered = -READING_SECONDS
 
     def offer(self, loss: Tensor) -> None:
         """Start a copy of the loss, unless the last one is recent or still in progress."""
         now = time.monotonic()
-        if now - self.offered < SECONDS or not self.ready():
+        if now - self.offered < READING_SECONDS or not self.ready():
             return
         self.offered = now
         self.host.copy_(loss, non_blocking=self.event is not None)
@@ -114,7 +111,7 @@ class MetricsFile:
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    """The line's values; None if a crash has truncated it."""
+    """The line's values; none if a crash has truncated it."""
     try:
         values = json.loads(line)
     except ValueError:
@@ -163,7 +160,7 @@ class Record:
 
     @contextlib.contextmanager
     def _spared(self) -> Iterator[None]:
-        """TensorBoard's logs repeat metrics.jsonl: a run goes on where they cannot be written, which is said once."""
+        """TensorBoard's logs repeat metrics.jsonl, so a run goes on where they cannot be written, with one warning."""
         try:
             yield
         except OSError as error:

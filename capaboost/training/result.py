@@ -24,9 +24,6 @@ from capaboost_core.errors import UserError
 from capaboost_core.files import read_text, write_atomically
 from capaboost_core.injection import parameter_counts
 
-# Where a result comes from: versions, commit, device and command.
-
-
 LIBRARIES = ("capaboost", "torch", "timm", "transformers", "accelerate", "safetensors", "numpy")
 
 
@@ -73,10 +70,7 @@ def command_line() -> str:
     return shlex.join(sys.argv)
 
 
-# The table that a command prints of its results.
-
-
-COLUMNS = {
+TABLE_COLUMNS = {
     "task": "task",
     "model": "model",
     "method": "method",
@@ -91,10 +85,10 @@ COLUMNS = {
 def print_table(results: list[dict[str, Any]]) -> None:
     """Show results, one a row."""
     table = Table()
-    for title in COLUMNS.values():
+    for title in TABLE_COLUMNS.values():
         table.add_column(title, overflow="fold")
     for result in results:
-        table.add_row(*(_cell(result, name) for name in COLUMNS))
+        table.add_row(*(_cell(result, name) for name in TABLE_COLUMNS))
     show_table(table)
 
 

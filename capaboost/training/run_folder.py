@@ -1,4 +1,4 @@
-"""A run's folder: its paths, what is there, and whether the run is finished."""
+"""A run's folder: the names of its files, JSON, the lock, and the checks before a run starts in it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from capaboost_core.methods import Method
 
 
-# Strictly standard JSON.
-
-
-LARGEST = 1e300
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+RESULT, METRICS, LOCK = "result.json", "metrics.jsonl", "run.lock"
+ADAPTER, TENSORBOARD = "adapter", "tensorboard"
+ANOTHER = "choose another --output-dir"
+LARGEST = 1e300  # number that a JSON file may hold
 
 
 def to_json(values: Any, indent: int | None = None) -> str:
@@ -41,9 +42,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# The lock of a run's folder: one run at a time works in it.
 
 
 class InUse(UserError):
@@ -77,10 +75,10 @@ def _open(folder: Path) -> tuple[list[Path], tuple[int, ...]]:
     made: list[Path] = []
     try:
         with as_user_error(folder):
-            for place in (*reversed(folder.parents), folder):
-                if not place.exists():
-                    place.mkdir(exist_ok=True)
-                    made.append(place)
+            for path in (*reversed(folder.parents), folder):
+                if not path.exists():
+                    path.mkdir(exist_ok=True)
+                    made.append(path)
             return made, _lock(folder)
     except UserError:
         _remove_empty(made)
@@ -88,13 +86,13 @@ def _open(folder: Path) -> tuple[list[Path], tuple[int, ...]]:
 
 
 def _lock(folder: Path) -> tuple[int, int]:
-    whole = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if not lock_now(whole):
+        if not lock_now(descriptor):
             raise _in_use(folder)
-        return _lock_file(folder), whole
+        return _lock_file(folder), descriptor
     except BaseException:
-        os.close(whole)
+        os.close(descriptor)
         raise
 
 
@@ -119,19 +117,13 @@ def _in_use(folder: Path) -> InUse:
 
 
 def _remove_empty(made: list[Path]) -> None:
-    for place in reversed(made):
+    for path in reversed(made):
         with contextlib.suppress(OSError):  # not empty: the run wrote something
-            place.rmdir()
-
-
-CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-RESULT, METRICS, LOCK = "result.json", "metrics.jsonl", "run.lock"
-ADAPTER, TENSORBOARD = "adapter", "tensorboard"
-ANOTHER = "choose another --output-dir"
+            path.rmdir()
 
 
 def run_folder(kind: str, task: str, model: str, adapter: Method, seed: int) -> Path:
-    """Where a run lives unless told otherwise: runs/<kind>/<task>/<model>/<method>-seed<seed>."""
+    """The default folder of a run: runs/<kind>/<task>/<model>/<method>-seed<seed>."""
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in model)
     return Path("runs") / kind / task / plain / f"{adapter.label}-seed{seed}"
 
@@ -145,7 +137,7 @@ def check_folder(folder: Path, resume: bool) -> None:
     if folder == Path():
         raise UserError("the output folder is the working folder itself; name one, such as --output-dir runs/mine")
     with as_user_error(folder):
-        _check_place(folder)
+        _check_writable(folder)
         if (where := folder.resolve()) in Path.cwd().parents or where == Path(os.path.expanduser("~")).resolve():
             raise UserError(f"{where} holds your other folders; name one for the run, such as --output-dir runs/mine")
         for name, is_right, kind in [(name, Path.is_dir, "folder") for name in (ADAPTER, TENSORBOARD)] + [
@@ -185,18 +177,18 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _check_place(folder: Path) -> None:
-    place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    if not place.is_dir():
-        what = "a link to nothing" if place.is_symlink() and not place.exists() else "no folder"
-        raise UserError(f"{place} is {what}; {ANOTHER}")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{place} is not writable; {ANOTHER}")
+def _check_writable(folder: Path) -> None:
+    path = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not path.is_dir():
+        what = "a link to nothing" if path.is_symlink() and not path.exists() else "no folder"
+        raise UserError(f"{path} is {what}; {ANOTHER}")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{path} is not writable; {ANOTHER}")
 
 
 @contextlib.contextmanager
 def as_user_error(folder: Path) -> Iterator[None]:
-    """Within it, what the system refuses is a mistake in the folder.
+    """Turn what the system refuses within it into a mistake in the folder.
 
     Raises:
         UserError: In place of OSError.

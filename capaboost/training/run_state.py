@@ -1,4 +1,4 @@
-"""The state of a run: what its epochs change, and how that is saved and put back."""
+"""The state of a run: what its epochs change, which of them is selected, and how all that is saved and restored."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from capaboost_core.adapter_files.base_model import fingerprint as fingerprint_o
 from capaboost_core.errors import DivergedError, UserError
 from capaboost_core.injection import trainable_parameters
 from capaboost_core.task import Hooks
-
-# The choice of the epoch whose weights a run ends with.
 
 
 class Selection:
@@ -81,28 +79,28 @@ class RunState:
         self.since = time.monotonic()
 
     def load(self, checkpoints: Checkpoints) -> tuple[int, Position | None]:
-        """Put back the newest sound checkpoint, told in one line.
+        """Restore the newest sound checkpoint, and print a line about it.
 
         Returns:
-            Finished epochs, and the place in the next one, if it is not its start.
+            Finished epochs, and the position in the next one, if it is not its start.
 
         Raises:
             UserError: If there are checkpoints, but none that this run can go on from.
         """
         expected = Expected(**self._weights(), optimizer=self.stepper.optimizer)
         state, warning = checkpoints.load(self.fingerprint, expected.problem_of)
-        tell, folder = self.accelerator.print, checkpoints.newest.parent
+        say, folder = self.accelerator.print, checkpoints.newest.parent
         if warning:
-            tell(f"warning: {warning}")
+            say(f"warning: {warning}")
         if state is None:
-            tell(f"{folder}: no checkpoint yet, starting from the beginning")
+            say(f"{folder}: no checkpoint yet, starting from the beginning")
             return 0, None
         step = f", step {state.position['step']} of {self.steps}" if state.position else ""
         self._check_base(state, folder)
-        tell(f"{folder}: going on after epoch {state.epoch}{step}")
+        say(f"{folder}: going on after epoch {state.epoch}{step}")
         changed = differences(state.surroundings, self.surroundings)
         if changed:
-            tell(f"note: not bit-identical to a run without a stop ({'; '.join(changed)})")
+            say(f"note: not bit-identical to a run without a stop ({'; '.join(changed)})")
         self._restore(state)
         return state.epoch, Position(**state.position) if state.position else None
 

@@ -1,4 +1,4 @@
-"""A run's configuration from plain values, strictly.
+"""A run's settings: from YAML files with inheritance, then flags, then `--set`, each section checked strictly.
 
 A run is a frozen dataclass whose fields are its sections, each a `Settings` that checks itself.
 Nothing here knows a task: vision and text bring their own sections and share `TrainSection`.
@@ -22,7 +22,7 @@ from capaboost_core.methods.method import check_preset, resolve_config
 from capaboost_core.settings.base import Settings, hint, refuse, shown
 from capaboost_core.settings.yaml_file import parse_yaml, read_yaml
 
-# The learning rate of each optimizer step.
+Raw = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,6 @@ class Schedule:
         done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         left = 0.5 * (1 + math.cos(math.pi * done)) if self.shape == "cosine" else 1 - done
         return self.min_lr + (self.lr - self.min_lr) * left
-
-
-# How a run trains: the section that vision and text share.
 
 
 class TrainSection(Settings):
@@ -95,7 +92,7 @@ class TrainSection(Settings):
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = Field(
         "auto",
-        description="Precision of the products; auto: what accelerate launch was told, else bf16 where the device "
+        description="Precision of the products; auto: what accelerate launch was given, else bf16 where the device "
         "multiplies it natively, else float32.",
     )
     max_grad_norm: float | None = Field(
@@ -155,12 +152,6 @@ class TrainSection(Settings):
                 "or null for the share train.warmup_ratio"
             )
         return Schedule(self.lr, total_steps, warmup, self.warmup_lr, self.min_lr, self.schedule)
-
-
-# Where a run's settings come from: YAML files with inheritance, then flags, then `--set`.
-
-
-Raw = dict[str, dict[str, Any]]
 
 
 METHODS = "methods"  # what a file has for a preset alone: `methods: {full: {train: {lr: 2e-5}}}`
@@ -290,7 +281,7 @@ def load_run(cls: type[RunOfTask], path: Path, flags: Raw, method: str | None, a
 def _scale_warmup(recipe: dict[str, Any], typed: dict[str, Any]) -> None:
     """Warm-up steps of a recipe in proportion to the epochs that are typed in place of its own.
 
-    Else a recipe of 25 epochs with 100 steps of warm-up would spend most of a run of 2 epochs below its rate.
+    Else a recipe of 25 epochs with 100 steps of warm-up would spend most of a run of 2 epochs below its learning rate.
     """
     counts: list[Any] = [typed.get("epochs"), recipe.get("epochs"), recipe.get("warmup_steps")]
     if "warmup_steps" in typed or any(type(count) is not int or count < 1 for count in counts):
@@ -333,7 +324,7 @@ def build_run(cls: type[RunOfTask], raw: Raw) -> RunOfTask:
 
 
 def to_dict(run: Any) -> dict[str, Any]:
-    """The whole run as plain values that JSON can hold."""
+    """All settings of the run as plain values that JSON can hold."""
     return {field.name: getattr(run, field.name).to_dict() for field in fields(run)}
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run finishes its step, saves and ends; all its processes at the same step."""
+"""After SIGTERM or SIGINT a run finishes its step, saves and ends, all its processes at the same step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from capaboost_core.errors import Stopped
 
 SAVE = 1  # below every signal that is caught
 SAVE_SECONDS = 600.0
-BURST_SECONDS = 1.0  # a launcher passes on a signal that the terminal has sent to all processes already
+BURST_SECONDS = 1.0  # a launcher repeats a signal that the terminal has sent to all processes already
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class SignalGuard:
-    """While it is open, notes signals, for `poll` to be asked after each step.
+    """Notes signals while it is open; the loop calls `poll` after each step.
 
     A second signal, a second or more after the first, stops at once.
 
     Args:
-        processes: Of the run; more than one agree over the host, so that no device is waited for.
+        processes: The number of the run's processes; several agree over the host, so that none waits for a device.
     """
 
     def __init__(self, processes: int):
@@ -52,7 +52,7 @@ class SignalGuard:
             raise Stopped(number)
 
     def poll(self) -> int:
-        """What every process does now: 0 go on, SAVE, or end by the signal of this number.
+        """What every process does next: 0 is to go on, SAVE to save, another number to end by that signal.
 
         Without a signal, a save is due every ten minutes.
         """

@@ -1,4 +1,4 @@
-"""The learning rate from a grid: a run for each rate, of which the selection split keeps the best."""
+"""The learning rate from a grid: a run for each rate, of which the one that is best on the selection split counts."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def parse_rates(text: str) -> list[float]:
     return list(dict.fromkeys(rates))
 
 
-def _check(run: RunSettings, folder: Path, places: list[Path], resume: bool) -> None:
+def _check(run: RunSettings, folder: Path, of_rates: list[Path], resume: bool) -> None:
     if run.data.protocol != run.selecting:
         raise UserError(
             f"--lr-grid needs rows to select on, which protocol {run.data.protocol} does not have; "
             f"pass --protocol {run.selecting}"
         )
-    for place in (folder, *places):
-        check_folder(place, resume)
+    for path in (folder, *of_rates):
+        check_folder(path, resume)
