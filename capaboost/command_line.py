@@ -99,7 +99,7 @@ class Help(argparse.Action):
     def _show_run(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from capaboost.training.settings import sections_of
         from capaboost_core.methods import PRESETS
-        from capaboost_core.settings.base import help_on
+        from capaboost_core.settings import help_on
 
         parser.print_help()
         names = ", ".join(PRESETS)
@@ -113,7 +113,7 @@ class Help(argparse.Action):
 
     def _show_method(self, _: argparse.ArgumentParser, preset: str) -> None:
         from capaboost_core.methods import resolve_config
-        from capaboost_core.settings.base import help_on
+        from capaboost_core.settings import help_on
 
         method = resolve_config(preset)
         print(f"settings of the preset {preset}, for --set:")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from capaboost_core.injection import Injection, adapted_layers, injection_of, own_parameters, trainable_parameters
 from capaboost_core.layers import Adapted
+from capaboost_core.liveness import moving, statistics
 from capaboost_core.plan import in_prefix
-from capaboost_core.statistics import moving, statistics
 from capaboost_core.wrappers import named_parameters, strip_wrappers, unwrap
 
 

@@ -6,8 +6,6 @@ layer is first looked up, if its library is imported by then, as it is in any pr
 
 from __future__ import annotations
 
-import importlib
-import sys
 from importlib.util import find_spec
 
 from capaboost_core.errors import UserError
@@ -48,9 +46,3 @@ def need(module: str, extra: str, what: str) -> None:
     """
     if not is_installed(module):
         raise UserError(f"{what} need {module}, which is not installed; type {install_line(extra)}")
-
-
-def complete() -> None:
-    """Register the layers of the integrations whose libraries are imported by now."""
-    for library in [library for library in PENDING if library in sys.modules]:
-        importlib.import_module(PENDING.pop(library))

@@ -14,15 +14,20 @@ from torch.utils.hooks import RemovableHandle
 
 from capaboost_core.adapter_files.beside import SavesAdapter
 from capaboost_core.errors import UserError
-from capaboost_core.extras import complete
 from capaboost_core.layers import Adapted, take_forward
-from capaboost_core.liveness import Watch, check_alive_by_example, check_reached, close_fast_paths
+from capaboost_core.liveness import (
+    Watch,
+    check_alive_by_example,
+    check_reached,
+    close_fast_paths,
+    rest,
+    statistics,
+    wake,
+)
 from capaboost_core.methods import Method, resolve_config
-from capaboost_core.plan import Plan, in_prefix
-from capaboost_core.roles import Roles, classifier_of
+from capaboost_core.plan import Plan, Roles, classifier_of, complete, in_prefix
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.tied import MaskedCopyCache
-from capaboost_core.statistics import rest, statistics, wake
 from capaboost_core.wrappers import check_bare, kind_if_no_floats, named_parameters, swap, timm_cfg, unwrap
 
 INJECTION = "capaboost"  # attribute of an adapted model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, ClassVar, Protocol
@@ -34,6 +34,9 @@ BEFORE_FORWARD = ("forward", "_old_forward", "_hf_hook", "_compiled_call_impl")
 # What pruning, weight norm and spectral norm add to the name of a tensor for those that they compute it from.
 COMPUTED_FROM = ("_orig", "_mask", "_g", "_v", "_u")
 ALL_THREADS = None  # a key of `Adapted.contexts`
+
+
+Filler = Callable[[Tensor], Any]  # fills a tensor in place
 
 
 @dataclass(frozen=True)

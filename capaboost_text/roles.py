@@ -10,7 +10,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 
 from capaboost_core.errors import UserError
-from capaboost_core.roles import Architecture, Roles
+from capaboost_core.plan import Architecture, Roles
 from capaboost_core.wrappers import check_bare
 from capaboost_text import layers  # noqa: F401  register the classes that methods adapt
 

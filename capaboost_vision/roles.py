@@ -18,7 +18,7 @@ from timm.models.xcit import Xcit
 from torch import nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.roles import Architecture, Roles, classifier_of
+from capaboost_core.plan import Architecture, Roles, classifier_of
 from capaboost_core.wrappers import check_bare, timm_cfg
 from capaboost_vision import layers  # noqa: F401  register timm's classes that methods adapt
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from capaboost_core import Method, Plan, Target, register_method
 from capaboost_core.layers import Adapted, Mergeable
-from capaboost_core.roles import Roles
+from capaboost_core.plan import Roles
 
 
 class GainLinear(Mergeable, nn.Linear):

@@ -1,17 +1,24 @@
-"""The rooms of the house: the core knows no framework, vision and text do not know each other, commands know all."""
+"""The storeys: the core knows no framework, vision and text do not know each other, the harness knows all."""
 
 import ast
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import FrameType
 
 import pytest
+import timm
+import torch
 
+import capaboost_vision  # noqa: F401  registers the argument `capaboost`
+from capaboost.commands import train_vtab
 from capaboost_core.methods import METHODS, PRESETS
 
 ROOT = Path(__file__).parents[1]
+FRAMEWORKS = {"timm", "torchvision", "transformers", "datasets", "accelerate", "fvcore"}
 FORBIDDEN = {
-    "capaboost_core": {"timm", "torchvision", "transformers", "datasets", "capaboost_vision", "capaboost_text"},
+    "capaboost_core": {*FRAMEWORKS, "capaboost_vision", "capaboost_text"},
     "capaboost_vision": {"transformers", "capaboost_text"},
     "capaboost_text": {"timm", "torchvision", "capaboost_vision"},
     "capaboost_peft": {"timm", "torchvision", "capaboost_vision", "capaboost_text"},
@@ -19,6 +26,7 @@ FORBIDDEN = {
 }
 ABOVE = {"capaboost", "capaboost_peft", "tools", "benchmarks", "tests"}  # of the three rooms
 NAMES = {*METHODS, *PRESETS}
+MOST_FILES, MOST_FILES_OF_A_RUN = 12, 45
 
 
 def name_of(path: Path) -> str:
@@ -51,10 +59,14 @@ class WithoutTypes(ast.NodeTransformer):
 
 
 def graph() -> dict[str, set[str]]:
-    """The modules of the packages, each with those of them that it imports."""
+    """The modules of the packages, each with those of them that it imports, for types or in functions too.
+
+    What a package's own `__init__` announces for its users is left out: those names are imported when they are used.
+    """
     arrows = {}
     for name, path in FILES.items():
-        found = set(imported(WithoutTypes().visit(ast.parse(path.read_text()))))
+        tree = ast.parse(path.read_text())
+        found = set(imported(WithoutTypes().visit(tree) if name in FORBIDDEN else tree))
         modules = {module if module in FILES else module.rpartition(".")[0] for module in found}
         arrows[name] = modules & FILES.keys()
     return arrows
@@ -114,3 +126,46 @@ def test_tests_share_through_helpers_and_not_through_each_other():
     for path in sorted((ROOT / "tests").rglob("*.py")):
         parts = {part for name in imported(ast.parse(path.read_text())) for part in name.split(".")}
         assert not [part for part in parts if part.startswith("test_")], path
+
+
+def files_entered(call: Callable[[], object]) -> set[str]:
+    """The files of the packages in which a call runs a function, in this thread."""
+    entered = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name != "<module>":
+            entered.add(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return {str(path.relative_to(ROOT)) for path in FILES.values() if str(path) in entered}
+
+
+def test_an_adapted_model_takes_few_files():
+    """What somebody reads who wants to know what happens; it was 22 files."""
+
+    def run() -> None:
+        timm.create_model("vit_tiny_patch16_224", capaboost="capaboost-lora", depth=1)(torch.zeros(1, 3, 224, 224))
+
+    run()  # importing a module is not reading it
+    entered = files_entered(run)
+    assert "capaboost_core/methods/lora_layer.py" in entered
+    assert len(entered) <= MOST_FILES, sorted(entered)
+
+
+def test_a_training_run_takes_few_files(tmp_path):
+    """It was 74 files."""
+    model = ["--model", "test_vit", "--set", "model.pretrained=false", "--set", "model.img_size=32"]
+    flags = [*model, "--dataset", "digits", "--source", "digits", "--epochs", "1", "--output-dir"]
+
+    def run(folder: str) -> None:
+        assert train_vtab.main([*flags, str(tmp_path / folder)]) == 0
+
+    run("first")
+    # Where transformers is imported, as by other tests, its layers are among those that a class is looked up in.
+    entered = {name for name in files_entered(lambda: run("second")) if not name.startswith("capaboost_text")}
+    assert "capaboost/training/loop.py" in entered
+    assert len(entered) <= MOST_FILES_OF_A_RUN, sorted(entered)

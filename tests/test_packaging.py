@@ -19,7 +19,7 @@ import pytest
 import capaboost
 import capaboost_core
 from capaboost import cli, save_adapter
-from capaboost.shipped import shipped
+from capaboost.runs.settings import shipped
 from capaboost_core import UserError, extras
 from capaboost_core.methods import METHODS, MODULES, PRESETS
 

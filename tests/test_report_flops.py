@@ -10,7 +10,7 @@ from capaboost.commands import flops
 from capaboost.report.cost import settings_of
 from capaboost.report.models import Sizes, make_subject
 from capaboost.report.paper import QUANTITIES, PaperCounter, compare, read_tables
-from capaboost.shipped import shipped
+from capaboost.runs.settings import shipped
 from capaboost_core.injection import parameter_counts
 from capaboost_core.methods import PRESETS
 from tests.commands import start

@@ -48,7 +48,7 @@ from capaboost.training.checkpoint import check_fingerprint
 from capaboost_core.errors import UserError
 from capaboost_core.files import explained, write_atomically, write_together
 from capaboost_core.injection import weight_decay_groups
-from capaboost_core.settings.base import Settings
+from capaboost_core.settings import Settings
 from capaboost_core.task import content_hash
 
 ARCHITECTURE = "capaboost_vit_micro_patch8_64"

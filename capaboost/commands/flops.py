@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from capaboost.budget import add_budget_flags, budget_of, check_nearest
 from capaboost.command_line import at_least_one, exit_code, make_parser
-from capaboost.shipped import shipped
+from capaboost.runs.settings import shipped
 
 if TYPE_CHECKING:
     from capaboost.report.cost_report import ReportTable

@@ -105,7 +105,7 @@ def slurm_parameters(assignments: list[str]) -> dict[str, Any]:
         UserError: If a text is not of this form.
     """
     from capaboost_core.errors import UserError
-    from capaboost_core.settings.yaml_file import parse_yaml
+    from capaboost_core.settings import parse_yaml
 
     pairs = [assignment.partition("=") for assignment in assignments]
     for name, equals, text in pairs:

@@ -32,7 +32,7 @@ from capaboost.command_line import (
     make_parser,
     run_and_show,
 )
-from capaboost.shipped import shipped
+from capaboost.runs.settings import shipped
 from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from capaboost_core.account import account_of
 from capaboost_core.errors import UserError
 from capaboost_core.injection import parameter_counts, trainable_parameters
 from capaboost_core.methods import METHODS, Method, resolve_config
-from capaboost_core.settings.base import hint
+from capaboost_core.settings import hint
 from capaboost_core.sharing.tied import TyingSettings
 
 BACKWARD = ("backward", "tied_backward")  # operators of a step's backward pass

@@ -16,7 +16,7 @@ from torch import nn
 
 from capaboost.report.cost import ModelFactory
 from capaboost_core import UserError
-from capaboost_core.settings.base import hint
+from capaboost_core.settings import hint
 from capaboost_text import architectures
 
 TOKENS = 128

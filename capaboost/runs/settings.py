@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,10 +11,29 @@ from pydantic import Field, field_validator, model_validator
 
 from capaboost.training.run_folder import run_folder
 from capaboost.training.settings import TrainSection
+from capaboost_core.errors import UserError
 from capaboost_core.methods import Method, resolve_config
-from capaboost_core.settings.base import Settings, Text, refuse
+from capaboost_core.settings import Settings, Text, refuse
 from capaboost_text.glue.tasks import GlueDataSection, find_task
 from capaboost_text.squad.data import find_source
+
+# Folders that come with the package: settings files and the paper's tables.
+
+
+def shipped(name: str) -> Path:
+    """`configs` or `results/paper`: in the package where it is installed, at the root of a checkout.
+
+    Raises:
+        UserError: If it is in neither of them.
+    """
+    package = Path(str(files("capaboost")))
+    for folder in (package / name, package.parent / name):
+        if folder.is_dir():
+            return folder
+    raise UserError(
+        f"the folder {name} of capaboost is missing; install capaboost again, or run in a complete checkout"
+    )
+
 
 TIMM_KEYWORDS = ("num_classes", "drop_path_rate", "img_size", "pretrained")  # those with a setting of their own
 DEBERTA, ROBERTA = "deberta-v3-base", "roberta-base"  # the families that configs/glue has settings of

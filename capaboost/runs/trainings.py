@@ -16,8 +16,15 @@ from accelerate import PartialState
 
 from capaboost.console import tell
 from capaboost.hub import adapter_folder, write_card
-from capaboost.runs.settings import GlueRun, SquadRun, VtabRun, glue_config_file, squad_config_file, vtab_config_file
-from capaboost.shipped import shipped
+from capaboost.runs.settings import (
+    GlueRun,
+    SquadRun,
+    VtabRun,
+    glue_config_file,
+    shipped,
+    squad_config_file,
+    vtab_config_file,
+)
 from capaboost.training.experiment import Prepare, run_experiment
 from capaboost.training.result import print_table
 from capaboost.training.settings import Raw, load_run

@@ -18,7 +18,7 @@ from capaboost.training.experiment import TaskSetup
 from capaboost_core.errors import UserError, is_no_memory, reason_of
 from capaboost_core.methods import Method
 from capaboost_core.network import offline_unless_reachable
-from capaboost_core.settings.base import hint
+from capaboost_core.settings import hint
 from capaboost_core.task import cached
 from capaboost_vision.backbone import EMBEDDED
 from capaboost_vision.timm_register import inject

@@ -14,7 +14,7 @@ from capaboost.sweeps.sweep_file import MASK_SEED, OWN_NAMES, SweepFile, Values,
 from capaboost.training.settings import merge_settings, nested
 from capaboost_core.errors import UserError
 from capaboost_core.methods import resolve_config
-from capaboost_core.settings.yaml_file import parse_yaml
+from capaboost_core.settings import parse_yaml
 
 MODEL = "model.name"
 

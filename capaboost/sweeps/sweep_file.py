@@ -10,10 +10,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from capaboost.report.sizes import check_budget
-from capaboost.shipped import shipped
+from capaboost.runs.settings import shipped
 from capaboost_core.errors import UserError
-from capaboost_core.settings.base import Settings, Text, hint
-from capaboost_core.settings.yaml_file import read_yaml
+from capaboost_core.settings import Settings, Text, hint, read_yaml
 
 Values = dict[str, Any]  # settings by section.key, such as train.lr
 OWN_NAMES = {"tasks": "task", "methods": "preset"}  # the key for the real name, where a sweep calls it otherwise

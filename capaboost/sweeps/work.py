@@ -19,8 +19,8 @@ from capaboost.sweeps.claims import claimed
 from capaboost.sweeps.folder import LOG, SweepFolder
 from capaboost.sweeps.plan import plan_of
 from capaboost.sweeps.runs import Run
+from capaboost.training.loop import Stopped
 from capaboost.training.run_folder import InUse, check_folder
-from capaboost.training.stopping import Stopped
 from capaboost_core.errors import DivergedError, UserError, is_no_memory, no_memory_line
 from capaboost_core.task import keep_cached
 

@@ -19,8 +19,7 @@ from pydantic.fields import FieldInfo
 
 from capaboost_core.errors import UserError
 from capaboost_core.methods.method import check_preset, resolve_config
-from capaboost_core.settings.base import Settings, hint, refuse, shown
-from capaboost_core.settings.yaml_file import parse_yaml, read_yaml
+from capaboost_core.settings import Settings, hint, parse_yaml, read_yaml, refuse, shown
 
 Raw = dict[str, dict[str, Any]]
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from capaboost_core.methods.adamix import ExpertBottleneck, Mixture
 from capaboost_core.methods.bottleneck import AfterFeedForward, Bottleneck
-from capaboost_core.methods.low_rank import Scaling
+from capaboost_core.methods.lora_layer import Scaling
 from capaboost_core.methods.method import register_method
-from capaboost_core.settings.base import refuse
+from capaboost_core.settings import refuse
 from capaboost_core.sharing.masks import PLAIN, TIED
 
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from capaboost_core.layers import Adapted
-from capaboost_core.methods.bottleneck import AfterFeedForward, Bottleneck, Filler
+from capaboost_core.layers import Adapted, Filler
+from capaboost_core.methods.bottleneck import AfterFeedForward, Bottleneck
 from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.lora_layer import LoRALinear
 from capaboost_core.methods.method import register_method
-from capaboost_core.settings.base import Settings
+from capaboost_core.settings import Settings
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.tied import TiedWeight
 

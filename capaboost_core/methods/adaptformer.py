@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from capaboost_core.layers import Adapted
 from capaboost_core.methods.bottleneck import AdapterSettings, Bottleneck
 from capaboost_core.methods.method import Method, register_method
-from capaboost_core.plan import Plan, Target
-from capaboost_core.roles import Roles
+from capaboost_core.plan import Plan, Roles, Target
 from capaboost_core.sharing.masks import PLAIN, TIED
 from capaboost_core.sharing.tied import TyingSettings
 

@@ -15,7 +15,7 @@ from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.lora_layer import LoRALayer
 from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Plan
-from capaboost_core.settings.base import refuse
+from capaboost_core.settings import refuse
 from capaboost_core.sharing.masks import PLAIN, TIED, hash_random
 from capaboost_core.sharing.pool import EMPTY, Pool, PooledWeight
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -13,16 +13,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.layers import Adapted, MacCount, dropout_of, empty_like_weight, macs_of
-from capaboost_core.methods.low_rank import TARGET_PRESETS, LowRankSettings
+from capaboost_core.layers import Adapted, Filler, MacCount, dropout_of, empty_like_weight, macs_of
+from capaboost_core.methods.lora_layer import TARGET_PRESETS, LowRankSettings
 from capaboost_core.methods.method import register_method
-from capaboost_core.plan import Target
-from capaboost_core.roles import Roles
-from capaboost_core.settings.base import refuse
+from capaboost_core.plan import Roles, Target
+from capaboost_core.settings import refuse
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
 
-Filler = Callable[[Tensor], Any]  # fills a tensor in place
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 
 

@@ -15,8 +15,7 @@ from capaboost_core.errors import UserError
 from capaboost_core.layers import Adapted, MacCount, empty_like_weight
 from capaboost_core.methods.bottleneck import ACTIVATION, AdapterLinear
 from capaboost_core.methods.method import Method, register_method
-from capaboost_core.plan import Plan
-from capaboost_core.roles import Roles
+from capaboost_core.plan import Plan, Roles
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
 from capaboost_core.sharing.tied import TiedWeight, TyingSettings

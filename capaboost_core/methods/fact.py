@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from capaboost_core.errors import UserError
 from capaboost_core.layers import Adapted, MacCount, Mergeable, dropout_of, empty_like_weight
 from capaboost_core.methods.method import Method, register_method
-from capaboost_core.plan import Plan, Target, linear_shape
-from capaboost_core.roles import MATRICES, Roles
+from capaboost_core.plan import MATRICES, Plan, Roles, Target, linear_shape
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize
 from capaboost_core.sharing.tied import TiedWeight, TyingSettings

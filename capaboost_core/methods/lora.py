@@ -11,12 +11,10 @@ from torch import nn
 
 from capaboost_core.errors import UserError
 from capaboost_core.layers import Adapted
-from capaboost_core.methods.lora_layer import LoRALayer, LoRALinear
-from capaboost_core.methods.low_rank import TARGET_PRESETS, LowRankSettings
+from capaboost_core.methods.lora_layer import TARGET_PRESETS, LoRALayer, LoRALinear, LowRankSettings
 from capaboost_core.methods.method import register_method
-from capaboost_core.plan import Plan, Target
-from capaboost_core.roles import MATRICES, Roles
-from capaboost_core.settings.base import Text, Texts
+from capaboost_core.plan import MATRICES, Plan, Roles, Target
+from capaboost_core.settings import Text, Texts
 from capaboost_core.sharing.masks import PLAIN, TIED
 
 

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 from pydantic.fields import FieldInfo
 
 from capaboost_core.errors import UserError, reason_of
-from capaboost_core.settings.base import Settings, hint, shown
-from capaboost_core.settings.yaml_file import read_yaml
+from capaboost_core.settings import Settings, hint, read_yaml, shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from capaboost_core.layers import Adapted
-    from capaboost_core.plan import Plan, Target
-    from capaboost_core.roles import Roles
+    from capaboost_core.plan import Plan, Roles, Target
 
 
 GROUP, PLUGINS = "capaboost.methods", "CAPABOOST_PLUGINS"

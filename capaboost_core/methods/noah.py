@@ -23,9 +23,8 @@ from capaboost_core.methods.lora import LoRA
 from capaboost_core.methods.lora_layer import LoRALinear
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.methods.vpt import VPT, PromptedBlock, Prompts, VPTDeep, embedding_fan_in
-from capaboost_core.plan import Plan, Target
-from capaboost_core.roles import Roles
-from capaboost_core.settings.base import refuse
+from capaboost_core.plan import Plan, Roles, Target
+from capaboost_core.settings import refuse
 from capaboost_core.sharing.masks import PLAIN, TIED
 from capaboost_core.sharing.tied import TyingSettings
 from capaboost_core.wrappers import unwrap

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from capaboost_core.layers import Adapted
 from capaboost_core.methods.bottleneck import PAdapter
 from capaboost_core.methods.lora import LoRA
-from capaboost_core.methods.low_rank import Scaling
+from capaboost_core.methods.lora_layer import Scaling
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.plan import Plan

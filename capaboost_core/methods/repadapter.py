@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from capaboost_core.errors import UserError
 from capaboost_core.layers import Adapted, MacCount, Mergeable, dropout_of, empty_like_weight, macs_of
 from capaboost_core.methods.method import Method, register_method
-from capaboost_core.plan import Plan, Target
-from capaboost_core.roles import Roles
-from capaboost_core.settings.base import refuse
+from capaboost_core.plan import Plan, Roles, Target
+from capaboost_core.settings import refuse
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.parameters import ResetOnMaterialize
 from capaboost_core.sharing.tied import TiedWeight, TyingSettings

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from capaboost_core.layers import Adapted, Mergeable, empty_like_weight
 from capaboost_core.methods.method import Method, register_method
-from capaboost_core.plan import Plan, Target, in_prefix
-from capaboost_core.roles import MATRICES, Roles
+from capaboost_core.plan import MATRICES, Plan, Roles, Target, in_prefix
 from capaboost_core.sharing.parameters import ResetOnMaterialize
 
 

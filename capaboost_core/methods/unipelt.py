@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from capaboost_core.layers import Adapted, MacCount, empty_like_weight
 from capaboost_core.methods.bottleneck import Bottleneck, PAdapter
 from capaboost_core.methods.lora import LoRA
-from capaboost_core.methods.lora_layer import LoRALinear, padded_deltas
-from capaboost_core.methods.low_rank import LowRankSettings
+from capaboost_core.methods.lora_layer import LoRALinear, LowRankSettings, padded_deltas
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.methods.prefix import Prefix, PrefixTuning
-from capaboost_core.plan import Plan, Target
-from capaboost_core.roles import Roles
+from capaboost_core.plan import Plan, Roles, Target
 from capaboost_core.sharing.masks import PLAIN, TIED
 from capaboost_core.sharing.parameters import ResetOnMaterialize
 from capaboost_core.sharing.tied import TyingSettings

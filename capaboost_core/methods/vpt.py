@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from capaboost_core.errors import UserError
 from capaboost_core.layers import Adapted, MacCount, dropout_of, empty_like_weight
 from capaboost_core.methods.method import Method, register_method
-from capaboost_core.plan import Plan, Target
-from capaboost_core.roles import Roles
+from capaboost_core.plan import Plan, Roles, Target
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
 from capaboost_core.sharing.tied import TiedWeight, TyingSettings
 

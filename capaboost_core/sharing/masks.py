@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from capaboost_core.errors import UserError
-from capaboost_core.settings.base import Settings, refuse
+from capaboost_core.settings import Settings, refuse
 
 TIED: dict[str, Any] = {"num_tied": 2, "density": 0.5}
 PLAIN: dict[str, Any] = {"num_tied": 1, "density": 1.0}

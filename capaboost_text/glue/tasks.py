@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 
 from capaboost_core.errors import UserError
-from capaboost_core.settings.base import Settings, Text, Texts, refuse
+from capaboost_core.settings import Settings, Text, Texts, refuse
 
 # The functions below import scikit-learn and scipy, which take a second that help and checks of settings need not.
 

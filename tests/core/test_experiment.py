@@ -12,7 +12,7 @@ from capaboost.training.settings import TrainSection
 from capaboost.training.tuning import parse_rates, run_grid
 from capaboost_core import CapaBoostConfig, UserError, inject
 from capaboost_core.plan import Plan, Target
-from capaboost_core.settings.base import Settings
+from capaboost_core.settings import Settings
 from tests.core.toy_run import Toy, model, settings
 
 

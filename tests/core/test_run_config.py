@@ -19,8 +19,7 @@ from capaboost.training.settings import (
 )
 from capaboost_core import CapaBoostConfig, UserError
 from capaboost_core.methods import resolve_config
-from capaboost_core.settings.base import Settings, help_on
-from capaboost_core.settings.yaml_file import parse_yaml
+from capaboost_core.settings import Settings, help_on, parse_yaml
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from capaboost.exit_code import exit_code_of
-from capaboost.training import stopping
-from capaboost.training.stopping import SignalGuard, Stopped
+from capaboost.training import loop as stopping
+from capaboost.training.loop import SignalGuard, Stopped
 from tests.commands import finish, ranks
 from tests.core.toy_run import lines, model, run, same, signalled
 

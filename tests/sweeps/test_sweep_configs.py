@@ -6,7 +6,7 @@ import pytest
 
 from capaboost.commands import sweep as command
 from capaboost.commands import train_glue, train_squad, train_vtab
-from capaboost.shipped import shipped
+from capaboost.runs.settings import shipped
 from capaboost.sweeps.display import all_runs
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import Run, final_runs, groups

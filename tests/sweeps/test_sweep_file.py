@@ -10,7 +10,7 @@ from capaboost.sweeps.display import all_runs
 from capaboost.sweeps.estimate import Estimator
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import final_runs, groups, tuning_runs
-from capaboost_core.settings import yaml_file
+from capaboost_core import settings as yaml_file
 from tests.sweeps.case import sweep_file, write_file
 
 

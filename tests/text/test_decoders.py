@@ -8,8 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from capaboost_core import UserError, load_adapter, merge, save_adapter, trainable_parameters, unload, unmerge
 from capaboost_core.injection import adapted_layers
-from capaboost_core.plan import linear_shape
-from capaboost_core.roles import MATRICES
+from capaboost_core.plan import MATRICES, linear_shape
 from capaboost_text import inject
 from capaboost_text.roles import FAMILIES, roles_of
 

@@ -12,7 +12,7 @@ import capaboost_vision
 from capaboost_core import CapaBoostConfig, UserError, merge, trainable_parameters, unload
 from capaboost_core.injection import adapted_layers
 from capaboost_core.liveness import NoEffectWarning
-from capaboost_core.roles import MATRICES
+from capaboost_core.plan import MATRICES
 from capaboost_vision.roles import FAMILIES, roles_of
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from capaboost_core.methods.from_peft.method import ADAPTER, FromPeft, PeftLayer
 from capaboost_core.plan import Target
-from capaboost_core.settings.base import refuse
+from capaboost_core.settings import refuse
 
 WEIGHTS = ("lora_A", "lora_B", "lora_E")
 

@@ -19,9 +19,8 @@ from capaboost_core.errors import UserError, reason_of
 from capaboost_core.extras import need
 from capaboost_core.layers import BEFORE_FORWARD, Adapted, MacCount, Mergeable, settle_weights
 from capaboost_core.methods.method import Method, resolve_config
-from capaboost_core.plan import Plan, Target, plan_suffixes
-from capaboost_core.roles import MATRICES, Roles
-from capaboost_core.settings.base import Text, Texts
+from capaboost_core.plan import MATRICES, Plan, Roles, Target, plan_suffixes
+from capaboost_core.settings import Text, Texts
 
 ADAPTER = "default"  # peft's name for an adapter that was given none
 

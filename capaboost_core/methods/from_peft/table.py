@@ -13,8 +13,7 @@ from torch import nn
 from capaboost_core.methods.from_peft.adalora import AdaLoRA
 from capaboost_core.methods.from_peft.method import FromPeft, PeftMethod
 from capaboost_core.methods.method import register_method
-from capaboost_core.plan import Plan, Target
-from capaboost_core.roles import Roles
+from capaboost_core.plan import Plan, Roles, Target
 from capaboost_core.sharing.masks import hash_random
 
 # (IA)^3 (Liu et al., 2022) scales what k and v give, and what f2 takes.

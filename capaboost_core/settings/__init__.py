@@ -1,1 +1,0 @@
-"""Settings as strict pydantic models, and the YAML that they are read from."""
