@@ -1,4 +1,8 @@
-"""Tiny models in which peft's door is tried, and their inputs."""
+"""Tiny models in which peft's door is tried, their inputs, and the example that trains one."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 
 import timm
 import torch
@@ -68,3 +72,12 @@ def trained(model: nn.Module, seed: int = 1, part: str = "") -> nn.Module:
                 values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.copy_(0.3 * values)
     return model.eval()
+
+
+def example(name: str) -> ModuleType:
+    """A program of examples/, as a module."""
+    path = Path(__file__).parents[2] / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 
-from tests.peft_door.test_trainer import example
+from tests.peft_door.models import example
 from tests.real_data import real_data
 
 pytestmark = pytest.mark.long

@@ -1,6 +1,5 @@
 """Trainer and an accelerate loop keep an adapter, its head and masks: saved, resumed, best, loaded elsewhere."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -17,18 +16,11 @@ peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e
 from peft import PeftModel  # noqa: E402
 
 from capaboost_core import load_adapter  # noqa: E402
-from tests.peft_door.models import TOKENS  # noqa: E402
+from tests.peft_door.models import TOKENS, example  # noqa: E402
 from tests.peft_door.two_processes import DOORS, ENGINES, LABELS, LOOPS, STEPS, base, optimizer_of, start  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "adapter_model.safetensors"
-
-
-def example(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Killed(TrainerCallback):
