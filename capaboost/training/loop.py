@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from capaboost.training.checkpoint import Position, capture_rng, start_streams
 from capaboost.training.processes import on_main
-from capaboost.training.record import Progress, Record
+from capaboost.training.result import Progress, Record
 from capaboost.training.run_folder import check_folder, check_space
 from capaboost.training.run_state import RunState
 from capaboost.training.settings import TrainSection

@@ -19,7 +19,7 @@ from capaboost_core.methods.method import register_method
 from capaboost_core.plan import Roles, Target
 from capaboost_core.settings import refuse
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
-from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
+from capaboost_core.sharing.tied import ResetOnMaterialize, SharedParameters
 
 ACTIVATION = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu}
 

@@ -17,8 +17,7 @@ from capaboost_core.methods.bottleneck import ACTIVATION, AdapterLinear
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Roles
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
-from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
-from capaboost_core.sharing.tied import TiedWeight, TyingSettings
+from capaboost_core.sharing.tied import ResetOnMaterialize, SharedParameters, TiedWeight, TyingSettings
 
 
 class KroneckerAdapter(ResetOnMaterialize, SharedParameters):

@@ -17,8 +17,7 @@ from capaboost_core.layers import Adapted, MacCount, Mergeable, dropout_of, empt
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import MATRICES, Plan, Roles, Target, linear_shape
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
-from capaboost_core.sharing.parameters import ResetOnMaterialize
-from capaboost_core.sharing.tied import TiedWeight, TyingSettings
+from capaboost_core.sharing.tied import ResetOnMaterialize, TiedWeight, TyingSettings
 
 
 class Outer(ResetOnMaterialize):

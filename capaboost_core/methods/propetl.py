@@ -16,8 +16,7 @@ from capaboost_core.methods.method import Method, register_method
 from capaboost_core.methods.prefix import PrefixTuning
 from capaboost_core.plan import Plan
 from capaboost_core.sharing.learned import LearnedMaskWeight
-from capaboost_core.sharing.parameters import SharedParameters
-from capaboost_core.sharing.tied import TyingSettings
+from capaboost_core.sharing.tied import SharedParameters, TyingSettings
 
 
 class ProPETL(TyingSettings, Method):

@@ -18,8 +18,7 @@ from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import Plan, Roles, Target
 from capaboost_core.settings import refuse
 from capaboost_core.sharing.masks import PLAIN, TIED, mask_bits
-from capaboost_core.sharing.parameters import ResetOnMaterialize
-from capaboost_core.sharing.tied import TiedWeight, TyingSettings
+from capaboost_core.sharing.tied import ResetOnMaterialize, TiedWeight, TyingSettings
 
 
 class LinearBottleneck(ResetOnMaterialize):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from capaboost_core.layers import Adapted, Mergeable, empty_like_weight
 from capaboost_core.methods.method import Method, register_method
 from capaboost_core.plan import MATRICES, Plan, Roles, Target, in_prefix
-from capaboost_core.sharing.parameters import ResetOnMaterialize
+from capaboost_core.sharing.tied import ResetOnMaterialize
 
 
 class ScaleShift(ResetOnMaterialize):

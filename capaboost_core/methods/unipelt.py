@@ -18,8 +18,7 @@ from capaboost_core.methods.method import Method, register_method
 from capaboost_core.methods.prefix import Prefix, PrefixTuning
 from capaboost_core.plan import Plan, Roles, Target
 from capaboost_core.sharing.masks import PLAIN, TIED
-from capaboost_core.sharing.parameters import ResetOnMaterialize
-from capaboost_core.sharing.tied import TyingSettings
+from capaboost_core.sharing.tied import ResetOnMaterialize, TyingSettings
 
 
 class Gate(ResetOnMaterialize):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.sharing.parameters import ResetOnMaterialize, SharedParameters
+from capaboost_core.sharing.tied import ResetOnMaterialize, SharedParameters
 
 
 class LearnedMaskWeight(ResetOnMaterialize, SharedParameters):

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaboost_core.sharing.masks import MaskSettings
-from capaboost_core.sharing.parameters import ResetOnMaterialize
-from capaboost_core.sharing.tied import TiedWeight
+from capaboost_core.sharing.tied import ResetOnMaterialize, TiedWeight
 
 EMPTY = -1  # the slot of a position without an entry
 

@@ -46,7 +46,7 @@ def test_long_epochs_are_saved_within(tmp_path, monkeypatch):
     monkeypatch.setattr(stopping, "SAVE_SECONDS", -1.0)
     saved = []
     monkeypatch.setattr(
-        "capaboost.training.record.Record.save",
+        "capaboost.training.result.Record.save",
         lambda self, state: saved.append((state.epoch, state.position and state.position["step"])),
     )
     run(tmp_path, epochs=2)
