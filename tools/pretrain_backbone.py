@@ -176,7 +176,7 @@ class Pretraining:
         model = timm.create_model(architecture, num_classes=classes, patch_drop_rate=recipe.patch_drop)
         assert isinstance(model, VisionTransformer)
         for block in model.blocks:
-            block.attn.fused_attn = device.type == "cuda"  # the fused CPU kernel is slow backward
+            cast(Any, block).attn.fused_attn = device.type == "cuda"  # the fused CPU kernel is slow backward
         self.model = cast(Any, model).to(device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
         self.optimizers = make_optimizers(self.model, recipe.lr, recipe.weight_decay)

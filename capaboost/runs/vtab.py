@@ -208,7 +208,7 @@ def check_data(data: VisionDataSection, classes: int) -> None:
 def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> ImageTask:
     """Decode the splits to train and select on, and open the one to test on."""
     own = resolve_model_data_config(model)["input_size"][-2:]
-    size = (run.model.img_size,) * 2 if run.model.img_size else own
+    size = (run.model.img_size, run.model.img_size) if run.model.img_size else (own[0], own[1])
     training, *selection, test = (
         (split, _open(run.data, split, size)) for split in PROTOCOL_SPLITS[run.data.protocol]
     )

@@ -114,7 +114,7 @@ def _errors_printed(more: int) -> int | None:
         if dist.is_initialized():
             store = dist.distributed_c10d._get_default_store()
         elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            store = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))[0]
+            store = next(dist.distributed_c10d.rendezvous("env://", timeout=timedelta(seconds=10)))[0]
         else:
             return None
         return store.add(ERRORS_PRINTED, more)

@@ -42,13 +42,15 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
 
     if not _vary(predictions, labels):
         return 0.0
-    return float(pearsonr(predictions.astype(np.float64), labels)[0])  # float32 loses digits near a constant
+    return float(
+        np.asarray(pearsonr(predictions.astype(np.float64), labels))[0]
+    )  # float32 loses digits near a constant
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
-    return float(spearmanr(predictions, labels)[0]) if _vary(predictions, labels) else 0.0
+    return float(np.asarray(spearmanr(predictions, labels))[0]) if _vary(predictions, labels) else 0.0
 
 
 def pearson_spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
