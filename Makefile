@@ -56,9 +56,10 @@ mutants: install ## put 60 small faults into the source, one by one, and count t
 reliability: install ## the tables of docs/reliability.md from the marked tests and the counts of the last long run
 	$(BIN)/python -m tests.hard.make_page
 
-lint: install ## ruff: rules and format
+lint: install ## ruff (rules and format) and pyright (types)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 tables: install ## write the tables of the single runs into results/ and docs/results.md; sweeps have their own pages
 	$(BIN)/capaboost tables $(SINGLE_RUNS) --markdown results/tables.md \
