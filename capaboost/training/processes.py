@@ -109,12 +109,13 @@ def _errors_printed(more: int) -> int | None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     try:
         if dist.is_initialized():
             store = dist.distributed_c10d._get_default_store()
         elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            store = next(dist.distributed_c10d.rendezvous("env://", timeout=timedelta(seconds=10)))[0]
+            store = next(rendezvous("env://", timeout=timedelta(seconds=10)))[0]
         else:
             return None
         return store.add(ERRORS_PRINTED, more)
