@@ -1,6 +1,7 @@
 """A training run made by functions: its settings from a recipe, a preset and typed values, then its training.
 
-The training commands, the sweeps and the rank study share it.
+The training commands, the sweeps and the rank study share it. What trains is imported when it does, so that a wrong
+setting is an error before torch is imported.
 """
 
 from __future__ import annotations
@@ -10,12 +11,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from accelerate import PartialState
+from typing import TYPE_CHECKING, Any
 
 from capaboost.console import tell
-from capaboost.hub import adapter_folder, write_card
 from capaboost.runs.settings import (
     GlueRun,
     SquadRun,
@@ -25,12 +23,11 @@ from capaboost.runs.settings import (
     squad_config_file,
     vtab_config_file,
 )
-from capaboost.training.experiment import Prepare, run_experiment
-from capaboost.training.result import print_table
 from capaboost.training.settings import Raw, load_run
-from capaboost.training.tuning import run_grid
-from capaboost_core.adapter_files.record import read_inference
 from capaboost_core.extras import install_line, is_installed
+
+if TYPE_CHECKING:
+    from capaboost.training.experiment import Prepare
 
 
 @dataclass(frozen=True)
@@ -110,6 +107,12 @@ def train(
     Raises:
         UserError: If the settings, the data or the folder do not permit the run, or it diverges.
     """
+    from accelerate import PartialState
+
+    from capaboost.training.experiment import run_experiment
+    from capaboost.training.result import print_table
+    from capaboost.training.tuning import run_grid
+
     if not (is_installed("tensorboard") or is_installed("tensorboardX")) and os.environ.get("RANK", "0") == "0":
         tell(f"tensorboard is not installed: no TensorBoard logs are written; {install_line('tensorboard')} adds them")
     if rates is not None:
@@ -125,6 +128,9 @@ def train(
 
 def _write_card(folder: Path, result: dict[str, Any]) -> None:
     """The model card beside the adapter, which goes with it to the hub, and the picture of the confusion matrix."""
+    from capaboost.hub import adapter_folder, write_card
+    from capaboost_core.adapter_files.record import read_inference
+
     adapter = adapter_folder(folder)
     write_card(adapter, result, read_inference(adapter))
     source = adapter.parent / "confusion.csv"
