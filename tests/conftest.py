@@ -35,6 +35,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         counts.write(file, _profile(session.config), session.testscollected, session.testsfailed)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep's worker in the process of the tests would keep decoded images for those that follow."""
+    monkeypatch.setattr("capaboost_core.task._made", None)
+
+
 @pytest.fixture(scope="session")
 def is_hard(pytestconfig: pytest.Config) -> bool:
     """Whether the long profile runs."""

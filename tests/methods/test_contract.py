@@ -56,6 +56,7 @@ def test_every_method_is_held_to_the_contract():
 
 @each_case
 def test_the_start_is_the_base_where_that_is_promised(preset, kind):
+    torch.manual_seed(0)  # Compacter's first values of 1e-4 may be lost in rounding
     model = adapted(preset, kind)
     assert torch.equal(out(model), out(base(kind))) == model.capaboost.config.starts_as_base
 
