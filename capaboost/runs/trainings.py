@@ -10,6 +10,7 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from capaboost.runs.settings import (
     vtab_config_file,
 )
 from capaboost.training.settings import Raw, load_run
-from capaboost_core.extras import install_line, is_installed
+from capaboost_core.extras import install_line
 
 if TYPE_CHECKING:
     from capaboost.training.experiment import Prepare
@@ -113,7 +114,7 @@ def train(
     from capaboost.training.result import print_table
     from capaboost.training.tuning import run_grid
 
-    if not (is_installed("tensorboard") or is_installed("tensorboardX")) and os.environ.get("RANK", "0") == "0":
+    if not (find_spec("tensorboard") or find_spec("tensorboardX")) and os.environ.get("RANK", "0") == "0":
         tell(f"tensorboard is not installed: no TensorBoard logs are written; {install_line('tensorboard')} adds them")
     if rates is not None:
         result = run_grid(run, rates, folder, resume, prepare)
@@ -134,7 +135,7 @@ def _write_card(folder: Path, result: dict[str, Any]) -> None:
     adapter = adapter_folder(folder)
     write_card(adapter, result, read_inference(adapter))
     source = adapter.parent / "confusion.csv"
-    if source.is_file() and is_installed("matplotlib"):
+    if source.is_file() and find_spec("matplotlib"):
         from capaboost.plots.draw import draw_confusion
 
         draw_confusion(source, source.with_suffix(".png"))
