@@ -10,7 +10,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from torch import nn
@@ -227,12 +227,21 @@ class RoleModule:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block: its modules by role."""
+    """One transformer block: its modules by role, and of a role that no module can have the reason."""
 
     modules: Mapping[str, tuple[RoleModule, ...]]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def modules_for(self, roles: Iterable[str]) -> list[RoleModule]:
-        """The modules that have one of the roles, role by role."""
+        """The modules that have one of the roles, role by role.
+
+        Raises:
+            UserError: If the architecture computes a role without a module that an adapter could replace.
+        """
+        roles = tuple(roles)
+        for role in roles:
+            if role in self.missing:
+                raise UserError(self.missing[role])
         return [module for role in roles for module in self.modules.get(role, ())]
 
 
@@ -292,14 +301,15 @@ class Architecture:
             grouped-query attention k and v are narrower than q.
         embedding: Full path of the embedding.
         required_flags: Attributes of modules below a block that must be true, such as `attn.qkv_bias_separate`.
+        missing: Roles that are computed without a module, each with the error message for methods that need it.
     """
 
     blocks: str
-    q: str = ""
-    k: str = ""
-    v: str = ""
+    q: str | tuple[str, ...] = ""
+    k: str | tuple[str, ...] = ""
+    v: str | tuple[str, ...] = ""
     qkv: str = ""
-    o: str = ""
+    o: str | tuple[str, ...] = ""
     f1: tuple[str, ...] = ()
     f2: tuple[str, ...] = ()
     norm: str = ""
@@ -311,13 +321,15 @@ class Architecture:
     embedding: str = ""
     required_flags: tuple[str, ...] = ()
     widths: Callable[[nn.Module, nn.Module], tuple[int, int, int]] = lambda model, qkv: _thirds(qkv)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def roles(self, model: nn.Module, head: Iterable[str] = ()) -> Roles:
-        """The roles of a model's modules; a module without o or f2 is not a block."""
+        """The roles of a model's modules; a module without o or f2 is not a block, unless f2 is among `missing`."""
         pattern = re.compile(rf"(?:^|\.)(?:{self.blocks})$")
         modules = dict(model.named_modules())
         found = {path: self._block(model, path, modules) for path in modules if pattern.search(path)}
-        blocks = {path: block for path, block in found.items() if block.modules["o"] and block.modules["f2"]}
+        needed = [role for role in ("o", "f2") if role not in self.missing]
+        blocks = {path: block for path, block in found.items() if all(block.modules[role] for role in needed)}
         return Roles(
             blocks=tuple(blocks.values()),
             embedding=self.embedding if self.embedding in modules else None,
@@ -335,7 +347,7 @@ class Architecture:
         fused = f"{path}.{self.qkv}"
         if self.qkv and fused in modules:
             found |= self._fused(model, fused, modules[fused])
-        return Block(found | {"block": (RoleModule(path),)})
+        return Block(found | {"block": (RoleModule(path),)}, self.missing)
 
     def _fused(self, model: nn.Module, path: str, layer: nn.Module) -> dict[str, tuple[RoleModule, ...]]:
         q, k, v = self.widths(model, layer)

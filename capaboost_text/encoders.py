@@ -1,4 +1,4 @@
-"""Load a transformers encoder with a head for a task, adapt it, freeze the rest."""
+"""Load a transformers model with a head for a task, or a language model; adapt it, freeze the rest."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
@@ -34,8 +36,10 @@ HEADS = {
     "token-classification": AutoModelForTokenClassification,
     "question-answering": AutoModelForQuestionAnswering,
     "multiple-choice": AutoModelForMultipleChoice,
+    "causal-lm": AutoModelForCausalLM,
+    "seq2seq-lm": AutoModelForSeq2SeqLM,
 }
-
+LANGUAGE_MODELS = ("causal-lm", "seq2seq-lm")  # whose output layer is pretrained
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,23 +50,27 @@ def from_pretrained(
     capaboost: Method | dict[str, Any] | str = "capaboost-lora",
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """A pretrained encoder with a fresh head, adapted; the additions and the head are trainable.
+    """A pretrained model for a task, adapted; the additions and a fresh head are trainable.
 
-    A pooler that the checkpoint lacks, and that is therefore random, belongs to the head.
+    A pooler that the checkpoint lacks, and that is therefore random, belongs to the head. A language model has no
+    fresh head: its output layer is pretrained, often tied to the embedding, and stays frozen.
 
     Args:
         name_or_path: A folder that `save_pretrained` wrote, or a name on the hub.
-        task: `sequence-classification`, `token-classification`, `question-answering` or `multiple-choice`.
+        task: `sequence-classification`, `token-classification`, `question-answering`, `multiple-choice`, `causal-lm`
+            or `seq2seq-lm`.
         capaboost: A configuration, a dict of its settings, or a preset name.
         **kwargs: Passed to transformers' `from_pretrained`, such as `num_labels`; the default `dtype` is float32.
 
     Raises:
         UserError: If the task or the architecture is not supported, or the weights cannot be had, have other
-            sizes, or are those of an adapted model.
+            sizes, or are those of an adapted model; for `causal-lm` also if its tokens see later ones.
     """
     if task not in HEADS:
         raise UserError(f"task is {task!r}; type one of: {', '.join(HEADS)}")
     config = resolve_config(capaboost)
+    if task in LANGUAGE_MODELS:
+        return _inject(load_language_model(name_or_path, task, **kwargs), config, ())
     model, missing = _load(name_or_path, task, kwargs)
     return _inject(model, config, _missing_pooler(model, missing, name_or_path))
 
@@ -78,6 +86,24 @@ def load_classifier(name_or_path: str | Path, num_labels: int, pad_token_id: int
     settings = {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     model = _load(name_or_path, "sequence-classification", settings)[0]
     model.config.pad_token_id = pad_token_id
+    return model
+
+
+def load_language_model(name_or_path: str | Path, task: str = "causal-lm", **kwargs: Any) -> PreTrainedModel:
+    """The pretrained language model, as the training command takes it before it is adapted.
+
+    Raises:
+        UserError: If it cannot be had, lacks weights, or attends to later tokens, as encoders do.
+    """
+    model, missing = _load(name_or_path, task, kwargs)
+    if missing:
+        raise UserError(_lacks(name_or_path, missing))
+    causal = [module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)]
+    if task == "causal-lm" and causal and not any(causal):
+        raise UserError(
+            f"{name_or_path} is a {model.config.model_type} whose tokens attend to later ones; give a decoder, or "
+            "pass is_decoder=True if it was trained as one"
+        )
     return model
 
 
@@ -99,6 +125,10 @@ def _load(name_or_path: str | Path, task: str, kwargs: dict[str, Any]) -> tuple[
     except Exception as error:  # transformers and safetensors fail in many ways on damaged files
         if is_no_memory(error):
             raise
+        if "Unrecognized configuration class" in str(error):
+            raise UserError(
+                f"{name_or_path} is of an architecture without a model for {task}; give another"
+            ) from error
         raise UserError(
             f"cannot load {name_or_path} ({reason_of(error)}); give a folder with a sound config.json and "
             "model.safetensors, or a hub name with a network"
@@ -160,11 +190,15 @@ def _missing_pooler(model: PreTrainedModel, missing: list[str], name: str | Path
     pooler = f"{model.base_model_prefix}.pooler"
     lost = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and not in_prefix(key, pooler)]
     if lost:
-        raise UserError(
-            f"{name} lacks {len(lost)} of the weights that its config.json asks for, such as {lost[0]}; give a folder "
-            "with all weights, or with the config.json that was saved with these"
-        )
+        raise UserError(_lacks(name, lost))
     return (pooler,) if any(in_prefix(key, pooler) for key in missing) else ()
+
+
+def _lacks(name: str | Path, lost: list[str]) -> str:
+    return (
+        f"{name} lacks {len(lost)} of the weights that its config.json asks for, such as {lost[0]}; give a folder "
+        "with all weights, or with the config.json that was saved with these"
+    )
 
 
 @contextmanager

@@ -47,6 +47,10 @@ LLAMA = Architecture(
     f1=("mlp.gate_proj", "mlp.up_proj"),
     f2=("mlp.down_proj",),
 )
+EXPERTS = (
+    "mixtral: transformers holds the weights of all experts in one tensor, not in layers that an adapter can take; "
+    "choose targets=attention-qv, or adapt them by target_parameters of capaboost_peft (docs/peft.md)"
+)
 # What is fresh within a base model: the parts that join two checkpoints, and a decoder for a task.
 FRESH = {"vision-text-dual-encoder": ("visual_projection", "text_projection", "logit_scale")}
 WITHIN = {"perceiver": ("perceiver.decoder",)}
@@ -87,6 +91,26 @@ FAMILIES = {
     "phi3": replace(LLAMA, q="", k="", v="", qkv="self_attn.qkv_proj", f1=("mlp.gate_up_proj",), widths=_grouped),
     "gpt2": Architecture(blocks=r"h\.\d+", qkv="attn.c_attn", o="attn.c_proj", f1=("mlp.c_fc",), f2=("mlp.c_proj",)),
     "opt": replace(LLAMA, o="self_attn.out_proj", f1=("fc1",), f2=("fc2",)),
+    "mixtral": replace(LLAMA, f1=(), f2=(), missing={"f1": EXPERTS, "f2": EXPERTS}),
+    # Decoder blocks of these two attend to the encoder's output too.
+    "t5": Architecture(
+        blocks=r"block\.\d+",
+        q=("layer.0.SelfAttention.q", "layer.1.EncDecAttention.q"),
+        k=("layer.0.SelfAttention.k", "layer.1.EncDecAttention.k"),
+        v=("layer.0.SelfAttention.v", "layer.1.EncDecAttention.v"),
+        o=("layer.0.SelfAttention.o", "layer.1.EncDecAttention.o"),
+        f1=tuple(f"layer.{i}.DenseReluDense.{name}" for i in (1, 2) for name in ("wi", "wi_0", "wi_1")),
+        f2=("layer.1.DenseReluDense.wo", "layer.2.DenseReluDense.wo"),
+    ),
+    "bart": Architecture(
+        blocks=r"layers\.\d+",
+        q=("self_attn.q_proj", "encoder_attn.q_proj"),
+        k=("self_attn.k_proj", "encoder_attn.k_proj"),
+        v=("self_attn.v_proj", "encoder_attn.v_proj"),
+        o=("self_attn.out_proj", "encoder_attn.out_proj"),
+        f1=("fc1",),
+        f2=("fc2",),
+    ),
 }
 
 
