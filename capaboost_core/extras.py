@@ -16,7 +16,7 @@ PACKAGES = {
     "tensorboard": "tensorboard",
     "onnx": "onnx onnxruntime",
     "peft": "'peft>=0.21,<0.22'",
-    "prepare": "tensorflow",
+    "prepare": "tensorflow h5py opencv-python-headless",
     "ray": "ray",
     "slurm": "submitit",
 }

@@ -63,3 +63,8 @@ def test_the_formula_of_readme_is_the_reference_and_what_an_adapted_layer_comput
         scope := {},
     )
     torch.testing.assert_close(model(x), scope["out"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_installs_by_a_name_that_an_index_may_give_to_somebody_else(page):
+    assert not re.search(r"pip install [^\n`|]*\bcapaboost\b", page.read_text())

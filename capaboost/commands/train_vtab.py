@@ -8,6 +8,8 @@ Examples:
   capaboost train-vtab --data photos/ --model capaboost_vit_micro_patch8_64
   capaboost train-vtab --dataset dtd --set adapter.r=16 --set adapter.num_tied=4 --set train.lr=3e-4
 
+The data of VTAB-1k are prepared once, by `capaboost prepare-vtab dtd` (docs/vtab.md).
+
 --data takes a folder with a folder of images for each class, the same below train/ and val/ (and test/), or a
 CSV file with the columns path and label; without val/ or test/ a fifth of each class is held out to measure on.
 
@@ -37,6 +39,7 @@ from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:
     from capaboost.runs.settings import VtabRun
+    from capaboost.training.settings import Raw
 
 GRID = "1e-4,3e-4,1e-3,3e-3"
 
@@ -77,25 +80,43 @@ def load(options: argparse.Namespace) -> VtabRun:
     Raises:
         UserError: If one is wrong.
     """
+    return load_typed("train-vtab", _flags(options), options)
+
+
+def _flags(options: argparse.Namespace) -> Raw:
     own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
-    _take_data(options)
-    flags = flag_settings(options, FLAGS | own | {"weights": "model.weights"})
-    return load_typed("train-vtab", flags, options)
+    return flag_settings(_with_own_data(options), FLAGS | own | {"weights": "model.weights"})
 
 
-def _take_data(options: argparse.Namespace) -> None:
-    """`--data photos/` is source images, that folder, and a task of its name."""
+def check_there(options: argparse.Namespace) -> None:
+    """Refuse a set of VTAB-1k that is not prepared, before torch is imported for the other settings.
+
+    Raises:
+        UserError: With the command that prepares it.
+    """
+    from capaboost.runs.trainings import TRAININGS
+    from capaboost.runs.vtab1k import check_prepared
+
+    data = TRAININGS["train-vtab"].data(_flags(options), options.method, options.set, options.config)
+    if data.source == "tfds":
+        check_prepared(data.dataset, data.dir)
+
+
+def _with_own_data(options: argparse.Namespace) -> argparse.Namespace:
+    """The flags with `--data photos/` as source images, that folder, and a task of its name."""
     if options.data is None:
-        return
+        return options
     for flag in ("source", "data_dir"):
         if getattr(options, flag) is not None:
             raise UserError(f"--data is given beside --{flag.replace('_', '-')}; drop one of them")
-    options.source, options.data_dir = "images", options.data
-    options.dataset = options.dataset or Path(options.data).resolve().stem
+    named = options.dataset or Path(options.data).resolve().stem
+    return argparse.Namespace(**vars(options) | {"source": "images", "data_dir": options.data, "dataset": named})
 
 
 def train(options: argparse.Namespace) -> None:
     """Run it, and show the result."""
+    if not options.print_config:
+        check_there(options)
     run = load(options)
     from capaboost.runs.vtab import prepare
 

@@ -24,7 +24,7 @@ from capaboost.runs.settings import (
     squad_config_file,
     vtab_config_file,
 )
-from capaboost.training.settings import Raw, load_run
+from capaboost.training.settings import Raw, load_run, sections_in_turn
 from capaboost_core.extras import install_line
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ class Training:
 
             check(run.data.dataset, run.data.source, run.data.dir)
         return run
+
+    def data(self, flags: Raw, preset: str | None, assignments: Sequence[str] = (), file: Path | None = None) -> Any:
+        """The section `data` of `load` alone, for which torch need not be imported.
+
+        Raises:
+            UserError: If one of its settings, or of the sections before it, is wrong.
+        """
+        path = file or self.recipe(flags, preset)
+        sections = sections_in_turn(self.settings, path, flags, preset, list(assignments))
+        return next(section for name, section in sections if name == "data")
 
     @property
     def prepare(self) -> Prepare:

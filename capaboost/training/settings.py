@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -263,18 +264,23 @@ def load_run(cls: type[RunOfTask], path: Path, flags: Raw, method: str | None, a
     Raises:
         UserError: If anything is unknown, of a wrong type or out of range.
     """
+    return cls(**dict(sections_in_turn(cls, path, flags, method, assignments)))
+
+
+def sections_in_turn(
+    cls: type, path: Path, flags: Raw, method: str | None, assignments: list[str]
+) -> Iterator[tuple[str, Settings]]:
+    """The sections of `load_run`, each with its name; the method comes last, and with it the import of torch."""
     typed = merge_settings(flags, parse_assignments(assignments))
     file = read_config(path, method)
     _scale_warmup(file.get("train", {}), typed.get("train", {}))
     if method is not None:
         check_preset(method)
-    made = {}
-    for name, section in _known_sections(cls, file | typed).items():  # the method comes last, and with it torch
+    for name, section in _known_sections(cls, file | typed).items():
         own = _without_defaults(section, file.get(name, {}))
         if name == "adapter" and method is not None:
             own = preset_settings(method, own, typed.get(name, {}))
-        made[name] = section.from_dict(merge_settings(own, typed.get(name, {})), f"{name}.")
-    return cls(**made)
+        yield name, section.from_dict(merge_settings(own, typed.get(name, {})), f"{name}.")
 
 
 def _scale_warmup(recipe: dict[str, Any], typed: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from capaboost_core.errors import UserError
-from capaboost_vision.vtab import sources as tfds_source
 from capaboost_vision.vtab.sources import decode, num_classes, open_split
 from capaboost_vision.vtab.tasks import TASKS, VtabTask, kitti
+from capaboost_vision.vtab.tfds import prepare
 from tests.vision.feature_examples import png, random_example
 
 SIZES = {"train": 810, "validation": 7, "test": 5}
@@ -121,6 +121,16 @@ def test_a_version_that_the_package_has_no_more_is_told(tmp_path, monkeypatch):
     assert note == f"rows of oxford_iiit_pet {version}; VTAB-1k's are of 3.*.*"
 
 
+def test_preparing_writes_what_is_read_and_does_so_once(tmp_path, monkeypatch):
+    pytest.importorskip("array_record", reason="array_record has no build for this platform")
+    with pytest.raises(UserError, match=r"prepare it once by `capaboost prepare-vtab tiny_kitti --data-dir"):
+        open_split("tiny", "tfds", tmp_path, "test", 4)
+    assert prepare(TASKS["tiny"], tmp_path) == f"{tmp_path}/tiny_kitti/1.0.0 (official VTAB-1k rows, tiny_kitti 1.0.0)"
+    assert len(open_split("tiny", "tfds", tmp_path, "test", 4)) == 3
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lambda self: pytest.fail("it downloads"))
+    prepare(TASKS["tiny"], tmp_path)
+
+
 FAILURES = {
     "package": (ImportError("No module named 'cv2'"), r"preparing cifar100 needs a package \(No module named 'cv2'\)"),
     "by hand": (
@@ -140,19 +150,18 @@ def test_what_cannot_be_prepared_says_what_is_lacking(case, tmp_path, monkeypatc
         raise error
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
-    monkeypatch.setattr(tfds_source, "find_spec", lambda name: name)
     with pytest.raises(UserError, match=message) as caught:
-        open_split("cifar", "tfds", tmp_path, "test", 4)
+        prepare(TASKS["cifar"], tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.hard_case("messages")
 @pytest.mark.parametrize("name", ["cifar", "resisc45", "kitti"])
-def test_without_tensorflow_nothing_is_downloaded(name, tmp_path, monkeypatch):
+def test_training_downloads_nothing_and_logs_nothing(name, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lambda self: pytest.fail("it downloads"))
-    monkeypatch.setattr(tfds_source, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs TensorFlow; pip install tensorflow and run again"):
+    with pytest.raises(UserError, match=f"`capaboost prepare-vtab {TASKS[name].builder} --data-dir {tmp_path}`"):
         open_split(name, "tfds", tmp_path, "test", 4)
+    assert not caplog.messages
 
 
 @pytest.mark.hard_case("messages")
@@ -164,8 +173,7 @@ def test_offline_nothing_is_tried_twice(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-    monkeypatch.setattr(tfds_source, "find_spec", lambda name: name)
     monkeypatch.setattr("tensorflow_datasets.core.download.downloader.MAX_RETRIES", 10)
     with pytest.raises(UserError, match=r"cifar100 is not in .* go online, or pass --data-dir"):
-        open_split("cifar", "tfds", tmp_path, "test", 4)
+        prepare(TASKS["cifar"], tmp_path)
     assert 2 <= len(tried) <= 4
