@@ -68,6 +68,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         "select: train on 800, test the epoch that is best on the other 200")  # fmt: skip
     add("--normalize", choices=("auto", "imagenet", "model", "none"), help="pixel statistics (default: "
         "auto, that is imagenet's, as in the paper, but the embedded backbone's own)")  # fmt: skip
+    add("--augment", nargs="?", const="basic", type=given, metavar="POLICY", help="crop and mirror training images "
+        "anew in each epoch; POLICY is one of timm's, such as rand-m9-mstd0.5-inc1 (default: no change)")  # fmt: skip
     add("--model", type=given, metavar="NAME", help="a timm name (default: vit_base_patch16_224.orig_in21k)")
     add(
         "--weights", type=given, metavar="FILE", help="pretrained weights from a .safetensors, .pth, .bin or .npz file"
@@ -84,7 +86,7 @@ def load(options: argparse.Namespace) -> VtabRun:
 
 
 def _flags(options: argparse.Namespace) -> Raw:
-    own = {"dataset": "data.dataset", "source": "data.source", "normalize": "data.normalize"}
+    own = {name: f"data.{name}" for name in ("dataset", "source", "normalize", "augment")}
     return flag_settings(_with_own_data(options), FLAGS | own | {"weights": "model.weights"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -35,6 +36,8 @@ def shipped(name: str) -> Path:
     )
 
 
+# Policies as timm writes them; it would pass over a part without a number.
+POLICY = re.compile(r"basic|(originalr?|v0r?|3a)(-mstd\d[\d.]*)?|(rand|augmix)(-[a-z]+\d[\d.]*|-t(weights|3aw?))*")
 TIMM_KEYWORDS = ("num_classes", "drop_path_rate", "img_size", "pretrained")  # those with a setting of their own
 DEBERTA, ROBERTA = "deberta-v3-base", "roberta-base"  # the families that configs/glue has settings of
 
@@ -129,6 +132,12 @@ class VisionDataSection(Settings):
         description="Pixel statistics: imagenet's, the model's own, or none (values from 0 to 1). auto is imagenet, "
         "as in the paper (appendix F), NOAH and FacT; for the embedded backbone its own.",
     )
+    augment: Text | None = Field(
+        None,
+        json_schema_extra={"null": "none, as in the VTAB protocol"},
+        description="Changes of the training images in each epoch, by timm's transforms: basic is a random crop, "
+        "mirrored or not; a policy of timm's auto_augment, such as rand-m9-mstd0.5-inc1, comes after these.",
+    )
     protocol: Literal["test", "select"] = Field(
         "test",
         description="test: train on train800val200, test after the last epoch; select: train on train800, test the "
@@ -149,6 +158,15 @@ class VisionDataSection(Settings):
         if self.selection_rows is not None and self.source != "rendered":
             refuse("selection_rows", self.selection_rows, f"leave it out: source {self.source} has the rows it has")
         return self
+
+    @field_validator("augment")
+    @classmethod
+    def _check_policy(cls, policy: str | None) -> str | None:
+        if policy is not None and not POLICY.fullmatch(policy):
+            refuse(
+                "augment", policy, "type basic, or a policy of timm's, such as rand-m9-mstd0.5-inc1 or augmix-m5-w4"
+            )
+        return policy
 
     @field_validator("dataset")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import constants as hub
 from timm.data.config import resolve_model_data_config
-from torch import Tensor, nn
+from torch import nn
 
 from capaboost.runs.settings import VisionDataSection, VisionModelSection, VtabRun
 from capaboost.training.experiment import TaskSetup
@@ -22,6 +23,7 @@ from capaboost_core.settings import hint
 from capaboost_core.task import cached
 from capaboost_vision.backbone import EMBEDDED
 from capaboost_vision.timm_register import inject
+from capaboost_vision.vtab.augment import Augment, AugmentedImageTask, decode_whole
 from capaboost_vision.vtab.own import listed_once
 from capaboost_vision.vtab.sources import ResizedImages, class_names, decode, num_classes, open_split
 from capaboost_vision.vtab.task import ACCURACY, HELD_OUT_ACCURACY, VAL_ACCURACY, ImageTask, Normalize
@@ -172,7 +174,7 @@ def prepare(run: VtabRun, accelerator: Accelerator) -> TaskSetup:
         select_by=VAL_ACCURACY,
         split_note=(task.test_set.note or SPLIT_NOTES[data.source])
         + (f"; {turned} images turned upright as their EXIF says" if turned else ""),
-        inference=inference_record(run, task),
+        inference=inference_record(run, task, input_size(run, model)),
     )
 
 
@@ -207,37 +209,48 @@ def check_data(data: VisionDataSection, classes: int) -> None:
 
 def make_task(run: VtabRun, model: nn.Module, accelerator: Accelerator) -> ImageTask:
     """Decode the splits to train and select on, and open the one to test on."""
-    own = resolve_model_data_config(model)["input_size"][-2:]
-    size = (run.model.img_size, run.model.img_size) if run.model.img_size else (own[0], own[1])
+    size = input_size(run, model)
     training, *selection, test = (
         (split, _open(run.data, split, size)) for split in PROTOCOL_SPLITS[run.data.protocol]
     )
     shown = [("test", test[1])] if run.data.source == "images" and not selection else []
-    train, *val = (_decoded(run.data, split, images, size) for split, images in (training, *selection, *shown))
     normalize = Normalize(run.data.normalize, model, accelerator.device)
-    task = ImageTask(
-        accelerator, normalize, train, val[0] if val else None, test[1], run.train.batch_size, run.train.seed
-    )
+    augment = Augment(run.data.augment, size, normalize.mean) if run.data.augment else None
+    val = [_decoded(run.data, split, images, size) for split, images in (*selection, *shown)]
+    rest = val[0] if val else None, test[1], run.train.batch_size, run.train.seed
+    if augment:
+        whole = _decoded(run.data, training[0], training[1], size, decode_whole)
+        task = AugmentedImageTask(accelerator, normalize, whole, *rest, augment)
+    else:
+        task = ImageTask(accelerator, normalize, _decoded(run.data, *training, size), *rest)
     task.val_metric = HELD_OUT_ACCURACY if shown else VAL_ACCURACY
     return task
 
 
-def inference_record(run: VtabRun, task: ImageTask) -> dict[str, Any]:
+def input_size(run: VtabRun, model: nn.Module) -> tuple[int, int]:
+    """(height, width) of the images: the run's setting, else the model's own."""
+    if run.model.img_size:
+        return run.model.img_size, run.model.img_size
+    height, width = resolve_model_data_config(model)["input_size"][-2:]
+    return height, width
+
+
+def inference_record(run: VtabRun, task: ImageTask, size: tuple[int, int]) -> dict[str, Any]:
     """What a new process needs to use the adapter: base model, classes, and the transform of an image."""
     return {
         "kind": "images",
         "model": run.model.to_dict(),
         "classes": list(task.classes),
-        "transform": {"size": list(task.images.shape[-2:]), "interpolation": "bicubic", **task.normalize.to_dict()},
+        "transform": {"size": list(size), "interpolation": "bicubic", **task.normalize.to_dict()},
     }
 
 
 def _decoded(
-    data: VisionDataSection, split: str, images: ResizedImages, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
+    data: VisionDataSection, split: str, images: ResizedImages, size: tuple[int, int], how: Callable = decode
+) -> Any:
     rows = data.dataset, data.source, data.dir, data.selection_rows, data.holdout, data.split_seed
-    key = ("decoded", *rows, split, size)
-    return cached(key, lambda: decode(images, split))
+    key = ("decoded", *rows, split, size, how)
+    return cached(key, lambda: how(images, split))
 
 
 def _open(data: VisionDataSection, split: str, size: tuple[int, int]) -> ResizedImages:

@@ -155,14 +155,18 @@ class ResizedImages(Dataset):
         """
         return self.reader.check() if hasattr(self.reader, "check") else 0
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def image(self, index: int) -> tuple[Image.Image, int]:
+        """An image of its own size and its label."""
         image, label = self.reader[index]
         if self.num_classes is not None and not 0 <= label < self.num_classes:
             raise UserError(f"image {index} has label {label}, but there are {self.num_classes} classes")
         try:
-            image = to_rgb(image)
+            return to_rgb(image), label
         except UserError as error:
             raise UserError(f"image {index} {error}") from error
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.image(index)
         image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), label
 

@@ -54,7 +54,8 @@ class Normalize:
 class ImageTask:
     """A `capaboost_core.task.Task`.
 
-    Nothing is augmented, so the training images are decoded once and stay on the device as uint8.
+    Nothing is augmented, so the training images are decoded once and stay on the device as uint8;
+    `augment.AugmentedImageTask` changes them anew in every epoch.
 
     Args:
         train: uint8 images (N, 3, H, W) and their labels.
@@ -95,7 +96,12 @@ class ImageTask:
         return content_hash(tensor.cpu().numpy() for tensor in tensors)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        return F.cross_entropy(model(self.normalize(self.images[batch])), self.labels[batch])
+        images, labels = self.rows(batch)
+        return F.cross_entropy(model(self.normalize(images)), labels)
+
+    def rows(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The images (uint8) and labels of a batch, on the device."""
+        return self.images[batch], self.labels[batch]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Accuracy in percent and mean loss on val200, if there is one; the test set stays closed."""
