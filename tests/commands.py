@@ -89,11 +89,11 @@ def start(*command: str) -> Command:
     return Command(command, os.environ | ONE_THREAD)
 
 
-def ranks(count: int, *command: str) -> Ranks:
-    """The command in processes that know of each other."""
+def ranks(count: int, *command: str, **more: str) -> Ranks:
+    """The command in processes that know of each other, with further environment variables."""
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
-    environment = os.environ | ONE_THREAD | shared
+    environment = os.environ | ONE_THREAD | shared | more
     return Ranks([Command(command, environment | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(count)])
 
 

@@ -27,11 +27,11 @@ from capaboost.training.result import (
 )
 from capaboost.training.run_folder import ADAPTER, RESULT, check_folder, claim, is_finished
 from capaboost.training.settings import TrainSection, to_dict
+from capaboost.training.sharded import evaluating
 from capaboost_core.adapter_files.record import write_inference
 from capaboost_core.adapter_files.save import save_adapter
 from capaboost_core.errors import UserError
 from capaboost_core.methods import Method
-from capaboost_core.modes import merged
 from capaboost_core.task import Task
 
 
@@ -156,12 +156,13 @@ def _train_and_test(
         setup = dataclasses.replace(setup, metric=setup.select_by, split_note=f"{setup.split_note}; not tested")
     fitted = fit(accelerator, setup.model, setup.task, run.train, folder, to_dict(run), selected, resume)
     begun = time.monotonic()
-    with merged(setup.model):
+    with evaluating(accelerator, setup.model):
         tested = setup.task.test(setup.model) if run.train.test else {setup.metric: fitted.metrics[setup.metric]}
     fitted = dataclasses.replace(fitted, wall_seconds=fitted.wall_seconds + time.monotonic() - begun)
+    if accelerator.is_main_process or accelerator.is_fsdp2:  # where every process has a part, all gather, one writes
+        save_adapter(setup.model, folder / ADAPTER)
     if not accelerator.is_main_process:
         return {}
-    save_adapter(setup.model, folder / ADAPTER)
     if setup.inference is not None:
         write_inference(folder / ADAPTER, setup.inference)
     write_report = getattr(setup.task, "write_report", None)

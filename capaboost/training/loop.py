@@ -22,9 +22,9 @@ from capaboost.training.result import Progress, Record
 from capaboost.training.run_folder import check_folder, check_space
 from capaboost.training.run_state import RunState
 from capaboost.training.settings import TrainSection
+from capaboost.training.sharded import evaluating
 from capaboost_core.account import changing
 from capaboost_core.errors import Stopped, UserError, is_no_memory, reason_of
-from capaboost_core.modes import merged
 from capaboost_core.task import Task
 
 # After SIGTERM or SIGINT a run finishes its step, saves and ends, all its processes at the same step.
@@ -124,7 +124,7 @@ class Loop:
         loss, trained = self._train(epoch, position)
         self.state.check_finite(loss, epoch)
         self.bare.eval()
-        with torch.no_grad(), merged(self.bare):
+        with torch.no_grad(), evaluating(self.accelerator, self.bare):
             evaluated = self.task.evaluate(self.bare)
         self.progress.evaluated(evaluated)
         self.state.train_seconds += trained
@@ -255,14 +255,19 @@ def try_out(state: RunState, task: Task) -> None:
         trial = getattr(task, "trial", None)
         loss = trial(model) if trial else task.loss(model, task.batches(0)[0][:TRIAL_ROWS])
         trained = [parameter for parameter in state.stepper.parameters if parameter.requires_grad]
-        if trained and loss.requires_grad:
+        if state.accelerator.is_fsdp2:
+            loss.backward()  # sharded parameters have no gradients of their own in the graph
+            state.stepper.optimizer.zero_grad()
+        elif trained and loss.requires_grad:
             torch.autograd.grad(loss, trained, allow_unused=True)
     except Exception as error:  # models fail in many ways on what they do not expect
         if isinstance(error, UserError) or is_no_memory(error):
             raise
-        raise UserError(
-            f"the model cannot be trained on this data: {reason_of(error)}; correct the sections model and data, "
-            "which have to fit each other"
-        ) from error
+        advice = "correct the sections model and data, which have to fit each other"
+        if (
+            state.accelerator.is_fsdp2
+        ):  # above all where blocks share parameters, of which each unit would need its own
+            advice = "train it without FSDP2, or correct the sections model and data"
+        raise UserError(f"the model cannot be trained on this data: {reason_of(error)}; {advice}") from error
     finally:
         model.train(was_training)

@@ -6,7 +6,9 @@ weighted by its length.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, parse_flag_from_env
 from torch import Tensor, nn
 
-from capaboost.training.processes import check_engine, check_launch
+from capaboost.training import sharded
+from capaboost.training.processes import check_engine, check_launch, link_on_cpus
 from capaboost.training.settings import TrainSection
 from capaboost_core.errors import UserError
 from capaboost_core.injection import weight_decay_groups
 from capaboost_core.task import Hooks
+from capaboost_core.wrappers import named_parameters
 
 LAUNCHER = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it to `no` by default
 NATIVE = ("amx_bf16", "avx512_bf16")
@@ -78,10 +82,13 @@ def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
         UserError: If the device cannot do the precision, or the processes do not form one run.
     """
     check_engine()
+    link_on_cpus()
     # The plugin, not the plain argument: `accelerate launch` overrides that from the environment.
     plugin = GradientAccumulationPlugin(num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False)
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     precision = choose_precision(settings.mixed_precision)
+    if sharded.is_asked():
+        sharded.check_asked(precision)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # of a run before in this process, as in a sweep; else accelerate refuses
     try:
@@ -96,6 +103,8 @@ def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
         reason = " ".join(str(error).split())
         raise UserError(f"train.mixed_precision: {reason}; pass --mixed-precision no or bf16") from error
     check_launch(accelerator)
+    if sharded.is_asked() and accelerator.num_processes > 1:
+        sharded.take_up(accelerator)
     return accelerator
 
 
@@ -128,11 +137,19 @@ class Stepper:
         hooks: Hooks,
     ):
         self.accelerator, self.settings, self.hooks = accelerator, settings, hooks
-        self.parameters = list(parameters.values())
         self.steps = settings.epochs * steps
         self.schedule = settings.schedule_of(self.steps)
         optimizer = _adamw(parameters, settings, accelerator.device, hooks)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        # accelerate casts within a model's forward, but not of one that it shards.
+        self.autocast = accelerator.autocast if accelerator.is_fsdp2 else contextlib.nullcontext
+        if accelerator.is_fsdp2:
+            self.model, self.optimizer = sharded.prepare(accelerator, model, optimizer, hooks.method)
+        else:
+            with warnings.catch_warnings():  # of torch, which would keep the older name of what is asked for
+                warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+                self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        now = named_parameters(model)  # sharding replaces parameters
+        self.parameters = [now[name] for name in parameters]
 
     @property
     def lr(self) -> float:
@@ -149,7 +166,8 @@ class Stepper:
         for part, weight in split_batch(batch, self.accelerator.process_index, processes, slices):
             with self.accelerator.accumulate(self.model):
                 last = self.accelerator.sync_gradients
-                loss = self.hooks.objective(loss_of, self.model, part) * weight
+                with self.autocast():
+                    loss = self.hooks.objective(loss_of, self.model, part) * weight
                 penalty = self.hooks.penalty() if last else None  # once a step
                 if penalty is not None:
                     loss = loss + penalty / processes
@@ -165,11 +183,15 @@ class Stepper:
         return total
 
     def state_dict(self) -> dict[str, Any]:
+        """The complete state, also of a sharded optimizer: then all processes must ask for it together."""
         scaler = self.accelerator.scaler
-        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+        return {
+            "optimizer": sharded.complete(self.optimizer.state_dict()),
+            "scaler": scaler.state_dict() if scaler else None,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        sharded.load_optimizer(self.optimizer, state["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from capaboost.console import tell
 from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:  # a command that ends with a wrong setting does not import it
     from accelerate import Accelerator
 
 Found = TypeVar("Found")
-ADVICE = "use plain data parallelism (distributed_type MULTI_GPU or MULTI_CPU), or one process"
-SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # of accelerate's DistributedType
+ADVICE = "use plain data parallelism (torchrun, or accelerate launch --multi_gpu), FSDP2, or one process"
 ERRORS_PRINTED = "capaboost/errors printed"  # the name of a counter
 
 
 def check_engine() -> None:
-    """Refuse a launcher's engine that shards the model, before accelerate starts it.
+    """Refuse a launcher's engine that training does not run under, before accelerate starts it.
 
     Raises:
         UserError: If the launcher asks for DeepSpeed or Megatron-LM.
@@ -29,20 +29,42 @@ def check_engine() -> None:
             raise UserError(f"the training commands do not run under {name.replace('_', '-')}; {ADVICE}")
 
 
+def link_on_cpus() -> None:
+    """Let accelerate link the started processes over CPUs where torch knows no other device: it does so only if asked.
+
+    A choice of the user's stands.
+    """
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+
 def check_launch(accelerator: Accelerator) -> None:
-    """Refuse processes that are not linked: each would train alone, in one folder.
+    """Refuse processes that are not linked: each would train alone, in one folder. One that is alone is told so.
 
     Raises:
-        UserError: If the launcher started more processes than accelerate counts, or the model is sharded.
+        UserError: If the launcher started more processes than accelerate counts.
     """
     started, counted = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
     if started != counted:
         raise UserError(
             f"{started} processes were started, but accelerate sees {counted} and none would know of the others; "
-            "on CPUs set ACCELERATE_USE_CPU=true and distributed_type MULTI_CPU, or start one process"
+            "on CPUs set ACCELERATE_USE_CPU=true, or start one process"
         )
-    if accelerator.distributed_type.value in SHARDED:
-        raise UserError(f"the training commands do not run under {accelerator.distributed_type.value}; {ADVICE}")
+    if counted == 1 and _several_were_asked():
+        tell(
+            "warning: accelerate launch was asked for several processes and started one; on CPUs type torchrun "
+            "--nproc_per_node 2 tools/train_vtab.py ..., on GPUs accelerate launch --multi_gpu"
+        )
+
+
+def _several_were_asked() -> bool:
+    """Whether `accelerate launch` was asked for several processes, but took its launcher of one.
+
+    It then exports where they should meet, and no number of processes.
+    """
+    return {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
 
 
 def wait_policy(side_by_side: bool = False) -> dict[str, str]:

@@ -17,12 +17,14 @@ from capaboost.training.checkpoint import Checkpoints, Expected, Position, State
 from capaboost.training.optimize import Stepper, copied
 from capaboost.training.result import surroundings
 from capaboost.training.settings import TrainSection
+from capaboost.training.sharded import complete
 from capaboost_core.account import changing
 from capaboost_core.adapter_files.base_model import Fingerprint, base_hash, beside_base, differing
 from capaboost_core.adapter_files.base_model import fingerprint as fingerprint_of
 from capaboost_core.errors import DivergedError, UserError
 from capaboost_core.injection import trainable_parameters
 from capaboost_core.task import Hooks
+from capaboost_core.wrappers import copy_full
 
 
 class Selection:
@@ -152,8 +154,8 @@ class RunState:
         return {"parameters": self._tensors(), "method": self.hooks.state()}
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Looked up anew each time: moving a model to a device replaces its buffers."""
-        return {name: tensor.detach() for name, tensor in changing(self.hooks.model).items()}
+        """Looked up anew each time: moving a model to a device replaces its buffers. Sharded ones are gathered."""
+        return complete(changing(self.hooks.model))
 
     def _check_base(self, state: State, folder: Path) -> None:
         others = differing(self.model, self.beside_base, Fingerprint.from_dict(state.base)) if state.base else []
@@ -171,6 +173,6 @@ class RunState:
 
     @torch.no_grad()
     def _assign(self, parameters: dict[str, Tensor], method: dict[str, Any]) -> None:
-        for name, tensor in self._tensors().items():
-            tensor.copy_(parameters[name])
+        for name, tensor in changing(self.hooks.model).items():
+            copy_full(tensor, parameters[name])
         self.hooks.load_state(method)

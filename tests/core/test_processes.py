@@ -1,23 +1,28 @@
 """Processes: those that do not form one run are refused, and one of those that fail tells it."""
 
+import json
 import os
+import subprocess
 import sys
 
 import pytest
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
 
 from capaboost.command_line import exit_code
 from capaboost.training.optimize import make_accelerator
 from capaboost.training.processes import check_launch, wait_policy
 from capaboost_core import UserError
-from tests.commands import torchrun
+from tests.commands import ROOT, torchrun
 from tests.core.toy_run import settings
 
 
 @pytest.mark.hard_case(21)
 @pytest.mark.parametrize("engine", [None, pytest.param("FSDP", marks=pytest.mark.long)])
 def test_unlinked_processes_are_refused_before_anything_is_written(tmp_path, engine):
-    more = {"ACCELERATE_USE_CPU": None} | ({f"ACCELERATE_USE_{engine}": "true", "FSDP_VERSION": "2"} if engine else {})
+    more = {"ACCELERATE_USE_CPU": "false"} | (
+        {f"ACCELERATE_USE_{engine}": "true", "FSDP_VERSION": "2"} if engine else {}
+    )
     process = torchrun("-m", "tests.core.toy_run", str(tmp_path / "run"), **more, CUDA_VISIBLE_DEVICES="")
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
@@ -34,6 +39,76 @@ def test_engines_that_shard_the_model_are_refused(tmp_path, monkeypatch, name, s
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(UserError, match=f"do not run under {said}; use plain data parallelism"):
         make_accelerator(settings(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "said"),
+    [
+        ({}, "no", "FSDP's first version hides the parameters; pass --fsdp_version 2"),
+        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "no", "set fsdp_offload_params to false"),
+        ({"FSDP_VERSION": "2"}, "fp16", "fp16 is not trained under FSDP2; pass --mixed-precision bf16 or no"),
+    ],
+)
+def test_forms_of_fsdp_that_do_not_train_are_refused_before_anything_starts(
+    tmp_path, monkeypatch, asked, precision, said
+):
+    for name, value in {"ACCELERATE_USE_FSDP": "true", **asked}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        make_accelerator(settings(mixed_precision=precision), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_told"),
+    [
+        (
+            {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
+            True,
+        ),  # accelerate launch --cpu --num_processes 2
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, False),  # accelerate launch of one process
+        (
+            {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "1"},
+            False,
+        ),  # its other launcher
+        ({"MASTER_ADDR": "127.0.0.1"}, False),  # no launcher
+    ],
+)
+def test_one_process_where_several_were_asked_for_is_told_so(monkeypatch, capsys, environment, is_told):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    accelerator = Accelerator()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    check_launch(accelerator)
+    assert ("started one; on CPUs type torchrun --nproc_per_node 2" in capsys.readouterr().err) == is_told
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["cpu2", "fsdp2-cpu2"])
+def test_the_launch_files_of_cpus_start_two_processes(tmp_path, engine):
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        f"configs/accelerate/{engine}.yaml",
+    ]
+    command += ["--main_process_port", "0", "tools/train_vtab.py", "--dataset", "digits", "--method", "capaboost-lora"]
+    command += ["--epochs", "1", "--protocol", "select", "--set", "train.test=false", "--mixed-precision", "no"]
+    environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+    command += ["--output-dir", str(tmp_path / "run")]
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["processes"] == 2
+    assert result["value"] > 20  # of ten classes
+
+
+def test_a_launch_file_asks_for_what_accelerate_knows():
+    """Those of GPUs are read as the launcher reads them; they have not run here."""
+    for path in (ROOT / "configs" / "accelerate").glob("*.yaml"):
+        load_config_from_file(str(path))  # raises for an unknown key
 
 
 def test_one_process_under_a_launcher_is_right(monkeypatch):
