@@ -65,7 +65,7 @@ def compare(options: argparse.Namespace) -> None:
     name = options.dataset or options.task
     folder = SweepFolder((options.output_dir or Path("runs/compare") / name).absolute())
     sweep = sweep_of(options)
-    drive(f"compare {name}", sweep, folder, (1, 1), local_engine(options.workers), retry=True)
+    drive(f"compare {name}", sweep, folder, (1, 1), local_engine(sweep, options.workers), retry=True)
     make([folder.path], options.methods[0])
 
 

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capaboost.command_line import at_least_one, exit_code, given_path, make_parser
+
+if TYPE_CHECKING:
+    from capaboost.sweeps.sweep_file import SweepFile
 
 ENGINES = ("local", "ray", "slurm")
 
@@ -37,7 +40,8 @@ def sweep_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--output-dir", type=given_path, metavar="DIR", help="default: runs/sweeps/<name of the file>")
     add("--engine", choices=ENGINES, default="local", help="local: processes here (default); ray, slurm: a cluster")
     add("--workers", type=at_least_one, metavar="N", help="runs at a time here (default: one, or one for each GPU)")
-    add("--threads", type=at_least_one, metavar="N", help="cores of a run (default: its share of this machine's)")
+    add("--threads", type=at_least_one, metavar="N", help="cores of a run (default: OMP_NUM_THREADS; else one for "
+        "models below 10 million parameters without a GPU; else its share of this machine's)")  # fmt: skip
     add("--gpus", type=_names, metavar="I,J", help="local: the GPUs, which the workers share (default: all)")
     add("--gpus-per-run", type=_share, metavar="X", help="ray, slurm: GPUs of a run, such as 0.25 (default: 1 where "
         "there are GPUs)")  # fmt: skip
@@ -69,11 +73,11 @@ def sweep(options: argparse.Namespace) -> None:
         return list_runs(file, folder, options.shard, options.speed)
     from capaboost.sweeps.driver import drive
 
-    drive(options.file.stem, file, folder, options.shard, make_engine(options), options.retry)
+    drive(options.file.stem, file, folder, options.shard, make_engine(options, file), options.retry)
     return None
 
 
-def make_engine(options: argparse.Namespace) -> Any:
+def make_engine(options: argparse.Namespace, file: SweepFile) -> Any:
     """The engine of `--engine`.
 
     Raises:
@@ -89,7 +93,7 @@ def make_engine(options: argparse.Namespace) -> Any:
         if getattr(options, name) and name not in own[options.engine]:
             engines = " or ".join(engine for engine in ENGINES if name in own[engine])
             raise UserError(f"--{name.replace('_', '-')} belongs to --engine {engines}; leave it out")
-    here = local_engine(options.workers, options.threads, options.gpus)
+    here = local_engine(file, options.workers, options.threads, options.gpus)
     per_run = options.gpus_per_run if options.gpus_per_run is not None else float(bool(here.gpus))
     if options.engine == "local":
         return here

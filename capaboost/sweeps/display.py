@@ -216,14 +216,16 @@ def list_runs(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int], ter
         table.add_row(run.name, str(settings.train.epochs), f"{work / 1e12:,.1f}", duration(estimator.seconds(run)),
                       folder.state(run))  # fmt: skip
     show_table(table)
-    total = sum(estimator.seconds(run) for run in runs)
-    open_time = sum(estimator.seconds(run) for run in runs if folder.is_open(run))
+    begin = time.process_time()  # of this command, which imports and builds what the sweep does
+    total = begin + sum(estimator.seconds(run) for run in runs)
+    open_runs = [estimator.seconds(run) for run in runs if folder.is_open(run)]
+    open_time = begin + sum(open_runs) if open_runs else 0.0
     basis = "by finished runs" if estimator.speeds else f"at {speed / 1e12:.2g} x 10^12 multiply-adds a second"
     more = 0 if sweep.tune else plan_of(sweep, folder, shard).undecided
     around = f"; then at most {more} at the best of each map" if more else ""
     total, left = duration(total), duration(open_time)
-    start = duration(time.process_time())  # of this command, which imports and builds the same
-    print(f"{len(runs)} runs, {total} one after another, of which {left} are left ({basis}){around}; {start} to start")
+    start = f"; {duration(begin)} of it to start"
+    print(f"{len(runs)} runs, {total} one after another, of which {left} are left ({basis}){around}{start}")
 
 
 def all_runs(sweep: SweepFile, folder: SweepFolder, shard: tuple[int, int]) -> list[Run]:

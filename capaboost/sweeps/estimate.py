@@ -5,6 +5,7 @@ A run's time follows from its multiply-adds, and from how fast finished runs did
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -70,6 +71,25 @@ def judged_alike(sweep: SweepFile) -> SweepFile:
     settings = final_runs(sweep, groups(sweep)[0], {})[0].load()
     selects = settings.data.protocol == settings.selecting and settings.train.select is None
     return sweep.replace(tune=sweep.tune.replace(epoch="best" if selects else "last"))
+
+
+def largest_model(sweep: SweepFile) -> float:
+    """Parameters of the largest frozen model of a sweep; infinite where one cannot be built without its files.
+
+    Raises:
+        UserError: If a setting is wrong.
+    """
+    sections = [final_runs(sweep, group, {})[0].load().model for group in groups(sweep)]
+    try:
+        return max(
+            _parameters(name, size) for name, size in {(s.name, getattr(s, "img_size", None)) for s in sections}
+        )
+    except UserError:
+        return math.inf
+
+
+def _parameters(model: str, size: int | None) -> int:
+    return sum(parameter.numel() for parameter in _subject(model, Sizes(1, None, size)).build().parameters())
 
 
 def _settings(sweep: SweepFile, budget: str, group: tuple[str, ...]) -> Values:

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from capaboost.commands import sweep as command
+from capaboost.sweeps.engines.local import local_engine
 from capaboost.sweeps.folder import CLAIMS
 from tests import commands
 from tests.commands import Command, finish
-from tests.sweeps.case import FAST, outcome, start, write_file
+from tests.sweeps.case import FAST, outcome, start, sweep_file, write_file
 
 SHORT = dict(methods=["linear", "lora"], seeds=[1], set={**FAST, "train.epochs": 2})
 LONG = dict(
@@ -24,6 +25,34 @@ LONG = dict(
     tune={"grid": {"train.lr": [1e-3, 5e-3, 2e-2, 8e-2]}, "widen": 0},
 )  # fmt: skip
 KILLS = {True: 5, False: 2}
+
+
+SMALL, LARGE = {"model.name": "test_vit"}, {"model.name": "vit_base_patch16_224"}
+
+
+@pytest.mark.parametrize(
+    ("models", "flag", "variable", "gpus", "threads"),
+    [
+        ([SMALL], None, None, None, 1),
+        ([SMALL, LARGE], None, None, None, 4),  # of eight cores for two workers
+        ([{"model.name": "x/unknown"}], None, None, None, 4),
+        ([SMALL], None, None, ("0", "1"), 4),  # they prepare what the GPUs compute
+        ([LARGE], None, "3", None, 3),
+        ([LARGE], None, "3,1", None, 4),  # of nested levels: not a number of threads
+        ([SMALL], 2, "3", None, 2),
+    ],
+)
+def test_a_worker_has_the_threads_that_were_asked_for_or_suit_its_model(
+    models, flag, variable, gpus, threads, monkeypatch
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    tasks = {str(i): {"task": "digits", **model} for i, model in enumerate(models)}
+    sweep = sweep_file(tasks=tasks, set={"model.pretrained": False})
+    assert local_engine(sweep, 2, flag, gpus).threads == threads
 
 
 @pytest.fixture(scope="module")

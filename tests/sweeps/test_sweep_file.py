@@ -169,7 +169,10 @@ def test_a_dry_run_lists_every_run_and_the_total_and_writes_nothing(tmp_path, ca
     for name in ("digits/linear/tune/lr=0.01/seed1", "digits/lora/tune/lr=0.001/seed1", "digits/lora/seed2"):
         assert name in out
     assert "8 runs" in out
-    assert re.search(r"; .+ to start$", out.strip())
+    total, left = re.search(
+        r"8 runs, (.+) one after another, of which (.+) are left .+; .+ of it to start$", out
+    ).groups()
+    assert total == left
     assert not (tmp_path / "out").exists()
 
 

@@ -20,9 +20,11 @@ from multiprocessing.context import ForkServerProcess
 from capaboost.runs.trainings import TRAININGS
 from capaboost.sweeps import work as worker
 from capaboost.sweeps.claims import holder
+from capaboost.sweeps.estimate import largest_model
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.plan import plan_of
 from capaboost.sweeps.runs import Run
+from capaboost.sweeps.sweep_file import SweepFile
 from capaboost.sweeps.work import command_line
 from capaboost.training.processes import wait_policy
 from capaboost_core.errors import UserError
@@ -32,13 +34,31 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0  # for a step and a checkpoint
 
 
-def local_engine(workers: int | None, threads: int | None = None, gpus: tuple[str, ...] | None = None) -> LocalEngine:
-    """Workers on this machine, by default one for each GPU or else one; they share its GPUs and its cores."""
+SMALL_MODEL = 10_000_000  # parameters: products so small that threads wait for each other longer than they work
+
+
+def local_engine(
+    sweep: SweepFile, workers: int | None, threads: int | None = None, gpus: tuple[str, ...] | None = None
+) -> LocalEngine:
+    """Workers on this machine, by default one for each GPU or else one.
+
+    They share its GPUs and its cores. Without `threads` each worker has the user's OMP_NUM_THREADS; else one thread,
+    where no GPU is used and all models of the sweep are small; else its share of the cores.
+    """
     import torch
 
     gpus = gpus or tuple(map(str, range(torch.cuda.device_count())))
     workers = workers or max(1, len(gpus))
-    return LocalEngine(workers, threads or max(1, len(os.sched_getaffinity(0)) // workers), gpus)
+    return LocalEngine(workers, threads or _threads(sweep, workers, bool(gpus)), gpus)
+
+
+def _threads(sweep: SweepFile, workers: int, has_gpus: bool) -> int:
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    if not has_gpus and largest_model(sweep) < SMALL_MODEL:
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 @dataclass
