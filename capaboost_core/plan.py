@@ -298,7 +298,8 @@ class Architecture:
         blocks: Regular expression of the last parts of a block's path.
         qkv: Path of a layer whose output is q, k and v side by side.
         widths: Function of the model and that layer for the widths of q, k and v; by default a third each. With
-            grouped-query attention k and v are narrower than q.
+            grouped-query attention k and v are narrower than q. None where they lie head by head, so that none of
+            them is one range of rows.
         embedding: Full path of the embedding.
         required_flags: Attributes of modules below a block that must be true, such as `attn.qkv_bias_separate`.
         missing: Roles that are computed without a module, each with the error message for methods that need it.
@@ -320,7 +321,7 @@ class Architecture:
     f2_dropout: str = ""
     embedding: str = ""
     required_flags: tuple[str, ...] = ()
-    widths: Callable[[nn.Module, nn.Module], tuple[int, int, int]] = lambda model, qkv: _thirds(qkv)
+    widths: Callable[[nn.Module, nn.Module], tuple[int, int, int] | None] = lambda model, qkv: thirds(qkv)
     missing: Mapping[str, str] = field(default_factory=dict)
 
     def roles(self, model: nn.Module, head: Iterable[str] = ()) -> Roles:
@@ -344,15 +345,13 @@ class Architecture:
             role: tuple(RoleModule(f"{path}.{name}") for name in of_role if name and f"{path}.{name}" in modules)
             for role, of_role in names.items()
         }
-        fused = f"{path}.{self.qkv}"
+        fused, missing = f"{path}.{self.qkv}", self.missing
         if self.qkv and fused in modules:
-            found |= self._fused(model, fused, modules[fused])
-        return Block(found | {"block": (RoleModule(path),)}, self.missing)
-
-    def _fused(self, model: nn.Module, path: str, layer: nn.Module) -> dict[str, tuple[RoleModule, ...]]:
-        q, k, v = self.widths(model, layer)
-        rows = {"q": (0, q), "k": (q, q + k), "v": (q + k, q + k + v)}
-        return {role: (RoleModule(path, of_role),) for role, of_role in rows.items()}
+            if widths := self.widths(model, modules[fused]):
+                found |= _fused(fused, widths)
+            else:
+                missing = {**missing, **dict.fromkeys("qkv", HEAD_BY_HEAD.format(type(model).__name__))}
+        return Block(found | {"block": (RoleModule(path),)}, missing)
 
     def _flags(self, path: str, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
         for flag in self.required_flags:
@@ -361,7 +360,18 @@ class Architecture:
                 yield module, attribute
 
 
-def _thirds(qkv: nn.Module) -> tuple[int, int, int]:
+HEAD_BY_HEAD = (
+    "{} keeps q, k and v of each head together in one layer; give the layers as targets, such as [attn.qkv, attn.proj]"
+)
+
+
+def _fused(path: str, widths: tuple[int, int, int]) -> dict[str, tuple[RoleModule, ...]]:
+    q, k, v = widths
+    rows = {"q": (0, q), "k": (q, q + k), "v": (q + k, q + k + v)}
+    return {role: (RoleModule(path, of_role),) for role, of_role in rows.items()}
+
+
+def thirds(qkv: nn.Module) -> tuple[int, int, int]:
     shape = linear_shape(qkv)
     assert shape is not None, "the qkv of an architecture is a linear layer"
     third = shape[0] // 3

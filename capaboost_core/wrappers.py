@@ -14,13 +14,15 @@ from torch.optim.swa_utils import AveragedModel
 from capaboost_core.errors import UserError
 
 WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
-TIMM_AVERAGES = {"ModelEmaV2", "ModelEmaV3"}  # by name: the core does not import timm
+# timm's wrappers with the name of the model in them, by name: the core does not import timm.
+TIMM_WRAPPERS = {"ModelEmaV2": "module", "ModelEmaV3": "module", "FeatureGetterNet": "model"}
 ORDINARY_TENSORS = (nn.Parameter, Tensor, FakeTensor)
 WRAPPER_PARTS = {"_orig_mod", "_checkpoint_wrapped_module"}  # added to names by torch.compile and by checkpointing
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile, (Distributed)DataParallel, AveragedModel and timm's ModelEmaV2 and V3.
+    """The model inside torch.compile, (Distributed)DataParallel, AveragedModel, and of timm ModelEmaV2, ModelEmaV3 and
+    the getter of features that `features_only=True` makes.
 
     Raises:
         UserError: If the wrapper is FSDP's first version, which keeps flat parameters without names.
@@ -31,8 +33,10 @@ def unwrap(model: nn.Module) -> nn.Module:
             raise UserError("FullyShardedDataParallel hides the parameters; shard with fully_shard (FSDP2) instead")
         if "_orig_mod" in model._modules:
             model = model.get_submodule("_orig_mod")
-        elif isinstance(model, WRAPPERS) or names & TIMM_AVERAGES:
+        elif isinstance(model, WRAPPERS):
             model = model.get_submodule("module")
+        elif inner := names & TIMM_WRAPPERS.keys():
+            model = model.get_submodule(TIMM_WRAPPERS[inner.pop()])
         else:
             return model
 

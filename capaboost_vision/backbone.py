@@ -58,5 +58,6 @@ def capaboost_vit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionT
         "capaboost_vit_micro_patch8_64",
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,  # resamples the position embedding to another `img_size`
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},  # as timm's own ViTs
         **dict(arguments, **kwargs),
     )

@@ -12,6 +12,7 @@ from torch import nn
 from capaboost_core.errors import UserError
 from capaboost_core.injection import inject as inject_plan
 from capaboost_core.methods import Method, resolve_config
+from capaboost_core.wrappers import unwrap
 from capaboost_vision.roles import roles_of
 
 
@@ -48,6 +49,17 @@ def register_all() -> None:
     _registry._model_entrypoints = entrypoints
 
 
+def _within(features: nn.Module) -> nn.Module:
+    """The model in what `features_only=True` makes."""
+    model = unwrap(features)
+    if model is features:
+        raise UserError(
+            f"features_only=True makes a {type(features).__name__}, which takes the model apart; leave it out, and "
+            "call model.forward_intermediates(x) of the adapted model"
+        )
+    return model
+
+
 def _taking_capaboost(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     @functools.wraps(entrypoint)
     def create(
@@ -56,13 +68,10 @@ def _taking_capaboost(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.
         **kwargs: Any,
     ) -> nn.Module:
         config = None if capaboost is None else resolve_config(capaboost)
-        if config is not None and kwargs.get("features_only"):
-            raise UserError(
-                "features_only=True makes a wrapper that capaboost does not adapt; leave it out, and call "
-                "model.forward_intermediates(x) of the adapted model"
-            )
         model = entrypoint(pretrained=pretrained, **kwargs)
-        return model if config is None else inject(model, config)
+        if config is not None:
+            inject(_within(model) if kwargs.get("features_only") else model, config)
+        return model
 
     cast(Any, create).takes_capaboost = True
     return create

@@ -17,8 +17,18 @@ from torch import nn
 
 from capaboost.runs.settings import VisionModelSection
 from capaboost.runs.vtab import create_model
-from capaboost_core import PRESETS, UserError, load_adapter, parameter_counts, save_adapter, trainable_parameters
+from capaboost_core import (
+    PRESETS,
+    UserError,
+    load_adapter,
+    merge,
+    parameter_counts,
+    save_adapter,
+    trainable_parameters,
+    unload,
+)
 from capaboost_vision import inject
+from capaboost_vision.backbone import EMBEDDED
 
 NAME = "vit_tiny_patch16_224"
 SMALL = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -45,11 +55,33 @@ def test_onnx_export_of_timm_writes_the_adapted_model(tmp_path):
     torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", [NAME, EMBEDDED])
+def test_features_only_gives_the_features_of_the_adapted_model(name, tmp_path):
+    def make(**more):
+        torch.manual_seed(0)
+        return timm.create_model(name, features_only=True, out_indices=(0, 1), **SMALL, **more).eval()
+
+    base, model = make(), make(capaboost="capaboost-lora")
+    assert base.feature_info.channels() == model.feature_info.channels() == [48, 48]
+    for ours, theirs in zip(model(X), base(X), strict=True):
+        assert torch.equal(ours, theirs)
+    assert {key.split("lora_")[1][:1] for key in trainable_parameters(model)} == {"A", "B"}  # there is no head
+    for parameter in trainable_parameters(model).values():
+        nn.init.normal_(parameter, std=0.3)
+    features = model(X)
+    assert not any(torch.allclose(ours, theirs) for ours, theirs in zip(features, base(X), strict=True))
+    sum(feature.square().sum() for feature in features).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in trainable_parameters(model).values())
+    save_adapter(model, tmp_path)
+    for again in (load_adapter(make(), tmp_path)(X), merge(model)(X), unload(model)(X)):
+        for ours, theirs in zip(again, features, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.hard_case(35)
-def test_features_only_is_refused_in_a_line_before_the_model_is_made():
-    with pytest.raises(UserError, match=r"features_only=True .* model\.forward_intermediates\(x\)"):
-        timm.create_model(NAME, features_only=True, capaboost="capaboost-lora", **SMALL)
-    assert timm.create_model(NAME, features_only=True, out_indices=1, **SMALL)(X)
+def test_features_that_take_the_model_apart_are_refused_in_a_line():
+    with pytest.raises(UserError, match=r"features_only=True makes a FeatureListNet, .* model\.forward_intermediates"):
+        timm.create_model("test_resnet", features_only=True, capaboost="linear")
     assert len(adapted().forward_intermediates(X, intermediates_only=True)) == 2
 
 
