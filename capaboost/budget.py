@@ -35,7 +35,7 @@ def budgeted(run: Any, options: argparse.Namespace) -> Any:
     if budget is None:
         check_nearest(options)
         return run
-    from capaboost.console import tell
+    from capaboost.console import note
     from capaboost.report.sizes import describe_budget, refuse_given, solve
     from capaboost.training.processes import is_first
     from capaboost.training.settings import flat, parse_assignments
@@ -43,7 +43,7 @@ def budgeted(run: Any, options: argparse.Namespace) -> Any:
     refuse_given(run.adapter, flat(parse_assignments(options.set)))
     found = solve(subject_of(run), run.adapter, budget, options.nearest)
     if is_first():
-        tell(describe_budget(found))
+        note(describe_budget(found))
     return dataclasses.replace(run, adapter=found.method)
 
 

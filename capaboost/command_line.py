@@ -81,6 +81,13 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def device_name(text: str) -> str:
+    """A flag's value: a device as torch names it."""
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device, such as cpu, cuda, cuda:1 or mps")
+    return text
+
+
 class Help(argparse.Action):
     """Prints the flags, the presets and the settings of a run; after `--method NAME` the settings of that method.
 
@@ -145,6 +152,13 @@ def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: st
         help="default: auto, that is bf16 where the device multiplies it natively",
     )
     add("--output-dir", type=given_path, metavar="DIR", help=f"default: {default_folder}")
+    add(
+        "--device",
+        type=device_name,
+        metavar="NAME",
+        help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)",
+    )
+    add("--quiet", action="store_true", help="print the result's path, warnings and errors only: no bars, no tables")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--config", type=given_path, metavar="FILE", help="a YAML file in place of the default one")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting; may be repeated")
@@ -160,7 +174,7 @@ def say_if_shortened(path: Path, options: argparse.Namespace) -> None:
 
     Not where a rate is given too, or `--set` gives other epochs.
     """
-    from capaboost.console import tell
+    from capaboost.console import note
     from capaboost.training.processes import is_first
     from capaboost.training.settings import flat, parse_assignments, read_config
 
@@ -168,7 +182,7 @@ def say_if_shortened(path: Path, options: argparse.Namespace) -> None:
     epochs, chosen = options.epochs, given or options.lr is not None or options.lr_grid is not None
     recipe = read_config(path, options.method).get("train", {}).get("epochs")
     if epochs and not chosen and isinstance(recipe, int) and MAX_SHORTENING * epochs < recipe and is_first():
-        tell(
+        note(
             f"--epochs {epochs}: the learning rate of {path.name} was chosen for {recipe} epochs, and so short a run "
             "may need a higher one; --lr RATE sets it, --lr-grid tries several on the rows for selection"
         )
@@ -196,24 +210,29 @@ def load_typed(command: str, flags: Raw, options: argparse.Namespace, recipe: Pa
     Raises:
         UserError: If one is wrong.
     """
+    from capaboost.console import quiet
     from capaboost.runs.trainings import TRAININGS
 
     training = TRAININGS[command]
     path = options.config or recipe or training.recipe(flags, options.method)
     run = training.load(flags, options.method, options.set, path)
-    say_if_shortened(path, options)
-    return budgeted(run, options)
+    with quiet(options.quiet):
+        say_if_shortened(path, options)
+        return budgeted(run, options)
 
 
 def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
     """Train with the settings, or with each learning rate of the grid, and show the result."""
     if options.print_config:
         return print_settings(run)
+    from capaboost.console import quiet
     from capaboost.runs.trainings import train
+    from capaboost.training.processes import on_device
     from capaboost.training.tuning import parse_rates
 
     rates = None if options.lr_grid is None else parse_rates(options.lr_grid)
-    return train(run, options.output_dir or run.default_folder(), options.resume, prepare, rates)
+    with quiet(options.quiet), on_device(options.device):
+        return train(run, options.output_dir or run.default_folder(), options.resume, prepare, rates)
 
 
 def print_settings(run: Any) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -75,6 +76,57 @@ def lasting_streams() -> Iterator[None]:
         stack.enter_context(contextlib.redirect_stdout(sys.stdout or nowhere))
         stack.enter_context(contextlib.redirect_stderr(Lasting(sys.stderr or nowhere)))
         yield
+
+
+_answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)  # the standard output outside of `quiet`
+
+
+class NoTerminal(Lasting):
+    """A standard error on which no bar is shown."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def quiet(on: bool = True) -> Iterator[None]:
+    """Within it neither bars nor what is printed are seen, but answers, remarks and messages are.
+
+    Args:
+        on: If false, it changes nothing.
+    """
+    if not on or is_quiet():
+        yield
+        return
+    token = _answers.set(sys.stdout)
+    try:
+        with contextlib.ExitStack() as stack:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(NoTerminal(sys.stderr)))
+            yield
+    finally:
+        _answers.reset(token)
+
+
+def is_quiet() -> bool:
+    return _answers.get() is not None
+
+
+def answer(text: str) -> None:
+    """Print what was asked for, within `quiet` too."""
+    print(text, file=_answers.get())
+
+
+def remark(message: str) -> None:
+    """Print a line that changes what a result means; within `quiet` on the standard error."""
+    tell(message) if is_quiet() else print(message)
+
+
+def note(message: str) -> None:
+    """`tell`, but not within `quiet`."""
+    if not is_quiet():
+        tell(message)
 
 
 def show_table(table: Table) -> None:

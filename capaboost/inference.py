@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from capaboost.hub import adapter_folder, fetch
+from capaboost.training.processes import checked_device
 from capaboost_core import load_adapter, merge
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning
 from capaboost_core.adapter_files.record import INFERENCE, read_inference
@@ -161,7 +162,7 @@ def load_run(
     with warnings.catch_warnings():
         warnings.simplefilter("error", DifferentBaseWarning)
         try:
-            run = make(record, adapter, base, _checked(device))
+            run = make(record, adapter, base, checked_device(device))
         except DifferentBaseWarning as error:
             raise UserError(f"{error}; pass the base model that it was trained on as --base PATH") from error
     if merged:
@@ -191,14 +192,6 @@ def _text_run(record: dict[str, Any], adapter: Path, base: str | None, device: t
     base_model = load_classifier(name, max(1, len(classes)), tokenizer.pad_token_id)
     model = load_adapter(base_model, adapter).to(device).eval()
     return TextRun(model, classes, tokenizer, record["max_length"], tuple(record["columns"]))
-
-
-def _checked(device: str | torch.device) -> torch.device:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} is not to be had here; type cpu, or a device of this machine") from error
-    return torch.device(device)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -239,7 +239,7 @@ def encode(examples: Sequence[Example], tokenizer: Any, max_length: int, shown: 
         shown: Show a bar.
     """
     rows: list[Encoded] = []
-    with tqdm(total=len(examples), desc="tokenise", unit=" rows", leave=False, disable=not shown) as bar:
+    with tqdm(total=len(examples), desc="tokenise", unit=" rows", leave=False, disable=None if shown else True) as bar:
         for at in range(0, len(examples), CHUNK):
             part = examples[at : at + CHUNK]
             pairs = [example.pair for example in part] if part[0].pair is not None else None

@@ -54,6 +54,20 @@ def trained(photos, tmp_path_factory) -> Path:
     return folder
 
 
+def test_quiet_predictions_are_in_the_file_alone(trained, photos, tmp_path, capsys):
+    loud, silent = tmp_path / "loud.csv", tmp_path / "silent.csv"
+    flags = [str(trained), str(photos / "red"), "--device", "cpu"]
+    assert predict.main([*flags, "--csv", str(loud)]) == 0
+    assert "probability" in capsys.readouterr().out
+    assert predict.main([*flags, "--csv", str(silent), "--quiet"]) == 0
+    assert "".join(capsys.readouterr()) == ""
+    assert silent.read_text() == loud.read_text()
+    for wrong, line in ((["--quiet"], "add --csv FILE or --json FILE"), (["--device", "gpu"], "'gpu' is no device")):
+        with pytest.raises(SystemExit, match="2"):
+            predict.main([*flags, *wrong])
+        assert line in capsys.readouterr().err
+
+
 def test_the_run_says_what_it_measured_and_of_whom(trained):
     result = json.loads((trained / "result.json").read_text())
     assert "20% of each class held out by seed 0" in result["split_note"]
@@ -100,7 +114,7 @@ MISTAKES = {
     "no image": (["{run}", "{tmp}"], "holds no image"),
     "a missing image": (["{run}", "none.png"], "there is no none.png"),
     "a text": (["{run}", "{tmp}/bad.png"], "is not a readable image"),
-    "a device": (["{run}", "{red}", "--device", "gpu"], "--device"),
+    "a device": (["{run}", "{red}", "--device", "xpu:7"], "--device xpu:7 is not to be had here"),
 }
 
 

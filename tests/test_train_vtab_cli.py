@@ -1,6 +1,7 @@
 """The training command: a run on digits, killed and resumed, and its answers to wrong input."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -84,6 +85,7 @@ WRONG = {
     "a seed": (["--seed", "4294967296"], "train.seed is 4294967296; type a whole number from 0 to 4294967295"),
     "clipping": (["--set", "train.max_grad_norm=0"], "type a number above 0, such as 1.0, or null for no clipping"),
     "an unused setting": (["--method", "linear", "--set", "adapter.r=4"], "means nothing to method linear"),
+    "a device": (["--device", "xpu:7"], "--device xpu:7 is not to be had here; type cpu, or a device of this machine"),
     "a folder": (["--source", "folder", "--data-dir", "nowhere"], "nowhere"),
 }
 
@@ -94,6 +96,18 @@ def test_wrong_input_is_one_line_and_writes_nothing(case, tmp_path, capsys, monk
     arguments, message = WRONG[case]
     assert message in refusal(capsys, *RUN, "--output-dir", str(tmp_path / "out"), *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_quiet_prints_the_path_of_the_result_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    folder = tmp_path / "out"
+    assert train_vtab.main([*FAST, "--quiet", "--device", "cpu", "--output-dir", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (f"result: {folder / 'result.json'}\n", "")
+    assert "ACCELERATE_USE_CPU" not in os.environ
+    assert json.loads((folder / "result.json").read_text())["device"].startswith("cpu")
+    assert train_vtab.main([*FAST, "--quiet", "--print-config"]) == 0
+    assert "batch_size:" in capsys.readouterr().out
 
 
 def test_a_weights_file_of_another_model_is_refused(tmp_path, capsys, monkeypatch):

@@ -50,9 +50,11 @@ def noah(options: argparse.Namespace) -> None:
     subnet, supernet = settings(options)
     if options.print_config:
         return print_settings(supernet)
+    from capaboost.console import quiet
     from capaboost.report.subnets import search_subnet
     from capaboost.runs.vtab import prepare
     from capaboost.training.experiment import run_experiment
+    from capaboost.training.processes import on_device
     from capaboost.training.run_folder import ADAPTER, check_folder, run_folder
     from capaboost_core.methods.noah import NOAHSupernet
 
@@ -60,11 +62,12 @@ def noah(options: argparse.Namespace) -> None:
     folder = options.output_dir or run_folder("noah", data.dataset, model.name, subnet.adapter, subnet.train.seed)
     for stage in (SUPERNET, SUBNET):
         check_folder(folder / stage, options.resume)
-    run_experiment(supernet, folder / SUPERNET, options.resume, prepare)
-    found = search_subnet(supernet, folder / SUPERNET / ADAPTER, search, folder / SEARCH)
-    assert isinstance(supernet.adapter, NOAHSupernet)
-    subnet = dataclasses.replace(subnet, adapter=supernet.adapter.fixed(found.subnet))
-    say(subnet, found, folder)
+    with quiet(options.quiet), on_device(options.device):
+        run_experiment(supernet, folder / SUPERNET, options.resume, prepare)
+        found = search_subnet(supernet, folder / SUPERNET / ADAPTER, search, folder / SEARCH)
+        assert isinstance(supernet.adapter, NOAHSupernet)
+        subnet = dataclasses.replace(subnet, adapter=supernet.adapter.fixed(found.subnet))
+        say(subnet, found, folder)
     options.output_dir = folder / SUBNET
     run_and_show(subnet, options, prepare)
 

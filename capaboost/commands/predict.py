@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaboost.command_line import at_least_one, exit_code, given, given_path, make_parser
+from capaboost.command_line import at_least_one, device_name, exit_code, given, given_path, make_parser
 from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,24 +42,26 @@ def predict_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--csv", type=given_path, metavar="FILE", help="write input, class, probability, and so on for the next")
     add("--json", type=given_path, metavar="FILE", help="write the same as a list of objects")
     add("--base", type=given, metavar="PATH", help="where the frozen model is now, if not where it was in training")
-    add("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: cpu)")
+    add("--quiet", action="store_true", help="no bar and no table; with --csv or --json")
+    add("--device", type=device_name, default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: cpu)")
     add("--merge", action="store_true", help="sum the delta weights into the frozen ones first")
     return parser
 
 
 def predict(options: argparse.Namespace) -> None:
     """Predict, show the first rows, and write what was asked for."""
-    from capaboost.console import check_outputs
+    from capaboost.console import check_outputs, quiet
 
     check_outputs("--csv", options.csv)
     check_outputs("--json", options.json)
     from capaboost.inference import ImageRun, load_run
 
-    run = load_run(options.run, options.base, options.device, options.merge)
-    items = image_paths(options) if isinstance(run, ImageRun) else texts_of(options, len(run.columns))
-    rows = ranked(run, items, options.top)
-    write(rows, options)
-    show(rows)
+    with quiet(options.quiet):
+        run = load_run(options.run, options.base, options.device, options.merge)
+        items = image_paths(options) if isinstance(run, ImageRun) else texts_of(options, len(run.columns))
+        rows = ranked(run, items, options.top)
+        write(rows, options)
+        show(rows)
 
 
 def image_paths(options: argparse.Namespace) -> list[str]:
@@ -185,5 +187,8 @@ def write(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
-    options = predict_parser(prog).parse_args(arguments)
+    parser = predict_parser(prog)
+    options = parser.parse_args(arguments)
+    if options.quiet and not (options.csv or options.json):
+        parser.error("--quiet shows no table; add --csv FILE or --json FILE")
     return exit_code(lambda: predict(options), "run the same command again")

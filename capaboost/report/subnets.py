@@ -244,4 +244,6 @@ def _score(setup: TaskSetup, bar: tqdm) -> Callable[[Subnet], float]:
 
 def _bar(how: Evolution, shown: bool) -> tqdm:
     """Over all that are scored at most, with the time left."""
-    return tqdm(total=how.generations * how.population, desc="search", unit=" subnets", disable=not shown)
+    return tqdm(
+        total=how.generations * how.population, desc="search", unit=" subnets", disable=None if shown else True
+    )

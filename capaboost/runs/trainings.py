@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaboost.console import tell
+from capaboost.console import answer, note
 from capaboost.runs.settings import (
     GlueRun,
     SquadRun,
@@ -125,14 +125,14 @@ def train(
     from capaboost.training.tuning import run_grid
 
     if not (find_spec("tensorboard") or find_spec("tensorboardX")) and os.environ.get("RANK", "0") == "0":
-        tell(f"tensorboard is not installed: no TensorBoard logs are written; {install_line('tensorboard')} adds them")
+        note(f"tensorboard is not installed: no TensorBoard logs are written; {install_line('tensorboard')} adds them")
     if rates is not None:
         result = run_grid(run, rates, folder, resume, prepare)
     else:
         result = run_experiment(run, folder, resume, prepare, command)
     if result:
         print_table([result])
-        print(f"result: {folder / 'result.json'}")
+        answer(f"result: {folder / 'result.json'}")
         _write_card(folder, result)
     PartialState().destroy_process_group()
 

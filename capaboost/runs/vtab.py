@@ -14,6 +14,7 @@ from huggingface_hub import constants as hub
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from capaboost.console import remark
 from capaboost.runs.settings import VisionDataSection, VisionModelSection, VtabRun
 from capaboost.training.experiment import TaskSetup
 from capaboost_core.errors import UserError, is_no_memory, reason_of
@@ -161,8 +162,8 @@ def prepare(run: VtabRun, accelerator: Accelerator) -> TaskSetup:
     check_data(data, classes)
     model = create_model(run.model, classes, run.adapter)
     task = make_task(run, model, accelerator)
-    for remark in task.test_set.remarks:
-        accelerator.print(f"{data.dir}: {remark}")
+    for line in task.test_set.remarks if accelerator.is_main_process else ():
+        remark(f"{data.dir}: {line}")
     names = class_names(data.source, data.dir)
     task.classes = (*names, *map(str, range(len(names), classes)))
     turned = cached(("looked through", data, run.train.test), lambda: look_through(data, run.train.test))

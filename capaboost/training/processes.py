@@ -1,9 +1,10 @@
-"""The processes of a run: whether they are linked, how long idle threads spin, and which process prints."""
+"""The processes of a run: whether they are linked, their device, how long idle threads spin, and which one prints."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,7 @@ from capaboost.console import tell
 from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:  # a command that ends with a wrong setting does not import it
+    import torch
     from accelerate import Accelerator
 
 Found = TypeVar("Found")
@@ -65,6 +67,50 @@ def _several_were_asked() -> bool:
     It then exports where they should meet, and no number of processes.
     """
     return {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
+
+
+def checked_device(name: str | torch.device) -> torch.device:
+    """The device of a name, such as cuda:1.
+
+    Raises:
+        UserError: If this machine does not have it.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} is not to be had here; type cpu, or a device of this machine") from error
+    return torch.device(name)
+
+
+@contextmanager
+def on_device(name: str | None) -> Iterator[None]:
+    """Runs that begin within it take the device; without a name accelerate chooses one.
+
+    Raises:
+        UserError: If this machine does not have it, or several processes would share it.
+    """
+    if name is None:
+        yield
+        return
+    device, before = checked_device(name), dict(os.environ)
+    if device.type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"--device {name} is one device for several processes; leave it out, so that each has its own")
+    else:
+        os.environ |= {"ACCELERATE_USE_CPU": "false", "ACCELERATE_TORCH_DEVICE": name}
+        if device.index is not None:
+            import torch
+
+            torch.accelerator.set_device_index(device.index)
+    try:
+        yield
+    finally:
+        for variable in ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE"):
+            os.environ.pop(variable, None)
+            os.environ |= {variable: before[variable]} if variable in before else {}
 
 
 def wait_policy(side_by_side: bool = False) -> dict[str, str]:

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from capaboost.console import show_table, tell
+from capaboost.console import is_quiet, show_table, tell
 from capaboost.training.checkpoint import Checkpoints, State
 from capaboost.training.run_folder import METRICS, RESULT, TENSORBOARD, is_number, to_json
 from capaboost_core.adapter_files.save import WEIGHTS
@@ -69,7 +69,7 @@ class Progress:
             unit=f" {unit}",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not shown,
+            disable=not shown or is_quiet(),
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
 

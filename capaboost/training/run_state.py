@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from capaboost.console import remark
 from capaboost.training.checkpoint import Checkpoints, Expected, Position, State, differences
 from capaboost.training.optimize import Stepper, copied
 from capaboost.training.result import surroundings
@@ -91,15 +92,16 @@ class RunState:
         """
         expected = Expected(**self._weights(), optimizer=self.stepper.optimizer)
         state, warning = checkpoints.load(self.fingerprint, expected.problem_of)
-        say, folder = self.accelerator.print, checkpoints.newest.parent
+        folder = checkpoints.newest.parent
+        say = remark if self.accelerator.is_main_process else lambda _: None
         if warning:
             say(f"warning: {warning}")
         if state is None:
-            say(f"{folder}: no checkpoint yet, starting from the beginning")
+            self.accelerator.print(f"{folder}: no checkpoint yet, starting from the beginning")
             return 0, None
         step = f", step {state.position['step']} of {self.steps}" if state.position else ""
         self._check_base(state, folder)
-        say(f"{folder}: going on after epoch {state.epoch}{step}")
+        self.accelerator.print(f"{folder}: going on after epoch {state.epoch}{step}")
         changed = differences(state.surroundings, self.surroundings)
         if changed:
             say(f"note: not bit-identical to a run without a stop ({'; '.join(changed)})")

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from capaboost.console import remark
 from capaboost.training.checkpoint import differences
 from capaboost.training.experiment import AnyRun, Prepare, RunSettings, run_experiment
 from capaboost.training.optimize import make_accelerator
@@ -53,7 +54,8 @@ def _try_all(
         try:
             results[rate] = run_experiment(run, rate_folder(folder, rate), resume, prepare)
         except DivergedError as error:
-            accelerator.print(f"train.lr={rate:g} is left out: {error}")
+            if accelerator.is_main_process:
+                remark(f"train.lr={rate:g} is left out: {error}")
     if not results:
         raise UserError(f"training diverged at every rate of the grid; give lower ones than {min(runs):g}")
     if not all(results.values()):

@@ -11,7 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from capaboost.command_line import exit_code
 from capaboost.training.optimize import make_accelerator
-from capaboost.training.processes import check_launch, wait_policy
+from capaboost.training.processes import check_launch, on_device, wait_policy
 from capaboost_core import UserError
 from tests.commands import ROOT, torchrun
 from tests.core.toy_run import settings
@@ -117,6 +117,39 @@ def test_one_process_under_a_launcher_is_right(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match="4 processes were started, but accelerate sees 1"):
         check_launch(Accelerator())
+
+
+def chosen() -> dict[str, str]:
+    names = ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        (None, {"ACCELERATE_USE_CPU": "user's"}),
+        ("cpu", {"ACCELERATE_USE_CPU": "true"}),
+        ("mps", {"ACCELERATE_USE_CPU": "false", "ACCELERATE_TORCH_DEVICE": "mps"}),
+        ("cuda:1", {"ACCELERATE_USE_CPU": "false", "ACCELERATE_TORCH_DEVICE": "cuda:1"}),
+    ],
+)
+def test_a_named_device_is_accelerates_for_the_runs_within(monkeypatch, name, inside):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "user's")
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+    monkeypatch.setattr("torch.empty", lambda *_, device: None)  # a machine that has them all
+    made = []
+    monkeypatch.setattr("torch.accelerator.set_device_index", made.append)
+    with on_device(name):
+        assert chosen() == inside
+    assert chosen() == {"ACCELERATE_USE_CPU": "user's"}
+    assert made == ([1] if name == "cuda:1" else [])
+
+
+def test_processes_do_not_share_one_named_device(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.empty", lambda *_, device: None)
+    with pytest.raises(UserError, match="--device cuda:0 is one device for several processes; leave it out"):
+        on_device("cuda:0").__enter__()
 
 
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
