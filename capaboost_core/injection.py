@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from capaboost_core.liveness import (
     wake,
 )
 from capaboost_core.methods import Method, resolve_config
-from capaboost_core.plan import Plan, Roles, classifier_of, complete, in_prefix
+from capaboost_core.plan import Plan, Roles, classifier_of, complete, in_prefix, linear_shape
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.tied import MaskedCopyCache
 from capaboost_core.wrappers import check_bare, kind_if_no_floats, named_parameters, swap, timm_cfg, unwrap
@@ -36,6 +37,10 @@ HOOKED = "capaboost_hooked"  # attribute of a model whose training loop calls th
 
 class UnhookedWarning(UserWarning):
     """A training loop does not call the method's hooks around each step."""
+
+
+class FrozenHeadWarning(UserWarning):
+    """A layer that may be a fresh classifier stays frozen."""
 
 
 WITHOUT_INTEGRATION = Roles(
@@ -85,7 +90,8 @@ def inject(
         plan: The layers to adapt, and the head that trains; without one, `config.targets` has to list module
             suffixes. A model of timm or transformers then runs once, to check that it calls these layers.
         trainable: Without a plan, the paths of modules that train besides, such as `("head",)`; None stands for the
-            classifier that a model names by `get_classifier`, as timm's do, and for nothing in any other model.
+            classifier that a model names by `get_classifier`, as timm's do, and for nothing in any other model, of
+            which a `FrozenHeadWarning` then names the last linear layer, unless it is one of many, or an LM's.
 
     Raises:
         UserError: If nothing is to be adapted, a target is not a layer of the method's kind, or the model is wrapped
@@ -101,7 +107,26 @@ def inject(
         return attach(model, injection, layers)
     with undone_on_error(model, ()):
         check_alive_by_example(attach(model, injection, layers))
+    if trainable is None and not plan.head and (last := _frozen_output(model)):
+        warnings.warn(
+            f"{last} stays frozen; pass trainable=[{last!r}] if it is a fresh classifier, else trainable=[]",
+            FrozenHeadWarning,
+            stacklevel=2,
+        )
     return model
+
+
+def _frozen_output(model: nn.Module) -> str | None:
+    """The path of the last linear layer, if nothing of it trains and no other layer has its path but for numbers."""
+    linear = {path: module for path, module in model.named_modules() if linear_shape(module)}
+    path = next(reversed(linear), None)
+    get_output = getattr(model, "get_output_embeddings", None)  # of transformers: the pretrained head of an LM
+    if path is None or (get_output and get_output() is linear[path]):
+        return None
+    if any(parameter.requires_grad for parameter in linear[path].parameters()):
+        return None
+    alike = [other for other in linear if re.sub(r"\d+", "0", other) == re.sub(r"\d+", "0", path)]
+    return path if len(alike) == 1 or not path.strip("0123456789") else None
 
 
 def _head_of(model: nn.Module, trainable: Sequence[str] | None) -> tuple[str, ...]:

@@ -1,15 +1,18 @@
 """What is fresh in a model trains, is counted and comes back; what is pretrained stays frozen."""
 
 import copy
+import warnings
 
 import pytest
 import timm
 import torch
+import torchvision
 import transformers as t
 from torch import nn
 
 import capaboost_text
 from capaboost_core import UserError, inject, load_adapter, parameter_counts, save_adapter, trainable_parameters
+from capaboost_core.injection import FrozenHeadWarning
 
 SMALL = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
 BERT = t.BertConfig(**SMALL, vocab_size=50, num_labels=3)
@@ -109,3 +112,43 @@ def test_what_trains_besides_can_be_named():
     assert {"head.fc.weight", "head.norm.weight", "stem.1.weight"} <= trainable_parameters(model).keys()
     with pytest.raises(UserError, match="no module 'hed'"):
         inject(small_convnext(), {"method": "lora", "targets": ["mlp.fc1"]}, trainable=("hed",))
+
+
+def classifier_of_torchvision() -> nn.Module:
+    return torchvision.models.VisionTransformer(32, 16, 2, 2, 16, 32, num_classes=3)
+
+
+FROZEN = {  # through the core, without a plan: the model, its targets, and the layer that is said to stay frozen
+    "torchvision": (classifier_of_torchvision, ["mlp.0"], "heads.head"),
+    "a classifier of transformers": (lambda: t.BertForSequenceClassification(BERT), ["query"], "classifier"),
+    "a sequence": (lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), ["0"], "2"),
+    "an adapted head": (lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), ["2"], None),
+    "timm": (small_convnext, ["mlp.fc1"], None),
+    "a language model": (lambda: t.LlamaForCausalLM(t.LlamaConfig(**SMALL, vocab_size=50)), ["q_proj"], None),
+    "an encoder": (
+        lambda: t.BertModel(t.BertConfig(**SMALL | {"num_hidden_layers": 2}, vocab_size=50), add_pooling_layer=False),
+        ["query"],
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FROZEN)
+def test_a_frozen_layer_that_may_be_a_fresh_head_is_said(case):
+    make, targets, frozen = FROZEN[case]
+    config = {"method": "lora", "r": 2, "targets": targets}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inject(make(), config)
+    said = [str(warning.message) for warning in caught if warning.category is FrozenHeadWarning]
+    if frozen is None:
+        assert not said
+        return
+    assert said == [
+        f"{frozen} stays frozen; pass trainable=[{frozen!r}] if it is a fresh classifier, else trainable=[]"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FrozenHeadWarning)
+        inject(make(), config, trainable=[])
+        model = inject(make(), config, trainable=[frozen])
+    assert f"{frozen}.weight" in trainable_parameters(model)
