@@ -21,7 +21,9 @@ if TYPE_CHECKING:
         weight_decay_groups,
     )
     from capaboost_core.methods import PRESETS, CapaBoostConfig, Method, register_method, resolve_config
+    from capaboost_core.mixed_batch import mixed_batch
     from capaboost_core.modes import disable, merge, merged, unload, unmerge
+    from capaboost_core.named import active_adapter, adapter_names, delete_adapter, set_adapter
     from capaboost_core.plan import Plan, Target
 
 MODULES = {
@@ -31,7 +33,9 @@ MODULES = {
     "errors": ("UserError",),
     "injection": ("ParameterCounts", "inject", "parameter_counts", "trainable_parameters", "weight_decay_groups"),
     "methods": ("PRESETS", "CapaBoostConfig", "Method", "register_method", "resolve_config"),
+    "mixed_batch": ("mixed_batch",),
     "modes": ("disable", "merge", "merged", "unload", "unmerge"),
+    "named": ("active_adapter", "adapter_names", "delete_adapter", "set_adapter"),
     "plan": ("Plan", "Target"),
 }
 MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
@@ -44,17 +48,22 @@ __all__ = [
     "Plan",
     "Target",
     "UserError",
+    "active_adapter",
+    "adapter_names",
+    "delete_adapter",
     "disable",
     "inject",
     "load_adapter",
     "load_peft",
     "merge",
     "merged",
+    "mixed_batch",
     "parameter_counts",
     "register_method",
     "resolve_config",
     "save_adapter",
     "save_peft",
+    "set_adapter",
     "trainable_parameters",
     "unload",
     "unmerge",

@@ -29,9 +29,20 @@ from capaboost_core.methods import Method, resolve_config
 from capaboost_core.plan import Plan, Roles, classifier_of, complete, in_prefix, linear_shape
 from capaboost_core.sharing.masks import checksum
 from capaboost_core.sharing.tied import MaskedCopyCache
-from capaboost_core.wrappers import check_bare, kind_if_no_floats, named_parameters, swap, timm_cfg, unwrap
+from capaboost_core.wrappers import (
+    check_bare,
+    kind_if_no_floats,
+    named_modules,
+    named_parameters,
+    swap,
+    timm_cfg,
+    unwrap,
+)
 
 INJECTION = "capaboost"  # attribute of an adapted model
+ADAPTERS = "capaboost_adapters"  # attribute of a model with several adapters, see `named.py`
+ACTIVE = "active adapter"  # a key of the metadata of such a model's state dict
+MIXED = "capaboost_mixed_batch"  # attribute of a model in such a context
 HOOKED = "capaboost_hooked"  # attribute of a model whose training loop calls the method's hooks
 
 
@@ -161,11 +172,18 @@ def build(model: nn.Module, config: Method, plan: Plan) -> dict[str, Adapted]:
 
 
 def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> nn.Module:
-    """Swap the built layers in, and set which parameters are trainable."""
+    """Set which parameters are trainable, and swap the built layers in."""
     trained = _trained(model, injection.config, injection.plan)
     for name, parameter in named_parameters(model).items():
         parameter.requires_grad_(name in trained)
-    swap(model, {model.get_submodule(path): layer for path, layer in layers.items()})
+    of_base = {name: buffer.detach().clone() for name, buffer in statistics(model).items()}
+    return install(model, replace(injection, statistics=of_base), layers)
+
+
+def install(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -> nn.Module:
+    """Swap layers in, with the flags, hooks and attributes of an adapted model."""
+    modules = named_modules(model)
+    swap(model, {modules[path]: layer for path, layer in layers.items()})
     if layers:
         close_fast_paths(model, layers)
         off = [pair for pair in injection.plan.required_flags if not getattr(model.get_submodule(pair[0]), pair[1])]
@@ -173,11 +191,9 @@ def attach(model: nn.Module, injection: Injection, layers: dict[str, Adapted]) -
         for path, attribute in off:
             setattr(model.get_submodule(path), attribute, True)
     tied = [weight for layer in layers.values() for weight in layer.tied_weights().values()]
-    of_base = {name: buffer.detach().clone() for name, buffer in statistics(model).items()}
     copy_cache = MaskedCopyCache(model, tied) if tied else None
     hooks = [*([Watch(model)] if layers else []), *_register_hooks(model, injection.config)]
-    injection = replace(injection, copy_cache=copy_cache, hooks=hooks, statistics=of_base)
-    setattr(model, INJECTION, injection)
+    setattr(model, INJECTION, replace(injection, copy_cache=copy_cache, hooks=hooks))
     rest(model, injection.plan.head, injection.config.trains)
     if hasattr(type(model), "save_pretrained"):
         vars(model)["save_pretrained"] = SavesAdapter(model)
@@ -192,7 +208,7 @@ def remove_injection(model: nn.Module) -> nn.Module:
     for hooks in filter(None, (injection.copy_cache, *injection.hooks)):
         hooks.remove()
     wake(model)
-    for name in (INJECTION, HOOKED, "save_pretrained"):
+    for name in (INJECTION, HOOKED, "save_pretrained", ADAPTERS, "_apply"):
         vars(model).pop(name, None)
     return model
 
@@ -270,6 +286,16 @@ def find_injection(model: nn.Module) -> Injection | None:
     return getattr(unwrap(model), INJECTION, None)
 
 
+def check_not_mixed(model: nn.Module) -> None:
+    """Refuse a model in a `mixed_batch` context, which holds other layers.
+
+    Raises:
+        UserError: If it is in one.
+    """
+    if MIXED in vars(unwrap(model)):
+        raise UserError("the model is in a mixed_batch context; leave it first")
+
+
 def base_name(model: nn.Module) -> str:
     """The architecture's name in timm's `pretrained_cfg` or transformers' `config`, else the name of the class."""
     name = timm_cfg(model).get("architecture") or getattr(getattr(model, "config", None), "name_or_path", None)
@@ -281,23 +307,42 @@ def _head_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
 
 
 def _note_draws(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
-    """Add the settings that masks are drawn by, which no tensor holds, to the metadata of a state dict."""
-    if injection := find_injection(model):
-        metadata["capaboost"] = _drawn_by(injection)
+    """Add the settings that masks are drawn by, which no tensor holds, to the metadata of a state dict.
+
+    The tensors of inactive adapters are added as well.
+    """
+    if find_injection(model):
+        metadata["capaboost"] = _drawn_by(model)
+    if adapters := vars(model).get(ADAPTERS):
+        adapters.write_state(state, prefix)
 
 
 def _refuse_other_draws(model: nn.Module, state: dict, prefix: str, metadata: dict, *_) -> None:
-    """Refuse a state dict of other masks before it is loaded, if its metadata records how they were drawn."""
-    injection = find_injection(model)
-    there, here = metadata.get("capaboost"), _drawn_by(injection) if injection else {}
+    """Refuse a state dict of other masks before it is loaded, if its metadata records how they were drawn.
+
+    Inactive adapters take their tensors out of it.
+    """
+    there, here = metadata.get("capaboost"), _drawn_by(model)
     there = there if isinstance(there, dict) else {}  # safetensors and files of earlier versions have none
+    if (active := there.get(ACTIVE)) and active != here.get(ACTIVE, active):
+        raise UserError(f"the state dict is of a model whose adapter {active!r} is active; call set_adapter first")
     unequal = [key for key in here if key in there and there[key] != here[key]]
     if unequal and any(name.startswith(prefix) and name.endswith(".packed") for name in state):
         said = "; ".join(f"{key}: {there[key]} there, {here[key]} here" for key in unequal)
         raise UserError(f"the state dict is of a model with other masks ({said}); inject with its settings")
+    if adapters := vars(model).get(ADAPTERS):
+        adapters.read_state(state, prefix, metadata.get("assign_to_params_buffers", False))
 
 
-def _drawn_by(injection: Injection) -> dict[str, Any]:
+def _drawn_by(model: nn.Module) -> dict[str, Any]:
+    if (injection := find_injection(model)) is None:
+        return {}
+    adapters = vars(model).get(ADAPTERS)
+    return mask_settings(injection) | (adapters.drawn_by() if adapters else {})
+
+
+def mask_settings(injection: Injection) -> dict[str, Any]:
+    """The settings that masks are drawn by."""
     settings = injection.config.to_dict()
     return {key: settings[key] for key in ("seed", "num_tied", "density", "mask", "n", "m") if key in settings}
 

@@ -134,6 +134,28 @@ class Adapted(nn.Module):
         compute_weights(layer)
         return layer
 
+    def release(self) -> None:
+        """Drop what it holds of its base, to wait outside the model; it cannot run until `hold`."""
+        for name, of_base in self.base_content.items():
+            content = vars(self)[name]
+            for key in of_base & content if isinstance(content, set) else of_base & content.keys():
+                content.remove(key) if isinstance(content, set) else content.pop(key)
+
+    def hold(self, base: nn.Module) -> None:
+        """Hold a base again after `release`: the layer that it adopted, or what `plain` makes of that."""
+        self.release()
+        self.train(base.training)  # its own children; the base's have their modes
+        for name, of_base in self.base_content.items():
+            own, content = vars(self)[name], vars(base)[name]
+            if isinstance(own, set):
+                own |= of_base & content
+            else:
+                vars(self)[name] = type(own)({key: content[key] for key in content if key in of_base} | own)
+        for name in ("_hf_hook", "_old_forward", "forward"):
+            vars(self).pop(name, None)
+        take_forward(self, base)
+        compute_weights(self)
+
     def _replicate_for_data_parallel(self) -> Adapted:
         """A replica of `nn.DataParallel`, which another thread runs."""
         replica = super()._replicate_for_data_parallel()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from capaboost_core.errors import UserError
-from capaboost_core.injection import adapted_layers, injection_of, remove_injection
+from capaboost_core.injection import adapted_layers, check_not_mixed, injection_of, remove_injection
 from capaboost_core.layers import Adapted, Mergeable
 from capaboost_core.wrappers import is_sharded, swap
 
@@ -71,6 +71,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
 
     Layers that cannot be merged stay as they are. Contexts may be nested, and overlap in several threads.
     """
+    check_not_mixed(model)
     layers = [layer for layer in _mergeable(adapted_layers(model)) if not _sharded(layer)]
     entered: list[Mergeable] = []
     try:
@@ -89,7 +90,7 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
     """Put plain layers back, with the additions merged in or dropped; the trained head stays.
 
     The state dict then loads strictly into the plain model of timm or transformers, and another adapter can be
-    injected. What `inject` froze stays frozen.
+    injected. What `inject` froze stays frozen. Adapters that are not active are dropped.
 
     Args:
         model: An adapted model.
@@ -99,6 +100,7 @@ def unload(model: nn.Module, merge: bool = True) -> nn.Module:
         UserError: With `merge`, as for `merge(model)`. The model is then as it was.
     """
     plain: dict[nn.Module, nn.Module]
+    check_not_mixed(model)
     if merge:
         plain = {layer: layer.plain_merged() for layer in _mergeable_layers(model)}
     else:
@@ -125,6 +127,7 @@ def _mergeable_layers(model: nn.Module) -> list[Mergeable]:
     Raises:
         UserError: If one of them cannot be merged.
     """
+    check_not_mixed(model)
     method = injection_of(model).config.method
     layers = adapted_layers(model)
     reason = next((layer.not_mergeable_because for layer in layers if not layer.mergeable), None)

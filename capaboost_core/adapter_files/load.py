@@ -23,9 +23,11 @@ from capaboost_core.injection import (
     build,
     find_injection,
     mask_checksum,
+    own_parameters,
     undone_on_error,
 )
 from capaboost_core.layers import Adapted, Mergeable
+from capaboost_core.named import another, check_name, name_adapters
 from capaboost_core.plan import Plan
 from capaboost_core.wrappers import copy_full, is_sharded, unwrap
 
@@ -91,7 +93,7 @@ def check_weights(model: nn.Module, adapter: Adapter, saved: Collection[str]) ->
             f"{adapter.folder} was trained on other weights of {record.base_model}: {len(others)} frozen tensors "
             f"differ, such as {others[0]}; load those weights for the results of its training",
             DifferentBaseWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -110,19 +112,43 @@ def _base_name(model: nn.Module) -> str:
     return injection.base_model if injection else base_name(model)
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Load an adapter into its base model, or into a model adapted with the same configuration.
+def load_adapter(model: nn.Module, folder: str | Path, name: str | None = None, replace: bool = False) -> nn.Module:
+    """Load an adapter into its base model, into a model adapted with the same configuration, or beside its adapters.
 
     Everything is checked first, and later failures are rolled back: on an error the model is unchanged. All that was
     saved is trainable afterwards. Frozen weights other than those that the adapter was trained on give a warning.
+
+    Args:
+        model: A base model or an adapted one.
+        folder: What `save_adapter` wrote.
+        name: Without one the values go into the active adapter, whose configuration must be the same; the first one
+            of a base model becomes `default`. With one an adapted model gets a further adapter of any configuration,
+            method and targets, which `set_adapter(model, name)` makes active.
+        replace: Whether it may take the place of an adapter of that name.
 
     Returns:
         The given model, with its wrappers.
 
     Raises:
         UserError: If a file is missing, damaged or foreign, or belongs to another base model, configuration, head
-            size or set of masks.
+            size or set of masks. With a name: if the model has an adapter of that name that is not to be replaced, is
+            merged, sharded or in a `disable` context, or the file holds other parts of the model than its adapters do.
     """
+    if name is not None:
+        check_name(name)
+    bare = unwrap(model)
+    if name is None or not find_injection(bare):
+        _load(model, folder)
+        if name is not None:
+            name_adapters(bare, name, {name: None})
+        return model
+    with another(model, name, replace) as names:
+        _load(bare, folder, names)
+    return model
+
+
+def _load(model: nn.Module, folder: str | Path, names: Collection[str] | None = None) -> None:
+    """Load an adapter, which with `names` must hold these tensors of the model beside its additions."""
     bare = unwrap(model)
     adapter = read_adapter(Path(folder), Limits.of(bare))
     record, adapted = adapter.record, find_injection(bare)
@@ -138,6 +164,13 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     further = other | persistent_buffers(bare)
     extra = {name: further[name] for name in _extra(adapter, further)}
     parameters = planned | extra
+    if names is not None and (
+        other := sorted({*names} ^ (parameters.keys() - own_parameters(layers.values()).keys()))
+    ):
+        raise UserError(
+            f"{adapter.folder} {'lacks' if other[0] in names else 'holds'} {other[0]}, unlike the model's adapters; "
+            "adapters of one model share all but their additions and equal heads: load it into a model of its own"
+        )
     tensors = _fitting(adapter, parameters)
     check_weights(bare, adapter, parameters)
     present = {id(tensor) for tensor in (*bare.parameters(), *bare.buffers())}
@@ -149,7 +182,6 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         for tensor in extra.values():
             tensor.requires_grad_(isinstance(tensor, nn.Parameter))
         check_sound(bare, injection)
-    return model
 
 
 def _build(model: nn.Module, injection: Injection, adapter: Adapter) -> dict[str, Adapted]:

@@ -11,14 +11,15 @@ from capaboost_core.adapter_files.base_model import fingerprint
 from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, write_adapter
 from capaboost_core.adapter_files.record import FORMAT, Record
 from capaboost_core.errors import UserError
-from capaboost_core.injection import Injection, adapted_layers, injection_of, mask_checksum
+from capaboost_core.injection import Injection, adapted_layers, check_not_mixed, injection_of, mask_checksum
 from capaboost_core.layers import Adapted
+from capaboost_core.named import activated
 from capaboost_core.wrappers import gather_full, is_partitioned, is_sharded, named_modules, unwrap
 
 __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
 
 
-def save_adapter(model: nn.Module, folder: str | Path) -> Path:
+def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
     """Write `adapter.safetensors` and `adapter_config.json`.
 
     The first holds the additions, the head and all else that trains, each parameter under its name in the bare model
@@ -30,6 +31,12 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     parallel or averaged. If its parameters are sharded (FSDP2), all processes must call this together: they gather the
     values, the first one writes, and then all return or raise.
 
+    Args:
+        model: An adapted model.
+        folder: Where to write.
+        name: Of the adapter; without one the active adapter. One that is not active must be one that `set_adapter`
+            could make active now.
+
     Returns:
         The folder.
 
@@ -37,6 +44,10 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         UserError: If the model has no adapter or only a part of it, a value is not finite or partitioned by DeepSpeed,
             or the folder cannot be written. Nothing is written then.
     """
+    if name is not None:
+        with activated(model, name):
+            return save_adapter(model, folder)
+    check_not_mixed(model)
     model, folder = unwrap(model), Path(folder)
     injection, layers = injection_of(model), adapted_layers(model)
     check_complete(model, injection, layers)

@@ -84,10 +84,13 @@ class PeftLayer(Mergeable):
         return self.peft(x) if sums is None else F.linear(x, sums.weight, sums.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PeftLayer:
-        was_meta = self.weight.is_meta
+        was_meta = self._is_meta()
         super()._apply(fn, recurse)
-        self.unset = self.unset or (was_meta and not self.weight.is_meta)
+        self.unset = self.unset or (was_meta and not self._is_meta())
         return self
+
+    def _is_meta(self) -> bool:
+        return any(parameter.is_meta for parameter in self.parameters())
 
     @property
     def at_start(self) -> bool:
