@@ -6,9 +6,10 @@ import argparse
 import importlib
 import os
 import sys
+import textwrap
 from typing import Any
 
-from capaboost.command_line import given, make_parser
+from capaboost.command_line import exit_code, given, make_parser
 
 COMMANDS = {  # module of capaboost.commands, and what it does
     "train-vtab": ("train_vtab", "fine-tune a timm ViT on a VTAB-1k task or on a folder of images"),
@@ -37,15 +38,48 @@ class Version(argparse.Action):
         parser.exit(message=f"capaboost {capaboost.__version__}\n")
 
 
+class Completion(argparse.Action):
+    """Prints a shell's completion of all commands and flags, for which all commands are imported."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, *__: Any) -> None:
+        parser.exit(exit_code(lambda: print(completion(shell))))
+
+
+def completion(shell: str) -> str:
+    """The script that completes commands and flags in a shell.
+
+    Raises:
+        UserError: If shtab is not installed.
+    """
+    from capaboost_core.extras import need
+
+    need("shtab", "completion", "shell completions")
+    import shtab
+
+    parser = argparse.ArgumentParser("capaboost", description="capaboost")
+    commands = parser.add_subparsers()
+    for name, (module, text) in COMMANDS.items():
+        members = vars(importlib.import_module(f"capaboost.commands.{module}"))
+        (make,) = (f for n, f in members.items() if n.endswith("_parser") and f is not make_parser)
+        own = make(f"capaboost {name}")
+        commands.add_parser(name, help=text, parents=[own], add_help=False)
+    return shtab.complete(parser, shell)
+
+
 def cli_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name.ljust(width)}  {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [
+        textwrap.fill(f"{name.ljust(width)}  {text}", 79, initial_indent="  ", subsequent_indent=" " * (width + 4))
+        for name, (_, text) in COMMANDS.items()
+    ]
     parser = make_parser(
         "\n".join(["Capacity-boosted fine-tuning of timm and transformers models.", "", "commands:", *lines]),
         prog="capaboost",
         epilog="capaboost COMMAND --help explains a command.",
     )
     parser.add_argument("--version", action=Version, nargs=0, help="show the version, then exit")
+    parser.add_argument("--completion", action=Completion, choices=("bash", "zsh", "tcsh"), metavar="SHELL",
+        help="print a completion for bash, zsh or tcsh, then exit")  # fmt: skip
     parser.add_argument("--plugin", action="append", default=[], type=given, metavar="MODULE",
         help="import a module with methods of your own first, here and in workers; may be repeated")  # fmt: skip
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")

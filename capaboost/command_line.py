@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,7 +34,17 @@ FLAGS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose error line stays short, however long the typed value is."""
+    """A parser whose error line stays short, however long the typed value is.
+
+    Attributes:
+        typed: What is being parsed.
+    """
+
+    typed: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.typed = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """One line, with what comes close to a wrong flag or choice; the usage is for `--help`."""
@@ -42,24 +52,33 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {text}\n")
 
     def _close(self, message: str) -> str:
-        wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']*)'", message)
-        if not wrong:
-            return ""
         names = [name for action in self._actions for name in (*action.option_strings, *(action.choices or ()))]
-        flag, choice = wrong.groups()
-        close = difflib.get_close_matches((flag or choice).split("=")[0], names, n=1)
+        wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']*)'", message)
+        if wrong:
+            typed = (wrong[1] or wrong[2]).split("=")[0]
+        else:  # a wrong flag in place of what is missing
+            typed = next((word for word in self.typed if word.startswith("--") and word not in names), "")
+        close = difflib.get_close_matches(typed, names, n=1)
         return f"; did you mean {close[0]}?" if close else ""
 
 
 def make_parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
-    """A parser that shows the description as it stands; a command adds its data before `add_run_flags`.
+    """A parser with a description of paragraphs; a command adds its data before `add_run_flags`.
 
     Args:
         description: The module's docstring.
         **options: Of `argparse.ArgumentParser`, such as prog.
     """
-    formatter = argparse.RawDescriptionHelpFormatter
-    return Parser(description=description, formatter_class=formatter, allow_abbrev=False, **options)
+    return Parser(description=description, formatter_class=Paragraphs, allow_abbrev=False, **options)
+
+
+class Paragraphs(argparse.RawDescriptionHelpFormatter):
+    """Fills the paragraphs of a description to the terminal's width; those with indented lines stand as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        filled = [part if "\n " in part or part.startswith(" ") else textwrap.fill(part, width) for part in paragraphs]
+        return "\n\n".join(filled)
 
 
 def given(text: str) -> str:

@@ -132,18 +132,42 @@ def note(message: str) -> None:
 def show_table(table: Table) -> None:
     """Print a table; if the output is not a terminal, such as a log, it is as wide as its cells need, so none is cut.
 
-    Cells are plain text: brackets in them are not markup.
+    On a terminal that is too narrow, a single row is shown as a list, and of more rows what all have in common stands
+    below. Cells are plain text: brackets in them are not markup.
     """
     console = Console()
+    if console.is_terminal and _width(console, table) > console.width:
+        return _show_narrow(console, table)
     if not console.is_terminal:
         for column in table.columns:  # plain cells measure at once what rich takes a second for, of 2,000 rows
             cells = [column.header, *column.cells]
             texts = [cell for cell in cells if isinstance(cell, str) and cell.isprintable()]
             if len(texts) == len(cells):
                 column.width = min(max(map(cell_len, texts)), WIDEST)
-        room = console.options.update(max_width=WIDEST)
-        console = Console(width=console.measure(table, options=room).maximum)
+        console = Console(width=_width(console, table))
     console.print(table, markup=False)
+
+
+def _width(console: Console, table: Table) -> int:
+    """Columns that a table takes where no cell is cut."""
+    return console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+
+
+def _show_narrow(console: Console, table: Table) -> None:
+    columns = [(str(column.header), [str(cell) for cell in column.cells]) for column in table.columns]
+    common = {title: cells[0] for title, cells in columns if len(set(cells)) == 1}
+    if table.row_count > 1:
+        varying = [(title, cells) for title, cells in columns if title not in common]
+        left = Table(show_lines=table.show_lines)
+        for title, _ in varying:
+            left.add_column(title, overflow="fold")
+        for row in zip(*(cells for _, cells in varying), strict=True):
+            left.add_row(*row)
+        console.print(left, markup=False)
+        console.print("In all rows:" if common else "", end="\n" if common else "")
+    width = max(map(len, common), default=0)
+    for title, cell in common.items():
+        console.print(f"{title.ljust(width)}  {cell}", markup=False, highlight=False)
 
 
 def tell(message: str) -> None:

@@ -18,6 +18,7 @@ PACKAGES = {
     "peft": "'peft>=0.21,<0.22'",
     "prepare": "tensorflow h5py opencv-python-headless",
     "ray": "ray",
+    "completion": "shtab",
     "slurm": "submitit",
 }
 PENDING: dict[str, str] = {}  # the module that registers an integration's layers, by its library

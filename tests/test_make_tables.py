@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,27 @@ def test_readme_gets_the_table_between_its_markers(tmp_path, capsys):
     assert text.count("accuracy 90 (1 seed)") == 1
     assert "old" not in text
     assert "accuracy 90 (1 seed)" in capsys.readouterr().out
+
+
+def on_terminal(monkeypatch, columns: int) -> None:
+    for name, value in {"TTY_COMPATIBLE": "1", "FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+
+@pytest.mark.parametrize("seeds", [{1: 0.001}, {1: 0.001, 2: 0.1}])
+def test_a_table_fits_a_narrow_terminal(seeds, tmp_path, capsys, monkeypatch):
+    """One row is a list; of two that differ in their rate, what they share stands below."""
+    for seed, lr in seeds.items():
+        write(tmp_path / str(seed), seed=seed, config=config(seed, lr))
+    on_terminal(monkeypatch, 80)
+    assert tables.main([str(tmp_path)]) == 0
+    out = re.sub("\x1b[^m]*m", "", capsys.readouterr().out)
+    assert max(map(len, out.splitlines())) <= 80
+    alone = [line.split() for line in out.splitlines() if not line.startswith(("┃", "│"))]
+    assert ["model", RESULT["model"]] in alone
+    assert ("In all rows:" in out) == (len(seeds) == 2)
+    assert "lr 0.001" in out
 
 
 def refusal(capsys, *arguments: str) -> str:

@@ -107,7 +107,38 @@ def test_the_wheel_holds_every_file_of_the_packages_and_the_data(unpacked):
 def test_the_wheel_lists_its_commands(unpacked, tmp_path):
     out = run(unpacked, tmp_path, "--help").stdout
     assert out.startswith("usage: capaboost ")
-    assert all(f"  {name} " in out and text in out for name, (_, text) in cli.COMMANDS.items())
+    words = " ".join(out.split())
+    assert all(f"  {name} " in out and text in words for name, (_, text) in cli.COMMANDS.items())
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["--versoin"], "--version"),
+        (["train_vtab", "--dataset", "dtd"], "train-vtab"),
+        (["train-vtab", "--dataset", "dtd", "--epoch", "3"], "--epochs"),
+        (["predict", "--jsn", "x.json"], "--json"),
+    ],
+)
+def test_a_wrong_flag_or_command_is_one_line_that_names_the_right_one(typed, meant, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(typed)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"; did you mean {meant}?")
+
+
+def test_bash_completes_commands_and_their_flags(capsys):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--completion", "bash"])
+    ask = 'COMP_WORDS=(capaboost {}); COMP_CWORD={}; _shtab_capaboost; echo "${{COMPREPLY[@]}}";'
+    script = capsys.readouterr().out + ask.format("train-", 1) + ask.format("predict --j", 2)
+    asked = subprocess.run(["bash"], input=script, capture_output=True, text=True)
+    assert asked.stdout.splitlines() == [
+        " ".join(name for name in cli.COMMANDS if name.startswith("train-")),
+        "--json",
+    ]
 
 
 def test_the_wheel_trains_without_the_extras(unpacked, tmp_path):

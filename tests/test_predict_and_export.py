@@ -68,6 +68,18 @@ def test_quiet_predictions_are_in_the_file_alone(trained, photos, tmp_path, caps
         assert line in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_predictions_fit_the_terminal(trained, photos, capsys, monkeypatch, columns):
+    """Of a path that is too long its end is seen."""
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.chdir(photos)
+    long = "./" * 60 + "red/0.png"
+    assert predict.main([str(trained), long, "red/1.png", "--top", "2"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert max(map(len, table)) <= int(columns)
+    assert table[2].split()[0].endswith("/red/0.png")
+
+
 def test_the_run_says_what_it_measured_and_of_whom(trained):
     result = json.loads((trained / "result.json").read_text())
     assert "20% of each class held out by seed 0" in result["split_note"]

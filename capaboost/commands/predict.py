@@ -18,7 +18,9 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from capaboost.command_line import at_least_one, device_name, exit_code, given, given_path, make_parser
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from capaboost.inference import ImageRun, TextRun
 
 SHOWN = 50  # rows of the table on the screen
-WIDTH = 48  # characters of a text in it
+LEAST = 16  # characters of an input in it, of which a narrow terminal shows the end
 TABLES = (".csv", ".tsv", ".jsonl")
 
 
@@ -162,11 +164,11 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     """The first rows as a table."""
     from tabulate import tabulate
 
-    cut = [
-        {name: value[-WIDTH:] if isinstance(value, str) else value for name, value in row.items()}
-        for row in rows[:SHOWN]
-    ]
-    print(tabulate(cut, headers="keys", floatfmt=".3f", disable_numparse=[0]))
+    table = partial(tabulate, headers="keys", floatfmt=".3f", disable_numparse=[0])
+    inputs, first = [row["input"] for row in rows[:SHOWN]], rows[:SHOWN]
+    others = table([row | {"input": ""} for row in first])
+    room = max(LEAST, get_terminal_size().columns - max(map(len, others.splitlines())) + len("input"))
+    print(table([row | {"input": text[-room:]} for text, row in zip(inputs, first, strict=True)]))
     if len(rows) > SHOWN:
         print(f"... and {len(rows) - SHOWN:,} more; --csv FILE writes all")
 
