@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.run_results import LORA, TIED, write_run
 def made(folder: Path, *flags: str) -> dict[str, str]:
     """The texts of all formats, by format."""
     paths = {kind: folder / f"out.{kind}" for kind in ("markdown", "csv", "latex")}
+    flags = (*flags, *(() if "--latex-style" in flags else ("--latex-style", "full")))
     assert tables.main([str(folder), *flags, *(f"--{kind}={path}" for kind, path in paths.items())]) == 0
     return {kind: path.read_text() for kind, path in paths.items()}
 
@@ -202,6 +204,58 @@ def test_latex_has_a_cell_for_each_column(study):
     assert "\\textbf{94.50 $\\pm$ 4.95 (2 of 3 seeds)}" in lines[1]
     assert "{\\scriptsize +2.00 [$-$10.71, +14.71] (2 pairs)}" in lines[2]
     assert "dtd\\_1" in lines[4]
+
+
+def paper(folder: Path, *flags: str) -> tuple[str, list[list[str]]]:
+    """The LaTeX text of a comparison, and the cells of its lines between the rules."""
+    text = made(folder, "--compare", "lora", "--latex-style", *(flags or ("paper",)))["latex"]
+    body = text.partition("\\toprule\n")[2].partition("\\bottomrule")[0]
+    lines = [line.removesuffix(" \\\\").split(" & ") for line in body.splitlines() if line.endswith(" \\\\")]
+    (columns,) = re.findall(r"\\begin{tabular}{(\w+)}", text)
+    spanned = [sum(int((re.match(r"\\multicolumn{(\d+)}", cell) or [0, 1])[1]) for cell in line) for line in lines]
+    assert spanned == [len(columns)] * len(lines)
+    assert text.count("{") == text.count("}")
+    return text, lines
+
+
+def test_a_paper_has_a_line_for_each_method(study):
+    write_run(study / "digits" / "linear", 42, 80.0, {"method": "linear"}, task="digits")
+    text, lines = paper(study)
+    assert lines == [
+        ["Method", "Params (k)", "digits", "dtd\\_1", "Average"],
+        ["lora", "36.9", "\\underline{92.00}", "\\textbf{72.00}", "\\textbf{82.00}"],
+        ["capaboost-lora", "27.6", "\\textbf{94.50}$^\\dagger$", "--", "--"],
+        ["linear", "0.0", "80.00$^\\dagger$", "60.00$^\\dagger$", "70.00"],
+    ]
+    assert "Fewer seeds than other methods" in text
+    assert "% Missing runs of capaboost-lora: digits (seed 43)" in text
+    _, lines = paper(study, "spread")
+    assert lines[1][2] == "\\underline{92.00} {\\scriptsize $\\pm$ 2.65}"
+
+
+def test_values_that_are_shown_alike_are_marked_alike(tmp_path):
+    for r, value in enumerate((90.001, 90.004, 89.0, 88.0), start=1):
+        write_run(tmp_path / str(r), 42, value, {**LORA, "method": "lora" if r == 1 else "hira", "r": r}, task="a")
+    text = made(tmp_path, "--compare", "lora", "--latex-style", "paper")["latex"]
+    assert text.count("\\textbf{90.00}") == 4  # of the task and of the average
+    assert text.count("\\underline{89.00}") == 2
+
+
+def test_tasks_of_vtab_stand_in_their_groups_with_turned_names(tmp_path):
+    for i, task in enumerate(reversed(CAPABOOST_TASKS)):
+        for adapter in (LORA, TIED):
+            write_run(tmp_path / task / str(adapter["num_tied"]), 42, 50.0 + i, adapter, task=task)
+    text, (groups, titles, *lines) = paper(tmp_path)
+    assert "\\usepackage{booktabs, graphicx}" in text
+    assert groups[2:-1] == [f"\\multicolumn{{{n}}}{{c}}{{{name}}}" for n, name in
+                            ((5, "Natural"), (2, "Specialized"), (5, "Structured"))]  # fmt: skip
+    assert "\\cmidrule(lr){3-7} \\cmidrule(lr){8-9} \\cmidrule(lr){10-14}" in text
+    assert titles[2:-1] == [f"\\rotatebox{{90}}{{{escape(task)}}}" for task in CAPABOOST_TASKS]
+    assert [line[-1] for line in lines] == ["\\textbf{55.50}"] * 2
+    protocols = {"select": 1.0, "test": 2.0}
+    for protocol, value in protocols.items():
+        write_run(tmp_path / "twice" / protocol, 42, value, task="x", protocol=protocol)
+    assert paper(tmp_path / "twice")[1][0][2:-1] == [f"x, {protocol}" for protocol in protocols]
 
 
 def test_latex_characters_are_escaped():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from capaboost.tables.compare import Comparison
     from capaboost.tables.write import Layout
 
+STYLES = ("paper", "spread", "full")
 FILES = ("markdown", "csv", "latex", "readme")
 
 
@@ -34,6 +35,13 @@ def tables_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     add("--csv", type=Path, metavar="FILE", help="write the table as CSV, with raw numbers")
     add("--latex", type=Path, metavar="FILE", help="write the table as LaTeX, for the package booktabs")
+    add(
+        "--latex-style",
+        choices=STYLES,
+        default="paper",
+        help="of a comparison; paper: methods x tasks with trained parameters and average, the best bold, the second "
+        "underlined (default); spread: with deviations; full: tasks x methods with differences and verdicts",
+    )
     add("--plots", type=given_path, metavar="DIR", help="draw what the results hold enough for, as PNG and SVG")
     add("--readme", type=Path, metavar="FILE", help="replace the table between the markers")
     return parser
@@ -44,6 +52,7 @@ def make(
     reference: str | None = None,
     files: Mapping[str, Path | None] = MappingProxyType({}),
     plots: Path | None = None,
+    style: str = "paper",
 ) -> None:
     """Read all results, show the table, and write it and the plots where a path is given.
 
@@ -52,12 +61,14 @@ def make(
         reference: The method that the others are compared with, if they are.
         files: The path for each of FILES that is written.
         plots: A folder for the plots.
+        style: How a comparison is written in LaTeX, one of STYLES.
 
     Raises:
         UserError: If there are no results, no such method, or a path cannot be written to.
     """
     from capaboost.console import check_outputs
     from capaboost.tables.compare import compare
+    from capaboost.tables.paper import to_paper
     from capaboost.tables.read import failed_runs, read_results
     from capaboost.tables.write import fill, show, to_csv, to_latex, to_markdown
     from capaboost_core.files import write_atomically
@@ -70,6 +81,8 @@ def make(
     notes = [f"Failed: {line}." for line in failed_runs(list(folders))]
     layout, records = comparison(table, notes) if table and reference else rows(results, notes)
     texts = {"markdown": to_markdown(layout), "csv": to_csv(records), "latex": to_latex(layout)}
+    if table and reference and style != "full":
+        texts["latex"] = to_paper(table, layout.notes, with_spread=style == "spread")
     if readme := files.get("readme"):
         texts["readme"] = fill(readme, to_markdown(layout))
     show(layout)
@@ -112,4 +125,7 @@ def plotter(folder: Path) -> Callable[[Comparison], Iterator[str]]:
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     options = tables_parser(prog).parse_args(arguments)
     files = {name: getattr(options, name) for name in FILES}
-    return exit_code(lambda: make(options.folders, options.compare, files, options.plots), "nothing was written")
+    style = options.latex_style
+    return exit_code(
+        lambda: make(options.folders, options.compare, files, options.plots, style), "nothing was written"
+    )
