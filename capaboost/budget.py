@@ -71,12 +71,12 @@ def subject_of(run: Any) -> ModelFactory:
         raise UserError(
             "a budget is solved for models without model.kwargs; set the method's size, such as adapter.r, by --set"
         )
-    return _subject(run.model.name, getattr(run.model, "img_size", None))
+    return _subject(run.model.name, getattr(run.model, "img_size", None), getattr(run, "head", None))
 
 
 @cache
-def _subject(name: str, image_size: int | None) -> ModelFactory:
+def _subject(name: str, image_size: int | None, head: str | None) -> ModelFactory:
     """One for all methods of a sweep, as a subject copies the model that it built first."""
     from capaboost.report.models import Sizes, make_subject
 
-    return make_subject(name, Sizes(image_size=image_size))
+    return make_subject(name, Sizes(image_size=image_size, head=head))

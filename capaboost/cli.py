@@ -15,6 +15,7 @@ COMMANDS = {  # module of capaboost.commands, and what it does
     "train-vtab": ("train_vtab", "fine-tune a timm ViT on a VTAB-1k task or on a folder of images"),
     "train-glue": ("train_glue", "fine-tune a transformers encoder on a GLUE task"),
     "train-squad": ("train_squad", "fine-tune a transformers encoder on SQuAD v1.1 or v2.0"),
+    "train-lm": ("train_lm", "fine-tune a transformers decoder on a file of texts, prompts or conversations"),
     "prepare-vtab": ("prepare_vtab", "download and prepare sets of VTAB-1k, once"),
     "predict": ("predict", "predict classes of images or texts with a trained run"),
     "export": ("export", "write a trained run as ONNX, for timm, for peft, or as plain safetensors"),

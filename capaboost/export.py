@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from capaboost.inference import ImageRun, TextRun
+from capaboost.inference import GenerationRun, ImageRun, TextRun
 from capaboost_core import save_peft, unload
 from capaboost_core.errors import UserError, reason_of
 from capaboost_core.extras import need
 
-Run = ImageRun | TextRun
+Run = ImageRun | TextRun | GenerationRun
 TOLERANCE = 1e-3  # of the largest logit, in single precision after other kernels or another order of sums
 
 
@@ -181,6 +181,8 @@ def _plain(run: Run) -> nn.Module:
 
 
 def _write_classes(run: Run, folder: Path) -> None:
+    if isinstance(run, GenerationRun):  # which has none
+        return
     (folder / "classes.json").write_text(
         json.dumps(list(run.classes), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
     )

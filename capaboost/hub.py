@@ -17,7 +17,12 @@ from capaboost_core.errors import UserError, reason_of
 from capaboost_core.files import write_atomically
 
 CARD = "README.md"
-TASKS = {"images": "image-classification", "texts": "text-classification"}
+TASKS = {"images": "image-classification", "texts": "text-classification", "language": "text-generation"}
+EXAMPLES = {
+    "images": 'run.classes, run.predict(["image.jpg"])',
+    "texts": 'run.classes, run.predict(["a text"])',
+    "language": 'run.predict(["a text to go on from"])',
+}
 
 TEXT = """---
 {data}
@@ -43,7 +48,7 @@ An adapter of `{base}`, trained by [CapaBoost](https://arxiv.org/abs/2407.01320)
 from capaboost import load_run
 
 run = load_run("FOLDER")  # this folder, or "hf-hub:user/name"
-print(run.classes, run.predict([{example}]))
+print({example})
 ```
 
 `capaboost predict FOLDER INPUT...` does the same on the command line. In a model of your own:
@@ -99,7 +104,7 @@ def card_text(result: dict[str, Any], inference: dict[str, Any] | None) -> str:
         mask_seed=adapter.get("seed", "none"),
         device=result["device"],
         versions=", ".join(f"{name} {version}" for name, version in result["versions"].items() if version),
-        example='"a text"' if inference and inference["kind"] == "texts" else '"image.jpg"',
+        example=EXAMPLES[inference["kind"] if inference else "images"],
         command=" ".join(Path(part).name if part.startswith("/") else part for part in result["command"].split()),
     )
 

@@ -135,9 +135,60 @@ class TextRun:
         return torch.cat(parts)
 
 
+@dataclass(frozen=True, eq=False)
+class GenerationRun:
+    """A language model, which continues texts.
+
+    Attributes:
+        model: Adapted, in evaluation mode.
+        tokenizer: The model's.
+        max_length: Tokens of the blocks that it was trained on.
+    """
+
+    model: Any
+    tokenizer: Any
+    max_length: int
+
+    classes: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+    inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Two inputs, to check an exported model with."""
+        tokens = self.tokenizer("a text of which there is more", return_tensors="pt").input_ids
+        tokens = torch.cat([tokens, tokens.flip(1)]).to(_device(self.model))
+        return tokens, torch.ones_like(tokens)
+
+    @torch.inference_mode()
+    def predict(self, texts: Sequence[str], shown: bool = False, max_new_tokens: int = 64) -> list[str]:
+        """What follows each text by greedy decoding, up to the end token or so many tokens.
+
+        Raises:
+            UserError: If a text leaves no room for them in the model's positions.
+        """
+        from capaboost_text.encode import readable_tokens
+        from capaboost_text.lm.data import Encoder
+
+        encoder, most = Encoder(self.tokenizer, self.max_length), readable_tokens(self.model.config) - max_new_tokens
+        made: list[str] = []
+        for batch in _batches(texts, "predict", shown):
+            rows = encoder.prompts(batch)
+            for row in rows:
+                if len(row) > most:
+                    raise UserError(f"a text has {len(row)} tokens, but the model has room for {most}; shorten it")
+            padded = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+            settings = {"do_sample": False, "max_new_tokens": max_new_tokens}
+            tokens = self.model.generate(
+                **padded.to(_device(self.model)), **settings, pad_token_id=self.tokenizer.pad_token_id
+            )
+            new = tokens[:, padded["input_ids"].shape[1] :]
+            made += self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return made
+
+
 def load_run(
     folder: str | Path, base: str | None = None, device: str | torch.device = "cpu", merged: bool = False
-) -> ImageRun | TextRun:
+) -> ImageRun | TextRun | GenerationRun:
     """The model of a run's folder, or of the adapter folder in it, ready to predict.
 
     Args:
@@ -155,10 +206,10 @@ def load_run(
     record = read_inference(adapter)
     if record is None:
         raise UserError(
-            f"{adapter} has no {INFERENCE}, which train-vtab and train-glue write; give a run's folder, or make the "
-            "base model and call load_adapter(model, folder)"
+            f"{adapter} has no {INFERENCE}, which train-vtab, train-glue and train-lm write; give a run's folder, or "
+            "make the base model and call load_adapter(model, folder)"
         )
-    make = _image_run if record["kind"] == "images" else _text_run
+    make = {"images": _image_run, "texts": _text_run, "language": _generation_run}[record["kind"]]
     with warnings.catch_warnings():
         warnings.simplefilter("error", DifferentBaseWarning)
         try:
@@ -192,6 +243,16 @@ def _text_run(record: dict[str, Any], adapter: Path, base: str | None, device: t
     base_model = load_classifier(name, max(1, len(classes)), tokenizer.pad_token_id)
     model = load_adapter(base_model, adapter).to(device).eval()
     return TextRun(model, classes, tokenizer, record["max_length"], tuple(record["columns"]))
+
+
+def _generation_run(record: dict[str, Any], adapter: Path, base: str | None, device: torch.device) -> GenerationRun:
+    from capaboost_text.encode import load_tokenizer
+    from capaboost_text.encoders import load_language_model
+
+    name = base or record["model"]["name"]
+    tokenizer = load_tokenizer(name, record["max_length"])
+    model = load_adapter(load_language_model(name), adapter).to(device).eval()
+    return GenerationRun(model, tokenizer, record["max_length"])
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -25,9 +25,9 @@ AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl
 Row = TypeVar("Row")
 
 
-def permutation(size: int) -> list[int]:
+def permutation(size: int, seed: int = SPLIT_SEED) -> list[int]:
     """A fixed permutation of range(size), drawn as in the code behind Table 2 of arXiv 2407.01320."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def take(rows: Sequence[Row], count: int | None) -> list[Row]:
@@ -229,21 +229,25 @@ def _positions(table: nn.Embedding) -> int:
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
-def encode(examples: Sequence[Example], tokenizer: Any, max_length: int, shown: bool = False) -> list[Encoded]:
+def encode(
+    examples: Sequence[Example], tokenizer: Any, max_length: int | None, shown: bool = False, special: bool = True
+) -> list[Encoded]:
     """Each example's tokens, the longer text of a pair cut first where they are too many.
 
     Args:
         examples: Texts or pairs.
         tokenizer: The model's.
-        max_length: Tokens of the longest row, special ones included.
+        max_length: Tokens of the longest row, special ones included; None cuts none.
         shown: Show a bar.
+        special: Add the special tokens that the tokenizer puts around a text.
     """
+    settings = {"truncation": max_length is not None, "max_length": max_length, "add_special_tokens": special}
     rows: list[Encoded] = []
     with tqdm(total=len(examples), desc="tokenise", unit=" rows", leave=False, disable=None if shown else True) as bar:
         for at in range(0, len(examples), CHUNK):
             part = examples[at : at + CHUNK]
             pairs = [example.pair for example in part] if part[0].pair is not None else None
-            batch = tokenizer([e.text for e in part], pairs, truncation=True, max_length=max_length)
+            batch = tokenizer([e.text for e in part], pairs, verbose=False, **settings)
             types = batch.get("token_type_ids", [None] * len(part))
             rows += [_encoded(ids, segments) for ids, segments in zip(batch["input_ids"], types, strict=True)]
             bar.update(len(part))

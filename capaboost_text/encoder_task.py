@@ -1,4 +1,4 @@
-"""What the tasks on encoders share: batches of like length, padding, logits of a complete split."""
+"""What the tasks on texts share: batches of like length, padding, logits of a complete split."""
 
 from __future__ import annotations
 
@@ -41,14 +41,19 @@ class EncoderTask(Generic[AnyTokens]):
         self.batch_size, self.seed, self.examples = batch_size, seed, len(rows)
         self.on_gpu = self.device.type == "cuda"
         self.multiple = 8 if self.on_gpu else 1  # tensor cores want multiples of eight
+        self.tokens_at_once = TOKENS_GPU if self.on_gpu else TOKENS_CPU
 
     def loss(self, model: nn.Module, batch: np.ndarray) -> Tensor:
         """The mean loss of the training rows with these indices."""
         raise NotImplementedError
 
+    def batch(self, rows: np.ndarray) -> np.ndarray:
+        """A batch as `loss` takes it, of row indices: these, unless a task adds what a slice must know."""
+        return rows
+
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """Row indices in batches of like length."""
-        return train_batches(self.lengths, self.batch_size, self.seed, epoch)
+        """Batches of rows of like length."""
+        return [self.batch(rows) for rows in train_batches(self.lengths, self.batch_size, self.seed, epoch)]
 
     def fingerprint(self) -> str:
         """A hash of the rows to train and select on, as tokens, and of their labels."""
@@ -75,9 +80,9 @@ class EncoderTask(Generic[AnyTokens]):
         with torch.no_grad():
             for rows in splits[1:]:
                 model(**self.inputs([rows[i] for i in _ends(rows)]))
-        return self.loss(model, _ends(self.rows))
+        return self.loss(model, self.batch(_ends(self.rows)))
 
-    def inputs(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
+    def inputs(self, rows: Sequence[AnyTokens]) -> dict[str, Any]:
         """The rows as the model's padded inputs on its device."""
         return self.to_device(pad(rows, self.tokenizer, self.multiple))
 
@@ -90,8 +95,7 @@ class EncoderTask(Generic[AnyTokens]):
     def in_batches(self, rows: Sequence[Tokens], title: str) -> Any:
         """This process's part of a split's row indices, in batches by number of tokens, under a bar."""
         mine = np.arange(len(rows))[self.accelerator.process_index :: self.accelerator.num_processes]
-        tokens = TOKENS_GPU if self.on_gpu else TOKENS_CPU
-        batches = list(token_batches(_lengths(rows), mine, tokens))
+        batches = list(token_batches(_lengths(rows), mine, self.tokens_at_once))
         hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
         return tqdm(batches, title, unit=" batches", leave=False, disable=hidden, mininterval=1)
 

@@ -6,7 +6,7 @@ import importlib
 MODULES = """
 sklearn.datasets torch.distributed.fsdp torch.utils.tensorboard transformers.models.roberta.modeling_roberta
 capaboost.commands.noah capaboost.sweeps.driver capaboost.sweeps.engines.local capaboost.console
-capaboost.training.loop capaboost.runs.glue capaboost.runs.squad
+capaboost.training.loop capaboost.runs.glue capaboost.runs.squad capaboost.runs.lm
 capaboost.runs.vtab tests.commands
 """
 

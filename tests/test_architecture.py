@@ -112,7 +112,7 @@ def test_no_module_outside_methods_compares_a_methods_name():
     assert not found
 
 
-@pytest.mark.parametrize("room", ["glue", "squad"])
+@pytest.mark.parametrize("room", ["glue", "squad", "lm"])
 def test_text_outside_a_room_does_not_know_its_task(room):
     """What GLUE and SQuAD share lies above both."""
     package = ROOT / "capaboost_text"

@@ -70,6 +70,14 @@ def test_raw_numbers(study):
     assert cells["dtd_1", "lora"]["difference"] == ""
 
 
+def test_of_perplexity_the_lowest_mean_is_best(study, tmp_path):
+    for path in study.rglob("result.json"):
+        path.write_text(path.read_text().replace('"accuracy"', '"perplexity"'))
+    cells = records(study, "lora")
+    assert (cells["digits", "capaboost-lora"]["best"], cells["digits", "lora"]["best"]) == ("False", "True")
+    assert cells["dtd_1", "linear"]["best"] == "True"
+
+
 def test_every_format_shows_best_differences_and_what_is_missing(study, capsys):
     texts = made(study, "--compare", "lora")
     texts["terminal"] = capsys.readouterr().out

@@ -203,6 +203,7 @@ WITHOUT_TORCH = [
     ["train-vtab", "--dataset", "digits", "--set", "train.lrr=1"],
     ["train-glue", "--task", "cola", "--set", "model.nam=x"],
     ["train-squad", "--dataset", "squad_v1", "--set", "data.dataset=squad"],
+    ["train-lm", "book.txt", "--set", "data.holdout=2"],
     ["noah", "--dataset", "digits", "--method", "lora", "--budget", "1k"],
 ]
 

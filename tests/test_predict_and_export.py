@@ -14,7 +14,7 @@ from PIL import Image
 
 import capaboost_text
 from capaboost import load_run, push_to_hub
-from capaboost.commands import export, predict, train_glue, train_vtab
+from capaboost.commands import export, predict, train_glue, train_lm, train_vtab
 from capaboost.hub import FILES, adapter_folder, fetch
 from capaboost_core import save_adapter
 from capaboost_core.adapter_files.record import write_inference
@@ -340,3 +340,51 @@ def test_pairs_of_texts_keep_their_segments_in_onnx(tmp_path):
     (logits,) = session.run(None, {name: tokens[name] for name in run.inputs})
     pairs = [("Duke William", "won"), ("the church", "of the Duke")]
     torch.testing.assert_close(torch.from_numpy(logits).softmax(dim=1), run.predict(pairs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def language_run(place, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("language") / "run"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("ACCELERATE_USE_CPU", "true")
+        code = train_lm.main(
+            [str(place / "pairs.jsonl"), "--model", str(place / "decoder"), "--epochs", "2", "--lr", "0.02", "--set",
+             "data.max_length=32", "--mixed-precision", "no", "--output-dir", str(folder)]
+        )  # fmt: skip
+    assert code == 0
+    return folder
+
+
+def test_a_language_model_continues_prompts_as_it_does_one_by_one(language_run, tmp_path, capsys):
+    prompts = ["The Norman ", "in 1066", "Duke William conquered "]
+    run, made = load_run(language_run), []
+    for prompt in prompts:
+        tokens = run.tokenizer(prompt, return_tensors="pt").input_ids
+        words = run.model.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=1)[0, tokens.shape[1] :]
+        made.append(run.tokenizer.decode(words, skip_special_tokens=True))
+    assert run.predict(prompts, max_new_tokens=6) == made
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    flags = ["--max-new-tokens", "6", "--json", str(tmp_path / "p.json")]
+    assert predict.main([str(language_run), str(tmp_path / "prompts.txt"), *flags]) == 0
+    rows = json.loads((tmp_path / "p.json").read_text())
+    assert rows == [{"input": prompt, "continuation": text} for prompt, text in zip(prompts, made, strict=True)]
+    assert "continuation" in capsys.readouterr().out
+    assert predict.main([str(language_run), str(tmp_path / "prompts.txt"), "--max-new-tokens", "60"]) == 2
+    assert "but the model has room for 4; shorten it" in capsys.readouterr().err
+
+
+def test_new_tokens_are_for_language_models(trained, photos, capsys):
+    assert predict.main([str(trained), str(photos / "red"), "--max-new-tokens", "6"]) == 2
+    assert "--max-new-tokens is for runs of train-lm; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["onnx", "peft", "safetensors"])
+def test_an_exported_language_model_is_compared_before_it_counts(target, language_run, tmp_path, capsys):
+    assert export.main([str(language_run), "--to", target, "--output", str(tmp_path / "out")]) == 0
+    assert float(capsys.readouterr().out.split("by ")[1].split(" ")[0]) < 1e-4
+
+
+def test_the_card_of_a_language_model_says_how_to_use_it(language_run):
+    card = ModelCard.load(language_run / "adapter" / "README.md")
+    assert (card.data.pipeline_tag, card.data.eval_results[0].metric_type) == ("text-generation", "perplexity")
+    assert 'print(run.predict(["a text to go on from"]))' in card.text

@@ -1,10 +1,11 @@
-"""Predict with a trained run: classes and their probabilities of images or texts.
+"""Predict with a trained run: classes and their probabilities of images or texts, or how texts go on.
 
 Examples:
   capaboost predict runs/vtab/photos/capaboost_vit_micro_patch8_64/capaboost-lora-seed42 new/ other/1.jpg
   capaboost predict RUN new/ --top 3 --csv predictions.csv
   capaboost predict RUN reviews.txt                        # a text a line
   capaboost predict RUN reviews.csv --column review        # a column, or two of a pair: --column a,b
+  capaboost predict RUN prompts.jsonl --column prompt --max-new-tokens 32 --json answers.json   # of train-lm
 
 An input is an image, a folder of images, a file of texts with one a line (.txt), a column of a table (.csv, .tsv,
 .jsonl), or `-`: one path or text a line from the standard input.
@@ -17,6 +18,7 @@ import csv
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 SHOWN = 50  # rows of the table on the screen
 LEAST = 16  # characters of an input in it, of which a narrow terminal shows the end
+LONGEST = 48  # characters of a continuation in it
+CONTINUATION = "continuation"  # the column of a language model
 TABLES = (".csv", ".tsv", ".jsonl")
 
 
@@ -41,6 +45,7 @@ def predict_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt or .csv files, or - for standard input")
     add("--top", type=at_least_one, default=1, metavar="K", help="show the K most probable classes (default: 1)")
     add("--column", type=given, metavar="NAME", help="the column of a table; two, with a comma, for pairs of texts")
+    add("--max-new-tokens", type=at_least_one, metavar="N", help="of a language model (default: 64)")
     add("--csv", type=given_path, metavar="FILE", help="write input, class, probability, and so on for the next")
     add("--json", type=given_path, metavar="FILE", help="write the same as a list of objects")
     add("--base", type=given, metavar="PATH", help="where the frozen model is now, if not where it was in training")
@@ -56,12 +61,20 @@ def predict(options: argparse.Namespace) -> None:
 
     check_outputs("--csv", options.csv)
     check_outputs("--json", options.json)
-    from capaboost.inference import ImageRun, load_run
+    from capaboost.inference import GenerationRun, ImageRun, load_run
 
     with quiet(options.quiet):
         run = load_run(options.run, options.base, options.device, options.merge)
         items = image_paths(options) if isinstance(run, ImageRun) else texts_of(options, len(run.columns))
-        rows = ranked(run, items, options.top)
+        if not items:
+            raise UserError("the inputs are empty; give images or texts")
+        if isinstance(run, GenerationRun):
+            made = run.predict([str(item) for item in items], shown=True, max_new_tokens=options.max_new_tokens or 64)
+            rows = [{"input": item, CONTINUATION: text} for item, text in zip(items, made, strict=True)]
+        elif options.max_new_tokens is not None:
+            raise UserError("--max-new-tokens is for runs of train-lm; leave it out")
+        else:
+            rows = ranked(run, items, options.top)
         write(rows, options)
         show(rows)
 
@@ -143,8 +156,6 @@ def column_of(path: Path, column: str) -> list[str]:
 
 def ranked(run: ImageRun | TextRun, items: Sequence[Any], top: int) -> list[dict[str, Any]]:
     """A row for each input: its most probable classes with their probabilities, or the number of a regression."""
-    if not items:
-        raise UserError("the inputs are empty; give images or texts")
     values = run.predict(items, shown=True)
     names = [" | ".join(item) if isinstance(item, tuple) else item for item in items]
     if not run.classes:
@@ -165,12 +176,18 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     from tabulate import tabulate
 
     table = partial(tabulate, headers="keys", floatfmt=".3f", disable_numparse=[0])
-    inputs, first = [row["input"] for row in rows[:SHOWN]], rows[:SHOWN]
+    first = [row | {name: _shortened(row[name]) for name in row.keys() & {CONTINUATION}} for row in rows[:SHOWN]]
+    inputs = [row["input"] for row in first]
     others = table([row | {"input": ""} for row in first])
     room = max(LEAST, get_terminal_size().columns - max(map(len, others.splitlines())) + len("input"))
     print(table([row | {"input": text[-room:]} for text, row in zip(inputs, first, strict=True)]))
     if len(rows) > SHOWN:
         print(f"... and {len(rows) - SHOWN:,} more; --csv FILE writes all")
+
+
+def _shortened(text: str) -> str:
+    """The beginning of a text of several lines, on one."""
+    return textwrap.shorten(text, LONGEST, placeholder=" ...")
 
 
 def write(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from capaboost.tables.groups import Task, natural_order
 from capaboost.tables.notes import task_names
 from capaboost.tables.statistics import Difference
 from capaboost.tables.write import difference_text
+from capaboost.training.run_folder import worth
 from capaboost_core.methods import METHODS
 from capaboost_core.methods.bottleneck import PAdapter
 from capaboost_core.methods.prefix import PrefixTuning
@@ -117,7 +118,7 @@ def _ranked(table: Comparison) -> Figure:
     figure = Figure(figsize=(3.6 * across, down * (SMALL_ROW_HEIGHT * most + 0.7) + 0.4), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for panel, (task, name) in zip(panels, names.items(), strict=False):
-        cells = sorted(_differing(table, task), key=lambda item: -item[2].mean)
+        cells = sorted(_differing(table, task), key=lambda item: -worth(task.metric, item[2].mean))
         for row, (_, cell, of) in enumerate(cells):
             color = FAMILIES[family_of(cell)]
             filled = cell.verdict is not None and cell.verdict.differs

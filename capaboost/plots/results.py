@@ -21,6 +21,7 @@ from capaboost.tables.compare import Cell, Comparison, by_seed
 from capaboost.tables.groups import Group, Task, label_groups, natural_order
 from capaboost.tables.notes import task_names
 from capaboost.tables.statistics import Spread, spread_of
+from capaboost.training.run_folder import worth
 
 Lines = dict[str, dict[float, Spread]]  # the points of each line, by the label of the line
 MOVES_WITH = {"adapter.density": ("adapter.n", "adapter.m")}  # what moves together with a setting
@@ -158,11 +159,11 @@ def scale(groups: list[Group]) -> Figure:
     for task, of in maps.items():
         labels = [label.replace(" (", "\n(", 1) for label in of]
         titles += [f"{names[task]}, {task.metric}\n{label}" for label in labels] + [None] * (-len(of) % beside)
-    drawn = [(cells, *_range(of)) for of in maps.values() for cells in of.values()]
+    drawn = [(cells, task.metric, *_range(of)) for task, of in maps.items() for cells in of.values()]
     rates, alphas = (max(len({at[axis] for at in cells}) for cells, *_ in drawn) for axis in (1, 0))
     figure, panels = grid(titles, {}, 0.58 * rates + 1.0, 0.42 * alphas + 1.0)
-    for panel, (cells, low, high) in zip(panels, drawn, strict=True):
-        _draw(panel, cells, low, high)
+    for panel, (cells, metric, low, high) in zip(panels, drawn, strict=True):
+        _draw(panel, cells, metric, low, high)
     return figure
 
 
@@ -189,11 +190,11 @@ def _is_cell(group: Group) -> bool:
     return isinstance(alpha, (int, float, type(None))) and isinstance(rate, (int, float))
 
 
-def _draw(panel: Axes, cells: Map, low: float, high: float) -> None:
+def _draw(panel: Axes, cells: Map, metric: str, low: float, high: float) -> None:
     alphas, rates = (sorted({at[axis] for at in cells}) for axis in (0, 1))
     means = [[of.mean if (of := cells.get((alpha, rate))) else float("nan") for rate in rates] for alpha in alphas]
     panel.imshow(means, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high)
-    best = max(cells, key=lambda at: cells[at].mean)
+    best = max(cells, key=lambda at: worth(metric, cells[at].mean))
     for (alpha, rate), of in cells.items():
         x, y = rates.index(rate), alphas.index(alpha)
         light = of.mean > low + 0.6 * (high - low)

@@ -24,12 +24,13 @@ TOKENS = 128
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of inputs and head; None takes 128 tokens, or the image size of the model."""
+    """Sizes of inputs and head; None takes 128 tokens, the image size of the model, or a classifier of texts."""
 
     batch_size: int = 1
     sequence_length: int | None = None
     image_size: int | None = None
     classes: int = 2
+    head: str | None = None
 
 
 def make_subject(name: str, sizes: Sizes, device: str = "meta") -> ModelFactory:
@@ -69,7 +70,8 @@ def _text(name: str, sizes: Sizes, device: str) -> ModelFactory:
     import capaboost_text
 
     length = sizes.sequence_length or TOKENS
-    create = partial(architectures.build, name, num_labels=sizes.classes)
+    head = {"task": sizes.head} if sizes.head else {"num_labels": sizes.classes}
+    create = partial(architectures.build, name, **head)
     build, model = _on(device, create), _on("meta", create)()
     config: Any = model.config
     # RoBERTa's positions start behind that of its padding.

@@ -1,1 +1,1 @@
-"""The runs of VTAB-1k, GLUE and SQuAD, from their settings to their tasks."""
+"""The runs of VTAB-1k, GLUE, SQuAD and language models, from their settings to their tasks."""

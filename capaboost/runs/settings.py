@@ -1,4 +1,4 @@
-"""The settings of VTAB, GLUE and SQuAD runs: their sections, and the file of configs/ that they start from."""
+"""The settings of runs of all tasks: their sections, and the file of configs/ that they start from."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DEBERTA, ROBERTA = "deberta-v3-base", "roberta-base"  # the families that config
 
 
 class TextModelSection(Settings):
-    """The frozen encoder.
+    """The frozen model.
 
     Raises:
         UserError: If a setting is unknown or of a wrong type.
@@ -295,6 +295,58 @@ class SquadRun:
     def default_folder(self) -> Path:
         """The default folder of the run."""
         return run_folder("squad", self.data.dataset, self.model.name, self.adapter, self.train.seed)
+
+
+class LanguageSection(Settings):
+    """The texts and what is reported on them.
+
+    Raises:
+        UserError: If a setting is unknown, of a wrong type or out of range.
+    """
+
+    file: Text = Field(description="Texts to train on: plain text, or JSON lines of texts, prompts or messages.")
+    validation: Text | None = Field(
+        None, json_schema_extra={"null": "a share of the file"}, description="A file of held-out texts."
+    )
+    test: Text | None = Field(
+        None,
+        json_schema_extra={"null": "the held-out texts, or half of them if the other half selects"},
+        description="A file of texts to test on.",
+    )
+    holdout: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of the documents that is held out where no file is given for it; of its blocks, if the "
+        "file is one document.",
+    )
+    split_seed: int = Field(0, ge=0, lt=2**63, description="Seed of that share.")
+    protocol: Literal["select", "test"] = Field(
+        "select",
+        description="select: perplexity on the held-out texts selects the epoch, on half of them if there is no file "
+        "to test on; test: the last epoch counts.",
+    )
+    max_length: int = Field(512, ge=2, le=10_000_000, description="Tokens of a block.")
+    packing: bool = Field(
+        True, description="Fill a block with several documents, which do not see each other; false: one each."
+    )
+
+
+@dataclass(frozen=True)
+class LanguageRun:
+    """All settings of a run."""
+
+    selecting = "select"
+    head = "causal-lm"
+
+    model: TextModelSection
+    data: LanguageSection
+    train: TrainSection
+    adapter: Method
+
+    def default_folder(self) -> Path:
+        """The default folder of the run."""
+        return run_folder("lm", Path(self.data.file).stem, self.model.name, self.adapter, self.train.seed)
 
 
 def squad_config_file(folder: Path, dataset: str) -> Path:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from capaboost.console import answer, note
 from capaboost.runs.settings import (
     GlueRun,
+    LanguageRun,
     SquadRun,
     VtabRun,
     glue_config_file,
@@ -40,12 +41,14 @@ class Training:
         task: The setting that names the task, as section.key.
         module: Its `prepare` makes model and task from the settings.
         recipe: The shipped settings file for flags by section and a preset.
+        is_positional: Whether the command takes the task as its first argument, not as a flag.
     """
 
     settings: type
     task: str
     module: str
     recipe: Callable[[Raw, str | None], Path]
+    is_positional: bool = False
 
     def load(self, flags: Raw, preset: str | None, assignments: Sequence[str] = (), file: Path | None = None) -> Any:
         """The settings of a run: those of the file, by default the recipe, under the flags, the preset and `--set`.
@@ -90,10 +93,15 @@ def _squad_recipe(flags: Raw, _: str | None) -> Path:
     return squad_config_file(shipped("configs") / "squad", flags["data"]["dataset"])
 
 
+def _language_recipe(*_: Any) -> Path:
+    return shipped("configs") / "lm" / "lora.yaml"
+
+
 TRAININGS = {
     "train-vtab": Training(VtabRun, "data.dataset", "capaboost.runs.vtab", _vtab_recipe),
     "train-glue": Training(GlueRun, "data.task", "capaboost.runs.glue", _glue_recipe),
     "train-squad": Training(SquadRun, "data.dataset", "capaboost.runs.squad", _squad_recipe),
+    "train-lm": Training(LanguageRun, "data.file", "capaboost.runs.lm", _language_recipe, is_positional=True),
 }
 
 

@@ -23,6 +23,7 @@ from capaboost.sweeps.folder import DONE, FAILURE, RUNNING, WAITING, SweepFolder
 from capaboost.sweeps.plan import Plan, plan_of
 from capaboost.sweeps.runs import Run, final_runs, groups
 from capaboost.sweeps.sweep_file import SweepFile, combinations
+from capaboost.training.run_folder import worth
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _best(folder: SweepFolder, done: list[Run]) -> list[Best]:
         values = [result["value"] for result in results if result["value"] is not None]
         method = " ".join(filter(None, names))
         found = Best(task, method, results[0]["metric"], statistics.fmean(values), len(values)) if values else None
-        if found and (task not in best or found.mean > best[task].mean):
+        if found and (task not in best or worth(found.metric, found.mean) > worth(found.metric, best[task].mean)):
             best[task] = found
     return list(best.values())
 

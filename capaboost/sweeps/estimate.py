@@ -182,9 +182,10 @@ class Estimator:
         model, size = settings.model.name, getattr(settings.model, "img_size", None)
         length = getattr(settings.data, "max_length", None)
         adapter = settings.adapter.model_dump(exclude={"seed", "alpha", "scaling"})  # which change no product
-        key = (model, size, length, settings.adapter.name, str(adapter))
+        head = getattr(settings, "head", None)
+        key = (model, size, length, head, settings.adapter.name, str(adapter))
         if key not in self.steps:
-            subject = _subject(model, Sizes(1, length, size))
+            subject = _subject(model, Sizes(1, length, size, head=head))
             adapted = subject.inject(subject.build(), settings.adapter)
             self.steps[key] = dispatched_products(adapted, subject.inputs)
         return self.steps[key]

@@ -12,6 +12,7 @@ from typing import Any
 from capaboost.sweeps.folder import SweepFolder
 from capaboost.sweeps.runs import Run, final_runs, groups, tuning_runs
 from capaboost.sweeps.sweep_file import WIDEN, SweepFile, Tune, Values, are_numbers, combinations, label
+from capaboost.training.run_folder import worth
 
 Mean = float | None  # None where a run diverged, or its metric is undefined
 LOSS = "_loss"  # ends the name of the loss on the rows for selection, for tasks that give it
@@ -34,10 +35,15 @@ def mean_loss(folder: SweepFolder, runs: list[Run]) -> Mean:
     return statistics.fmean(losses) if len(losses) == len(runs) and None not in losses else None
 
 
-def best_of(means: Sequence[Mean], losses: Sequence[Mean] | None = None) -> int | None:
-    """The index of the highest mean, of equal ones that of the lowest loss, then the first; None if there is none."""
+def metric_of(folder: SweepFolder, runs: list[Run]) -> str:
+    """What the runs of a group are judged by; empty if none is done."""
+    return next((folder.result(run)["metric"] for run in runs if folder.is_done(run)), "")
+
+
+def best_of(means: Sequence[Mean], metric: str, losses: Sequence[Mean] | None = None) -> int | None:
+    """The index of the best mean, of equal ones that of the lowest loss, then the first; None if there is none."""
     ranks = [
-        (-math.inf if mean is None else mean, -math.inf if loss is None else -loss)
+        (-math.inf if mean is None else worth(metric, mean), -math.inf if loss is None else -loss)
         for mean, loss in zip(means, losses or [None] * len(means), strict=True)
     ]
     return None if all(mean is None for mean in means) else max(range(len(means)), key=ranks.__getitem__)
@@ -151,12 +157,12 @@ def _wider(tune: Tune, grid: Grid, tuned: Tuned, widened: int) -> Grid:
 
 
 def _best(folder: SweepFolder, runs: list[Run], grid: Grid) -> Tuned | None:
-    """The combination with the highest mean over the tuning seeds; of equal ones that of the lowest loss."""
+    """The combination with the best mean over the tuning seeds; of equal ones that of the lowest loss."""
     choices = combinations(grid)
     seeds = len(runs) // len(choices)
     of_choice = [runs[i * seeds : (i + 1) * seeds] for i in range(len(choices))]
     means, losses = ([score(folder, runs) for runs in of_choice] for score in (mean_value, mean_loss))
-    best = best_of(means, losses)
+    best = best_of(means, metric_of(folder, runs), losses)
     if best is None:
         return None
     edges = tuple(key for key, values in grid.items() if _is_end(values, choices[best][key]))
@@ -188,7 +194,8 @@ def runs_around_best(sweep: SweepFile, folder: SweepFolder, task: str, method: s
     of_cells = [final_runs(sweep, cell, {}) for cell in cells]
     if not all(have_ended(folder, runs) for runs in of_cells):
         return None
-    best = best_of([mean_value(folder, runs) for runs in of_cells])
+    metric = metric_of(folder, [run for runs in of_cells for run in runs])
+    best = best_of([mean_value(folder, runs) for runs in of_cells], metric)
     if best is None:
         return []
     indices = list(itertools.product(*(range(len(values)) for values in sweep.vary.values())))

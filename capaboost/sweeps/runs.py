@@ -42,8 +42,10 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """The command's flags, but for those of the folder."""
-        _, _, task_flag = TRAININGS[self.command].task.partition(".")
-        flags = [f"--{task_flag}", self.task, "--method", self.preset, "--seed", str(self.seed)]
+        training = TRAININGS[self.command]
+        _, _, task_flag = training.task.partition(".")
+        named = [] if training.is_positional else [f"--{task_flag}"]
+        flags = [*named, self.task, "--method", self.preset, "--seed", str(self.seed)]
         values = self._assigned()
         if MODEL in values:  # as a flag, since it also chooses the settings file
             flags += ["--model", str(values.pop(MODEL))]

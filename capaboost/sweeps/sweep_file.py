@@ -89,7 +89,7 @@ class SweepFile(Settings):
 
     kind = "key of a sweep file"
 
-    command: Literal["train-vtab", "train-glue", "train-squad"] = Field(description="What trains a run.")
+    command: Literal["train-vtab", "train-glue", "train-squad", "train-lm"] = Field(description="What trains a run.")
     tasks: dict[str, Values] = Field(
         min_length=1,
         examples=["[digits, dtd]"],
@@ -261,7 +261,8 @@ def check_inputs(settings: Any) -> None:
     Raises:
         UserError: It names the setting.
     """
-    named = {"model.weights": getattr(settings.model, "weights", None), "data.dir": settings.data.dir}
+    named = {"model.weights": getattr(settings.model, "weights", None)}
+    named |= {f"data.{key}": getattr(settings.data, key, None) for key in ("dir", "file")}
     if getattr(settings.data, "source", None) == "tfds":  # which makes its folder
         del named["data.dir"]
     for key, path in named.items():

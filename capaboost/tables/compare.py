@@ -20,6 +20,7 @@ from capaboost.tables.statistics import (
     pooled_deviation,
     spread_of,
 )
+from capaboost.training.run_folder import worth
 from capaboost_core import UserError
 from capaboost_core.errors import shown
 
@@ -107,7 +108,7 @@ def _agreement(cells: dict[tuple[Task, str], Cell]) -> dict[tuple[Task, Task], f
 
     means: dict[Task, dict[str, float]] = defaultdict(dict)
     for (task, method), cell in cells.items():
-        means[task][method] = cell.spread.mean
+        means[task][method] = worth(task.metric, cell.spread.mean)
     found = {}
     for pair in combinations(sorted(means), 2):
         both = sorted(means[pair[0]].keys() & means[pair[1]].keys())
@@ -136,7 +137,7 @@ def _ranked(
     for (task, method), cell in cells.items():
         count[method] += 1
         if of_task in (None, task):
-            means[method].append(cell.spread.mean)
+            means[method].append(worth(task.metric, cell.spread.mean))
     return sorted(methods, key=lambda of: (count[of], bool(means[of]), fmean(means[of] or [0.0])), reverse=True)
 
 
@@ -169,7 +170,7 @@ def _cells(row: dict[str, Group], reference: str | None) -> dict[str, Cell]:
     values = {label: by_seed(group) for label, group in row.items()}
     spreads = {label: spread_of(of_label.values()) for label, of_label in values.items()}
     seeds = sorted({seed for of_label in values.values() for seed in of_label})
-    best = max(spread.mean for spread in spreads.values())
+    best = max(worth(row[label].task.metric, spread.mean) for label, spread in spreads.items())
     of_reference = values.get(reference, {}) if reference else {}
     pairs = {label: paired(of_label, of_reference) for label, of_label in values.items() if label != reference}
     verdicts = judge(pairs, pooled_deviation(values))
@@ -180,7 +181,7 @@ def _cells(row: dict[str, Group], reference: str | None) -> dict[str, Cell]:
             missing=[seed for seed in seeds if seed not in values[label]],
             difference=None if label == reference else paired_difference(values[label], of_reference),
             verdict=verdicts.get(label),
-            is_best=spread.mean == best,
+            is_best=worth(row[label].task.metric, spread.mean) == best,
         )
         for label, spread in spreads.items()
     }

@@ -31,6 +31,11 @@ def to_json(values: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(values), indent=indent, allow_nan=False)
 
 
+def worth(metric: str, value: float) -> float:
+    """The value of a metric such that more is better: of perplexity, the one of which less is better, its negative."""
+    return -value if metric.endswith("perplexity") else value
+
+
 def is_number(value: Any) -> bool:
     """Whether a value read from JSON is a number that a float holds, and so neither infinite nor NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST

@@ -17,6 +17,7 @@ from capaboost.console import remark
 from capaboost.training.checkpoint import Checkpoints, Expected, Position, State, differences
 from capaboost.training.optimize import Stepper, copied
 from capaboost.training.result import surroundings
+from capaboost.training.run_folder import worth
 from capaboost.training.settings import TrainSection
 from capaboost.training.sharded import complete
 from capaboost_core.account import changing
@@ -32,7 +33,7 @@ class Selection:
     """Keeps what the first best epoch had, or the last one.
 
     Args:
-        metric: The one that decides, the higher the better; without one, nothing is kept.
+        metric: The one that decides, as `worth` has it; without one, nothing is kept.
         last: Keep the last epoch, whatever its metric.
     """
 
@@ -44,7 +45,7 @@ class Selection:
         """Keep an epoch's metrics and weights if it is better; a metric that is not a number is worse than any."""
         if not self.metric:
             return
-        value = float(metrics[self.metric])
+        value = worth(self.metric, float(metrics[self.metric]))
         before = self.best["value"] if self.best else None
         if self.last or before is None or value > before or math.isnan(before) > math.isnan(value):
             self.best = {"value": value, "metrics": metrics, **weights()}

@@ -14,7 +14,7 @@ from capaboost.training.checkpoint import differences
 from capaboost.training.experiment import AnyRun, Prepare, RunSettings, run_experiment
 from capaboost.training.optimize import make_accelerator
 from capaboost.training.result import read_result, write_result
-from capaboost.training.run_folder import RESULT, check_folder, claim, is_finished
+from capaboost.training.run_folder import RESULT, check_folder, claim, is_finished, worth
 from capaboost.training.settings import to_dict
 from capaboost_core.errors import DivergedError, UserError
 
@@ -61,7 +61,8 @@ def _try_all(
     if not all(results.values()):
         return {}
     judged = {rate: result["metrics"][result["selected_by"]] for rate, result in results.items()}
-    best = max(judged, key=lambda rate: -math.inf if judged[rate] is None else judged[rate])
+    metric = next(iter(results.values()))["selected_by"]
+    best = max(judged, key=lambda rate: -math.inf if judged[rate] is None else worth(metric, judged[rate]))
     chosen = results[best] | {"lr_grid": {f"{rate:g}": judged.get(rate) for rate in runs}}
     write_result(folder, chosen)
     return chosen

@@ -22,7 +22,7 @@ from capaboost_core.plan import Plan, names
 FORMAT = "capaboost-1"
 REQUIRED_KEYS = {"base_model", "config", "plan", "mask_checksum"}
 INFERENCE = "inference.json"
-INFERENCE_KINDS = ("images", "texts")
+INFERENCE_KINDS = ("images", "texts", "language")
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,9 @@ def _check_inference(record: Any) -> None:
         raise ValueError("it has another form")
     if not all(isinstance(name, str) for name in record["classes"]):
         raise ValueError("its classes are no names")
-    if record["kind"] == "texts":
-        if type(record["max_length"]) is not int or not 1 <= len(record["columns"]) <= 2:
+    if record["kind"] != "images":
+        columns = record["columns"] if record["kind"] == "texts" else ["text"]
+        if type(record["max_length"]) is not int or not 1 <= len(columns) <= 2:
             raise ValueError("its texts are of another form")
         return
     form = record["transform"]

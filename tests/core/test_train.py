@@ -75,14 +75,16 @@ class Falling(Toy):
         self.evaluations += 1
         self.seen = [*getattr(self, "seen", []), model[3].weight.clone()]
         type(self).last = self
-        return {"score": [1.0, 3.0, 3.0, 2.0][self.evaluations - 1]}
+        value = [1.0, 3.0, 3.0, 2.0][self.evaluations - 1]
+        return {"score": value, "perplexity": 4.0 - value}
 
 
-def test_selection_gives_the_first_best_epochs_weights(tmp_path):
-    network, result = run(tmp_path, task=Falling, select_by="score")
-    assert (result.epoch, result.metrics["score"]) == (2, 3.0)
+@pytest.mark.parametrize(("metric", "value"), [("score", 3.0), ("perplexity", 1.0)])
+def test_selection_gives_the_first_best_epochs_weights(tmp_path, metric, value):
+    network, result = run(tmp_path, task=Falling, select_by=metric)
+    assert (result.epoch, result.metrics[metric]) == (2, value)
     assert torch.equal(network[3].weight, Falling.last.seen[1])
-    again, result = run(tmp_path, task=Falling, select_by="score", resume=True)
+    again, result = run(tmp_path, task=Falling, select_by=metric, resume=True)
     assert result.epoch == 2
     assert same(network, again)
 

@@ -31,10 +31,10 @@ def start(file: Path, folder: Path, *more: str) -> Command:
     return commands.start("-m", "capaboost", "sweep", str(file), "--output-dir", str(folder), *more)
 
 
-def put_result(folder: SweepFolder, name: str, value: float | None) -> None:
+def put_result(folder: SweepFolder, name: str, value: float | None, metric: str = "accuracy") -> None:
     place = folder.path / name
     place.mkdir(parents=True)
-    result = {"value": value, "metric": "accuracy", "wall_seconds": 2.0, "config": {}}
+    result = {"value": value, "metric": metric, "wall_seconds": 2.0, "config": {}}
     (place / "result.json").write_text(json.dumps(result))
 
 

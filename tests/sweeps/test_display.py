@@ -49,6 +49,15 @@ def test_the_screen_tells_what_is_done_running_failed_left_and_best(folder):
     ]
 
 
+def test_of_perplexity_the_lowest_is_best_so_far(tmp_path):
+    folder = SweepFolder(tmp_path)
+    for method, value in (("linear", 30.0), ("lora", 20.0)):
+        put_result(folder, f"digits/{method}/seed1", value, "perplexity")
+    plan = plan_of(sweep_file(), folder)
+    (best,) = progress_of(folder, plan, Estimator(folder, 1e9, plan.runs)).best
+    assert (best.method, best.mean) == ("lora", 20.0)
+
+
 def test_the_time_left_is_by_the_finished_runs_and_halves_for_a_half_finished_one(folder):
     plan = plan_of(sweep_file(), folder)
     estimator = Estimator(folder, 1.0, plan.runs)  # a speed that would take years

@@ -21,9 +21,9 @@ def tuned_sweep(**tune):
     return sweep_file(methods=["lora"], tune={"grid": {"train.lr": [0.01, 0.03, 0.1]}, **tune})
 
 
-def score(folder: SweepFolder, **values: float | None) -> None:
+def score(folder: SweepFolder, metric: str = "accuracy", **values: float | None) -> None:
     for rate, value in values.items():
-        put_result(folder, f"digits/lora/tune/lr={rate.removeprefix('at_')}/seed1", value)
+        put_result(folder, f"digits/lora/tune/lr={rate.removeprefix('at_')}/seed1", value, metric)
 
 
 def names(plan) -> list[str]:
@@ -42,6 +42,12 @@ def test_final_runs_wait_for_all_of_their_tuning(folder):
     assert (tuned.values, tuned.at_edge) == ({"train.lr": 0.03}, ())
     assert tuned.grid == {"lr=0.01": 1.0, "lr=0.03": 3.0, "lr=0.1": 2.0}
     assert [run.values["train.lr"] for run in plan.runs if not run.tuning] == [0.03, 0.03]
+
+
+def test_of_perplexity_the_lowest_is_best(folder):
+    score(folder, "selection_perplexity", **{"at_0.01": 30.0, "at_0.03": 20.0, "at_0.1": None})
+    (tuned,) = plan_of(tuned_sweep(), folder).tuned.values()
+    assert (tuned.values, tuned.grid["lr=0.03"]) == ({"train.lr": 0.03}, 20.0)
 
 
 @pytest.mark.parametrize(

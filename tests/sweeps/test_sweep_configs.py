@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from capaboost.commands import sweep as command
-from capaboost.commands import train_glue, train_squad, train_vtab
+from capaboost.commands import train_glue, train_lm, train_squad, train_vtab
 from capaboost.runs.settings import shipped
 from capaboost.sweeps.display import all_runs
 from capaboost.sweeps.folder import SweepFolder
@@ -18,6 +18,7 @@ PARSERS = {
     "train-vtab": (train_vtab.vtab_parser, train_vtab.load),
     "train-glue": (train_glue.glue_parser, train_glue.load),
     "train-squad": (train_squad.squad_parser, train_squad.load),
+    "train-lm": (train_lm.lm_parser, train_lm.load),
 }
 
 
@@ -65,6 +66,17 @@ def test_settings_are_those_that_the_shown_flags_give():
         for run in final_runs(sweep, group, {}):
             assert run.load() == typed(run)
             assert run.load().model.kwargs == values["model.kwargs"]
+
+
+def test_files_of_texts_are_tasks_of_a_sweep():
+    """The command takes a file as its argument; a name of the sweep may stand for one elsewhere."""
+    tasks = {"pairs.jsonl": {}, "book": {"task": "texts/book.txt", "data.max_length": 64}}
+    sweep = sweep_file(command="train-lm", tasks=tasks, methods=["lora"], set={"model.name": "tiny"})
+    runs = [run for group in groups(sweep) for run in final_runs(sweep, group, {})]
+    assert [run.arguments[0] for run in runs] == ["pairs.jsonl"] * 2 + ["texts/book.txt"] * 2
+    for run in runs:
+        assert run.load() == typed(run)
+        assert (run.load().data.file, run.load().model.name) == (run.arguments[0], "tiny")
 
 
 def test_a_shipped_sweep_has_a_name(tmp_path, capsys):

@@ -1,16 +1,18 @@
-"""An encoder, CoLA and SQuAD v1.1, all tiny, for runs of the commands."""
+"""An encoder, CoLA and SQuAD v1.1, a decoder and texts for it, all tiny, for runs of the commands."""
 
 import json
 from pathlib import Path
 
 from tests.text.glue_files import write
 from tests.text.squad_case import TEXT
+from tests.text.tiny_decoder import save_decoder
 from tests.text.tiny_encoder import save_encoder
 
 
 def write_tasks(folder: Path) -> Path:
-    """Returns the folder; the encoder lies below it, in `encoder`."""
+    """Returns the folder; the models lie below it, in `encoder` and `decoder`."""
     save_encoder(folder / "encoder")
+    save_decoder(folder / "decoder")
     words = TEXT.split()
     for split, count in (("train", 60), ("dev", 20)):
         sentences = [" ".join(words[i % 11 : i % 11 + 3 + i % 5]) for i in range(count)]
@@ -20,4 +22,7 @@ def write_tasks(folder: Path) -> Path:
         asked = [{"id": f"{split}{i}", "question": "Who? " * (1 + i % 3), "answers": [answer]} for i in range(count)]
         content = {"version": "1.1", "data": [{"paragraphs": [{"context": TEXT, "qas": asked}]}]}
         (folder / f"{split}-v1.1.json").write_text(json.dumps(content))
+    pairs = [{"prompt": f"{words[i % 9]} ", "completion": " ".join(words[i % 7 : i % 7 + 3])} for i in range(60)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "book.txt").write_text(TEXT * 4)
     return folder
