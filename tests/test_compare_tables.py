@@ -22,7 +22,7 @@ from tests.run_results import LORA, TIED, write_run
 def made(folder: Path, *flags: str) -> dict[str, str]:
     """The texts of all formats, by format."""
     paths = {kind: folder / f"out.{kind}" for kind in ("markdown", "csv", "latex")}
-    flags = (*flags, *(() if "--latex-style" in flags else ("--latex-style", "full")))
+    flags = (*flags, *(() if "--latex-style" in flags else ("--latex-style", "differences")))
     assert tables.main([str(folder), *flags, *(f"--{kind}={path}" for kind, path in paths.items())]) == 0
     return {kind: path.read_text() for kind, path in paths.items()}
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from capaboost.tables.compare import Comparison
     from capaboost.tables.write import Layout
 
-STYLES = ("paper", "spread", "full")
+STYLES = ("paper", "spread", "differences")
 FILES = ("markdown", "csv", "latex", "readme")
 
 
@@ -40,7 +40,7 @@ def tables_parser(prog: str | None = None) -> argparse.ArgumentParser:
         choices=STYLES,
         default="paper",
         help="of a comparison; paper: methods x tasks with trained parameters and average, the best bold, the second "
-        "underlined (default); spread: with deviations; full: tasks x methods with differences and verdicts",
+        "underlined (default); spread: with deviations; differences: tasks x methods with these and verdicts",
     )
     add("--plots", type=given_path, metavar="DIR", help="draw what the results hold enough for, as PNG and SVG")
     add("--readme", type=Path, metavar="FILE", help="replace the table between the markers")
@@ -81,7 +81,7 @@ def make(
     notes = [f"Failed: {line}." for line in failed_runs(list(folders))]
     layout, records = comparison(table, notes) if table and reference else rows(results, notes)
     texts = {"markdown": to_markdown(layout), "csv": to_csv(records), "latex": to_latex(layout)}
-    if table and reference and style != "full":
+    if table and reference and style != "differences":
         texts["latex"] = to_paper(table, layout.notes, with_spread=style == "spread")
     if readme := files.get("readme"):
         texts["readme"] = fill(readme, to_markdown(layout))
