@@ -76,6 +76,9 @@ def test_of_perplexity_the_lowest_mean_is_best(study, tmp_path):
     cells = records(study, "lora")
     assert (cells["digits", "capaboost-lora"]["best"], cells["digits", "lora"]["best"]) == ("False", "True")
     assert cells["dtd_1", "linear"]["best"] == "True"
+    _, lines = paper(study)
+    best = {line[0]: [cell for cell in line if "textbf" in cell] for line in lines[1:]}
+    assert best == {"lora": ["\\textbf{92.00}"], "capaboost-lora": [], "linear": ["\\textbf{60.00}$^\\dagger$"]}
 
 
 def test_every_format_shows_best_differences_and_what_is_missing(study, capsys):

@@ -14,6 +14,7 @@ from capaboost.tables.compare import Cell, Comparison
 from capaboost.tables.groups import Task
 from capaboost.tables.notes import varying
 from capaboost.tables.write import escape
+from capaboost.training.run_folder import worth
 
 MOST_LEVEL = 8  # tasks, with more of which their names are turned
 MISSING, FEWER = "--", r"$^\dagger$"
@@ -93,7 +94,8 @@ def _cell(table: Comparison, task: Task, method: str) -> Cell | None:
 
 
 def _column(cells: list[Cell | None], with_spread: bool) -> list[str]:
-    marked = _marked([cell and cell.spread.mean for cell in cells])
+    metric = next((cell.group.task.metric for cell in cells if cell), "")
+    marked = _marked([cell and cell.spread.mean for cell in cells], metric)
     return [
         text + (_spread(cell) if with_spread else "") + (FEWER if cell.missing else "") if cell else text
         for text, cell in zip(marked, cells, strict=True)
@@ -105,19 +107,21 @@ def _spread(cell: Cell) -> str:
 
 
 def _average(table: Comparison, tasks: list[Task]) -> list[str]:
-    """The mean over all tasks, each weighed alike, of the methods that have them all."""
+    """The mean over all tasks, each weighed alike, of the methods that have them all; none of unlike metrics."""
+    if len({worth(task.metric, 1.0) for task in tasks}) > 1:
+        return [MISSING] * len(table.methods)
     means = []
     for method in table.methods:
         cells = [_cell(table, task, method) for task in tasks]
         means.append(fmean(cell.spread.mean for cell in cells if cell) if all(cells) else None)
-    return _marked(means)
+    return _marked(means, tasks[0].metric)
 
 
-def _marked(values: Sequence[float | None]) -> list[str]:
+def _marked(values: Sequence[float | None], metric: str) -> list[str]:
     """Of two values or more the best in bold, of three or more the second underlined."""
     shown = [None if value is None else round(value, 2) for value in values]
     known = [value for value in shown if value is not None]
-    order = sorted(set(known), reverse=True)
+    order = sorted(set(known), key=lambda value: worth(metric, value), reverse=True)
     best = order[0] if len(known) > 1 else None
     second = order[1] if len(known) > 2 and len(order) > 1 else None
     return [_mark(value, best, second) for value in shown]

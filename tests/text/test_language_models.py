@@ -10,7 +10,7 @@ from capaboost_core.injection import adapted_layers
 from capaboost_text import from_pretrained, inject
 from capaboost_text.encoders import load_language_model
 from capaboost_text.roles import roles_of
-from tests.peft_door.models import DECODERS, TOKENS, decoder, logits, trained
+from tests.peft_door.models import DECODERS, TOKENS, decoder, example, logits, trained
 
 WIDTH = 16
 FUSED = {  # rows of q and v, with four heads of width 4 that phi3 shares in two groups
@@ -123,3 +123,10 @@ def test_what_is_no_language_model_of_the_kind_is_refused(folders, tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             from_pretrained(place, task)
         assert "\n" not in str(caught.value)
+
+
+def test_the_example_lowers_perplexity_and_leaves_an_adapter(tmp_path, capsys):
+    before, after = example("causal_lm").main(["--output", str(tmp_path / "adapter"), "--lr", "0.01"])
+    assert after < 0.8 * before
+    assert (tmp_path / "adapter" / "adapter.safetensors").is_file()
+    assert f"perplexity {before:.2f} before, {after:.2f} after" in capsys.readouterr().out
