@@ -35,7 +35,7 @@ DEFAULT = "default"  # the name of an adapter that was given none, as in peft
 class Inactive(nn.Module):
     """An adapter that its model does not run: layers without what they hold of the base, and tensors of the head.
 
-    They are children under their paths in the model, which `add_module` would refuse for their dots.
+    They are children under their paths in the model with `/` for the dots, which no name of a child may have.
     """
 
     def __init__(self, injection: Injection, layers: list[Adapted], head: Mapping[str, Tensor]):
@@ -44,20 +44,21 @@ class Inactive(nn.Module):
         self.additions, self.beside = nn.Module(), nn.Module()
         for layer in layers:
             layer.release()
-            self.additions._modules[layer.path] = layer
+            self.additions.add_module(layer.path.replace(".", "/"), layer)
         for name, tensor in head.items():
             path, _, attribute = name.rpartition(".")
-            holder = self.beside._modules.setdefault(path, nn.Module()) if path else self.beside
+            holder = self.beside._modules.setdefault(path.replace(".", "/"), nn.Module()) if path else self.beside
             kind = "_parameters" if isinstance(tensor, nn.Parameter) else "_buffers"
             vars(holder)[kind][attribute] = tensor
 
     @property
     def layers(self) -> dict[str, Any]:
-        return dict(self.additions._modules)
+        return {layer.path: layer for layer in self.additions._modules.values() if isinstance(layer, Adapted)}
 
     @property
     def head(self) -> dict[str, Tensor]:
-        return {**dict(self.beside.named_parameters()), **dict(self.beside.named_buffers())}
+        tensors = {**dict(self.beside.named_parameters()), **dict(self.beside.named_buffers())}
+        return {name.replace("/", "."): tensor for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ class Adapters:
 
     active: str
     adapters: Mapping[str, Inactive | None]
+
+    def __getattr__(self, name: str) -> Inactive:
+        """An inactive adapter by name, as torch.distributed.checkpoint follows the keys of a state dict."""
+        adapter = vars(self).get("adapters", {}).get(name)
+        if adapter is None:
+            raise AttributeError(name)
+        return adapter
 
     @property
     def inactive(self) -> dict[str, Inactive]:
@@ -119,7 +127,7 @@ class Adapters:
         for name, adapter in self.inactive.items() if given else ():
             start = f"{prefix}{ADAPTERS}.{name}."
             of_adapter = {key.removeprefix(start): t for key, t in given.items() if key.startswith(start)}
-            adapter.load_state_dict(of_adapter, strict=False, assign=assign)  # strict takes a dot for a child's
+            adapter.load_state_dict(of_adapter, assign=assign)
 
 
 class Moves:
@@ -219,10 +227,8 @@ def activated(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def check_name(name: str) -> None:
-    if not isinstance(name, str) or not name or "." in name:
-        raise UserError(
-            f"{name!r} cannot name an adapter, as keys of a state dict hold the name; type one without dots"
-        )
+    if not isinstance(name, str) or not name or "." in name or name in dir(Adapters(DEFAULT, {})):
+        raise UserError(f"{name!r} cannot name an adapter, as keys of a state dict hold the name; type another word")
 
 
 @contextmanager

@@ -54,9 +54,11 @@ class SavesAdapter:
             # Imported here, since `save` imports `injection`, which attaches this class to a model.
             save = importlib.import_module("capaboost_core.adapter_files.save")
             folder = save.save_adapter(self.model, directory / FOLDER)
+        others = getattr(self.model, "capaboost_adapters", None)
+        others = f"; save {', '.join(others.inactive)} by save_adapter(model, folder, name=...)" if others else ""
         return (
             f"{directory} holds the base model and its head; the adapter is in {folder}, to be loaded into them by "
-            "load_adapter, or call unload(model) first to save the merged model"
+            f"load_adapter, or call unload(model) first to save the merged model{others}"
         )
 
 

@@ -12,6 +12,9 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -344,7 +347,7 @@ def test_an_interrupted_switch_leaves_the_adapters_as_they_are(tmp_path, monkeyp
 
 def test_names(tmp_path):
     model = net(tmp_path, "b")
-    for name in ("", "a.b", 3):
+    for name in ("", "a.b", 3, "state"):
         with pytest.raises(UserError, match="cannot name an adapter"):
             load_adapter(model, tmp_path / "b", name=name)
     for change in (set_adapter, delete_adapter, lambda m, name: save_adapter(m, tmp_path / "x", name=name)):
@@ -386,6 +389,30 @@ def test_a_model_that_is_merged_or_disabled_exchanges_nothing(mode, tmp_path):
             with pytest.raises(UserError, match=mode[:-1]):
                 change()
         assert state(model) == before
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("wrap", [DistributedDataParallel, fully_shard])
+def test_a_parallel_model_exchanges_nothing_and_is_saved(wrap, tmp_path):
+    model = wrap(net(tmp_path, "b"))
+    for change in (
+        lambda: set_adapter(model, "b"),
+        lambda: load_adapter(model, tmp_path / "b", name="c"),
+        lambda: save_adapter(model, tmp_path / "c", name="b"),
+        lambda: mixed_batch(model, ["b"] * 5).__enter__(),
+    ):
+        with pytest.raises(UserError, match="parallel"):
+            change()
+    save_adapter(model, tmp_path / "c")
+    assert adapter_names(model) == ("default", "b")
+    get_model_state_dict(model)
 
 
 @torch.no_grad()
@@ -458,8 +485,14 @@ COPIES = {
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
     "there and back": lambda model: copy.deepcopy(model).double().float(),
     "meta, then loaded": lambda model: loaded(garbage(copy.deepcopy(model).to("meta")), model),
+    "distributed checkpoint": lambda model: checkpointed(copy.deepcopy(model), model),
     "meta, then assigned": lambda model: loaded(copy.deepcopy(model).to("meta"), model, assign=True),
 }
+
+
+def checkpointed(model, source):
+    set_model_state_dict(model, get_model_state_dict(source))
+    return model
 
 
 def loaded(model, source, **settings):
