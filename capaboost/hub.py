@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 from capaboost.training.result import read_result
 from capaboost.training.run_folder import ADAPTER, RESULT
 from capaboost.training.tuning import rate_folder
-from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS
+from capaboost_core.adapter_files.disk import CONFIG, OLD_CONFIG, WEIGHTS, config_path
 from capaboost_core.adapter_files.record import INFERENCE
 from capaboost_core.errors import UserError, reason_of
 from capaboost_core.files import write_atomically
@@ -135,7 +135,7 @@ def _data(result: dict[str, Any], inference: dict[str, Any] | None) -> str:
 
 
 HUB = "hf-hub:"  # timm's prefix
-FILES = (WEIGHTS, CONFIG, INFERENCE, CARD)
+FILES = (WEIGHTS, INFERENCE, CARD)  # and the record
 
 
 def adapter_folder(run: str | Path) -> Path:
@@ -165,14 +165,15 @@ def push_to_hub(
         UserError: If the folder holds no adapter, or the hub refuses.
     """
     folder = adapter_folder(run)
-    missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
+    record = config_path(folder).name
+    missing = [name for name in (WEIGHTS, record) if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} has no {missing[0]}; give a run's folder, or one that save_adapter wrote")
     api = HfApi(endpoint=endpoint, token=token)
     try:
         name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(
-            repo_id=name, folder_path=folder, allow_patterns=list(FILES), commit_message="CapaBoost adapter"
+            repo_id=name, folder_path=folder, allow_patterns=[*FILES, record], commit_message="CapaBoost adapter"
         )
     except Exception as error:  # hub clients fail in many ways
         raise UserError(
@@ -192,7 +193,9 @@ def fetch(name: str | Path, endpoint: str | None = None) -> Path:
     repo_id, _, revision = str(name).removeprefix(HUB).partition("@")
     try:
         return Path(
-            snapshot_download(repo_id, revision=revision or None, allow_patterns=list(FILES), endpoint=endpoint)
+            snapshot_download(
+                repo_id, revision=revision or None, allow_patterns=[*FILES, CONFIG, OLD_CONFIG], endpoint=endpoint
+            )
         )
     except Exception as error:  # hub clients fail in many ways
         raise UserError(

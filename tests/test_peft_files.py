@@ -23,7 +23,7 @@ from transformers import (
 
 import capaboost_text
 import capaboost_vision
-from capaboost_core import UserError, load_peft, merge, save_peft, trainable_parameters
+from capaboost_core import UserError, load_adapter, load_peft, merge, save_adapter, save_peft, trainable_parameters
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 PROGRAM = Path(__file__).parent / "peft_only.py"
@@ -204,3 +204,35 @@ def test_a_model_that_reads_past_its_layers_is_refused(tmp_path):
     model = timm.create_model("beit_base_patch16_224", img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=3)
     with pytest.raises(UserError, match="without calling peft's layers"):
         save_peft(capaboost_vision.inject(model, dict(r=4)), tmp_path)
+
+
+def test_our_files_and_peft_s_can_lie_in_one_folder(tmp_path):
+    """Neither library takes the other's for its own, alone or together; each gives one line."""
+    model = trained(capaboost_vision.inject(base("vit"), {"r": 4}))
+    expected = model(IMAGES)
+    save_adapter(model, tmp_path / "ours")
+    save_peft(model, tmp_path / "peft")
+    with pytest.raises(UserError, match=r"holds an adapter of peft; call load_peft\(model, folder\)"):
+        load_adapter(base("vit"), tmp_path / "peft")
+    with pytest.raises(UserError, match=r"holds an adapter of save_adapter; call load_adapter\(model, folder\)"):
+        load_peft(base("vit"), tmp_path / "ours")
+    for save in (save_adapter, save_peft, save_adapter):
+        save(model, tmp_path / "both")
+    assert len(list((tmp_path / "both").iterdir())) == 4
+    for load in (load_adapter, load_peft):
+        torch.testing.assert_close(load(base("vit"), tmp_path / "both").eval()(IMAGES), expected)
+    with pytest.raises(ValueError, match=r"Can't find 'adapter_config.json' at") as caught:
+        peft.PeftModel.from_pretrained(base("vit"), str(tmp_path / "ours"))
+    assert "\n" not in str(caught.value)
+    torch.testing.assert_close(peft.PeftModel.from_pretrained(base("vit"), str(tmp_path / "both"))(IMAGES), expected)
+
+
+def test_a_folder_with_the_old_name_loads_and_is_renamed_by_the_next_save(tmp_path):
+    model = trained(capaboost_vision.inject(base("vit"), {"r": 4}))
+    save_adapter(model, tmp_path)
+    (tmp_path / "capaboost_config.json").rename(tmp_path / "adapter_config.json")
+    loaded = load_adapter(base("vit"), tmp_path)
+    torch.testing.assert_close(loaded.eval()(IMAGES), model(IMAGES))
+    save_adapter(loaded, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter.safetensors", "capaboost_config.json"}
+    load_adapter(base("vit"), tmp_path)

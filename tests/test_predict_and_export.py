@@ -276,7 +276,7 @@ def test_an_adapter_goes_to_a_hub_and_comes_back(trained, photos, tmp_path, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with hub() as (address, repositories):
         assert address in push_to_hub(trained, "me/colours", token="hf_local", endpoint=address)
-        assert set(repositories["me/colours"]) == set(FILES)
+        assert set(repositories["me/colours"]) == {*FILES, "capaboost_config.json"}
         folder = fetch("hf-hub:me/colours", endpoint=address)
         with pytest.raises(UserError, match="cannot get hf-hub:me/none"):
             fetch("hf-hub:me/none", endpoint=address)

@@ -87,7 +87,7 @@ def padapter(folder):
 
 def foreign_base(folder):
     saved(timm_model(r=2), folder / "adapter")
-    path = folder / "adapter" / "adapter_config.json"
+    path = folder / "adapter" / "capaboost_config.json"
     path.write_text(path.read_text().replace('"test_vit"', '"nowhere/no_vit"'))
 
 

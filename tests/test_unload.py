@@ -81,7 +81,7 @@ def test_what_cannot_be_merged_is_refused_and_stays(method):
 def test_another_adapter_can_go_in(tmp_path):
     model = adapt(unload(trained("vit", "lora")), METHODS["padapter"])
     save_adapter(model, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter.safetensors", "adapter_config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter.safetensors", "capaboost_config.json"}
 
 
 def test_hooks_and_later_changes_of_the_base_stay():

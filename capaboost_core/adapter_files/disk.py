@@ -1,4 +1,8 @@
-"""The two files of an adapter: `adapter.safetensors` and `adapter_config.json`."""
+"""The two files of an adapter: `adapter.safetensors` and `capaboost_config.json`.
+
+Before 0.2.0 the record was called `adapter_config.json`, as peft's is. Such folders are read as before, and the next
+save renames it. Now neither library takes the other's files for its own, and both can lie in one folder.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,9 @@ from capaboost_core.errors import UserError
 from capaboost_core.files import explained, open_regular, partials_in, read_bytes, read_text, write_together
 from capaboost_core.wrappers import strip_wrappers
 
-WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = "adapter.safetensors", "capaboost_config.json"
+OLD_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,15 @@ def write_adapter(folder: Path, record: Record, tensors: dict[str, Tensor]) -> N
     write_together(
         {folder / WEIGHTS: lambda file: file.write(weights), folder / CONFIG: lambda file: file.write(text.encode())}
     )
+    if (folder / OLD_CONFIG).exists():
+        with suppress(UserError, OSError):
+            _read_record(folder / OLD_CONFIG, 2**26)  # which peft's is not
+            (folder / OLD_CONFIG).unlink()
+
+
+def config_path(folder: Path) -> Path:
+    """The path of the record in a folder, under its old name where that is the only one."""
+    return folder / (OLD_CONFIG if (folder / OLD_CONFIG).exists() and not (folder / CONFIG).exists() else CONFIG)
 
 
 def read_adapter(folder: Path, limits: Limits) -> Adapter:
@@ -108,7 +123,7 @@ def read_record(folder: Path, limits: Limits | None = None) -> Record:
     Raises:
         UserError: If it is missing, unreadable, damaged, foreign or too large.
     """
-    return _read_record(folder / CONFIG, limits.text if limits else 2**26)
+    return _read_record(config_path(folder), limits.text if limits else 2**26)
 
 
 def read_weights(path: Path, limits: Limits) -> bytes:
@@ -134,7 +149,9 @@ def _read(folder: Path, limits: Limits) -> Adapter:
             metadata: dict[str, str] = file.metadata() or {}
     record = _record_of(folder, hashlib.sha256(data).hexdigest(), limits)
     if metadata.get("mask_checksum") != record.mask_checksum:
-        raise UserError(f"{path} and {CONFIG} belong to different adapters; copy both files of one adapter")
+        raise UserError(
+            f"{path} and {config_path(folder).name} belong to different adapters; copy both files of one adapter"
+        )
     return Adapter(folder, record, {strip_wrappers(name): tensor for name, tensor in tensors.items()})
 
 
@@ -150,6 +167,8 @@ def _weights_explained(path: Path) -> Generator[None]:
         try:
             yield
         except (FileNotFoundError, NotADirectoryError) as error:
+            if (path.parent / PEFT_WEIGHTS).exists():
+                raise UserError(f"{path.parent} holds an adapter of peft; call load_peft(model, folder)") from error
             raise UserError(f"{path} is missing; give a folder that save_adapter wrote") from error
         except UserError:
             raise
@@ -166,7 +185,8 @@ def _record_of(folder: Path, digest: str, limits: Limits) -> Record:
         record = error
     if isinstance(record, Record) and record.weights_sha256 == digest:
         return record
-    for path in (*partials_in(folder), folder / f"{CONFIG}.partial"):  # the last is the name in version 0.1.0
+    # The last but one is of an earlier version that saved over a folder of this one, the last was its name in 0.1.0.
+    for path in (*partials_in(folder), folder / OLD_CONFIG, folder / f"{OLD_CONFIG}.partial"):
         with suppress(UserError):  # it holds weights, or is incomplete
             if (other := _read_record(path, limits.text)).weights_sha256 == digest:
                 return other
@@ -174,8 +194,8 @@ def _record_of(folder: Path, digest: str, limits: Limits) -> Record:
         raise record
     if record.weights_sha256 is not None:
         raise UserError(
-            f"{folder / WEIGHTS} is damaged, or {CONFIG} belongs to different adapters; copy both files of one "
-            "adapter (if you changed the weights on purpose, delete weights_sha256 and checksum from it)"
+            f"{folder / WEIGHTS} is damaged, or {config_path(folder).name} belongs to different adapters; copy both "
+            "files of one adapter (if you changed the weights on purpose, delete weights_sha256 and checksum from it)"
         )
     return record
 
@@ -197,7 +217,7 @@ def _read_record(path: Path, most: int) -> Record:
 def _versions(folder: Path) -> list[tuple[int, ...] | None]:
     """Values that change when a file is replaced."""
     found: list[tuple[int, ...] | None] = []
-    for name in (WEIGHTS, CONFIG):
+    for name in (WEIGHTS, CONFIG, OLD_CONFIG):
         try:
             status = (folder / name).stat()
             found.append((status.st_ino, status.st_mtime_ns, status.st_size))

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from capaboost_core.account import parts, persistent_buffers
 from capaboost_core.adapter_files.base_model import DifferentBaseWarning, differing, same_name
-from capaboost_core.adapter_files.disk import CONFIG, WEIGHTS, Adapter, Limits, read_adapter
+from capaboost_core.adapter_files.disk import WEIGHTS, Adapter, Limits, config_path, read_adapter
 from capaboost_core.adapter_files.save import check_complete, check_finite, check_not_meta, check_sound
 from capaboost_core.errors import UserError
 from capaboost_core.injection import (
@@ -62,14 +62,14 @@ def check_base(model: nn.Module, adapter: Adapter) -> None:
     try:
         adapter.record.plan.check(bare)
     except UserError as error:
-        raise UserError(f"{adapter.folder / CONFIG}: {error}") from error
+        raise UserError(f"{config_path(adapter.folder)}: {error}") from error
 
 
 def check_intact(adapter: Adapter) -> None:
     """Refuse a record whose checksum does not match its content, before anything is made from it."""
     if not adapter.record.intact:
         raise UserError(
-            f"{adapter.folder / CONFIG} was changed after it was written; copy it again (if you changed it on "
+            f"{config_path(adapter.folder)} was changed after it was written; copy it again (if you changed it on "
             "purpose, delete checksum from it)"
         )
 
@@ -224,7 +224,7 @@ def _extra(adapter: Adapter, other: dict[str, Tensor]) -> tuple[str, ...]:
         return tuple(name for name in adapter.tensors if name in other)
     for name in adapter.record.extra:
         if name not in other:
-            raise UserError(f"{adapter.folder / CONFIG}: the model has no {name!r}, which extra names")
+            raise UserError(f"{config_path(adapter.folder)}: the model has no {name!r}, which extra names")
     return adapter.record.extra
 
 

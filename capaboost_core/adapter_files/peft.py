@@ -16,7 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from capaboost_core.account import account_of, persistent_buffers
-from capaboost_core.adapter_files.disk import Limits, read_weights
+from capaboost_core.adapter_files.disk import PEFT_WEIGHTS as WEIGHTS
+from capaboost_core.adapter_files.disk import Limits, config_path, read_weights
 from capaboost_core.adapter_files.record import parse
 from capaboost_core.adapter_files.save import check_complete, check_finite, check_not_meta, check_sound, values_of
 from capaboost_core.errors import UserError
@@ -28,7 +29,7 @@ from capaboost_core.plan import Plan, Target, in_prefix, linear_shape
 from capaboost_core.sharing.tied import TiedWeight
 from capaboost_core.wrappers import copy_full, is_sharded, named_modules, strip_wrappers, unwrap
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."  # of every name in peft's files
 A, B = ".lora_A.weight", ".lora_B.weight"
 # Keys of peft's record with which a LoRA stays a plain one; any other key with a value raises an error.
@@ -257,6 +258,8 @@ def _read(folder: Path, limits: Limits) -> PeftLora:
         record = cast(dict[str, Any], parse(read_text(folder / CONFIG, limits.text)))
         tensors = load(read_weights(folder / WEIGHTS, limits))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        if config_path(folder).exists() and not (folder / CONFIG).exists():
+            raise UserError(f"{folder} holds an adapter of save_adapter; call load_adapter(model, folder)") from error
         raise UserError(f"{folder} holds no readable {CONFIG} and {WEIGHTS}; give a folder that peft saved") from error
     if not isinstance(cast(Any, record), dict) or record.get("peft_type") != "LORA":
         raise UserError(f"{folder / CONFIG} describes no LoRA; only peft's LORA can be loaded")

@@ -1,6 +1,6 @@
-"""The two JSON files beside an adapter's weights: `adapter_config.json`, and `inference.json` of a training run.
+"""The two JSON files beside an adapter's weights: `capaboost_config.json`, and `inference.json` of a training run.
 
-`load_adapter` needs `adapter_config.json` only. A training run adds in `inference.json` what a new process needs to
+`load_adapter` needs `capaboost_config.json` only. A training run adds in `inference.json` what a new process needs to
 use the adapter: the base model's settings, the names of the classes and the transform of an input.
 """
 
@@ -27,7 +27,7 @@ INFERENCE_KINDS = ("images", "texts", "language")
 
 @dataclass(frozen=True)
 class Record:
-    """The content of `adapter_config.json`; fields that older files lack are None.
+    """The content of `capaboost_config.json`; fields that older files lack are None.
 
     Attributes:
         base_model: Name of the model that it was trained on.

@@ -20,7 +20,7 @@ __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "save_adapter"]
 
 
 def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
-    """Write `adapter.safetensors` and `adapter_config.json`.
+    """Write `adapter.safetensors` and `capaboost_config.json`.
 
     The first holds the additions, the head and all else that trains, each parameter under its name in the bare model
     and even if it is frozen at the moment, and the running statistics that training changes; for method `full` every

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from capaboost_core import save_adapter
 from tests.core.toy_model import X, adapted, randomise
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
+CONFIG, WEIGHTS = "capaboost_config.json", "adapter.safetensors"
 
 
 def saved(folder, model=None):

@@ -218,7 +218,7 @@ def test_after_a_kill_at_any_step_the_old_or_the_new_adapter_loads(tmp_path):
     assert list(first) == [None] * turn + [new] * (len(over) - turn)
 
 
-OLD, NEW = f"{CONFIG}.partial", PARTIALS.replace("*", "0" * 16)  # names of version 0.1.0 and of now
+OLD, NEW = "adapter_config.json.partial", PARTIALS.replace("*", "0" * 16)  # names of version 0.1.0 and of now
 
 
 @pytest.mark.parametrize("name", [OLD, NEW])
@@ -336,7 +336,7 @@ def empty_tensors(path):
 def test_files_that_a_model_could_not_have_written_are_refused_unread(tmp_path, name, make):
     """Those of peft's format too."""
     save_peft(randomise(adapted()), tmp_path / "peft")
-    theirs = tmp_path / "peft" / {WEIGHTS: "adapter_model.safetensors"}.get(name, name)
+    theirs = tmp_path / "peft" / {WEIGHTS: "adapter_model.safetensors", CONFIG: "adapter_config.json"}[name]
     theirs.unlink()
     make(theirs)
     with pytest.raises(UserError, match=r"no regular file|the most possible|no readable"):

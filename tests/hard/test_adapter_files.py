@@ -17,7 +17,7 @@ from tests.hard.oracle import attempt, bits, refused, scratch
 from tests.hard.values import damaged, mutated
 
 METHODS = ("lora", "padapter", "hadapter", "linear", "full")
-WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = "adapter.safetensors", "capaboost_config.json"
 SEALS = (
     "checksum",
     "weights_sha256",

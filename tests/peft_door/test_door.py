@@ -109,7 +109,7 @@ def test_files_go_to_the_core_and_back_to_the_bit(kind, tying, tmp_path):
     loaded = core.load_adapter(BASES[kind][0](), tmp_path / "core")
     assert torch.equal(logits(loaded, inputs), logits(model, inputs))
     core.save_adapter(loaded, tmp_path / "again")
-    for name in ("adapter.safetensors", "adapter_config.json"):
+    for name in ("adapter.safetensors", "capaboost_config.json"):
         assert filecmp.cmp(tmp_path / "core" / name, tmp_path / "again" / name, shallow=False)
     back = from_core(BASES[kind][0](), tmp_path / "again")
     assert torch.equal(logits(back.eval(), inputs), logits(model, inputs))
@@ -365,7 +365,7 @@ def test_a_weighted_sum_is_refused():
 
 def test_a_plan_is_read_from_the_layers(tmp_path):
     to_core(adapted("vit"), tmp_path)
-    plan = Plan.from_dict(json.loads((tmp_path / "adapter_config.json").read_text())["plan"])
+    plan = Plan.from_dict(json.loads((tmp_path / "capaboost_config.json").read_text())["plan"])
     slices = ((0, 16), (32, 48))
     assert plan == Plan(tuple(Target(f"blocks.{i}.attn.qkv", slices) for i in range(2)), ("head",))
 

@@ -85,6 +85,54 @@ def test_features_that_take_the_model_apart_are_refused_in_a_line():
     assert len(adapted().forward_intermediates(X, intermediates_only=True)) == 2
 
 
+@pytest.mark.parametrize("state", ["adapted", "merged", "unloaded"])
+@pytest.mark.parametrize("safe", [True, False, "both"])
+def test_timm_saves_an_adapted_model_merged_and_loads_it_alone(state, safe, tmp_path):
+    """`save_for_hf` was imported before capaboost_vision; the model itself stays adapted."""
+    model = adapted()
+    expected = model(X).detach()
+    {"adapted": lambda model: model, "merged": merge, "unloaded": unload}[state](model)
+    save_for_hf(model, tmp_path, model_args=SMALL, safe_serialization=safe)
+    torch.testing.assert_close(model(X), expected, rtol=1e-4, atol=1e-4)
+    assert hasattr(model, "capaboost") == (state != "unloaded")
+    for path in tmp_path.glob("*.bin" if safe is False else "*.safetensors"):
+        alone = timm.create_model(NAME, num_classes=5, checkpoint_path=str(path), **SMALL).eval()
+        torch.testing.assert_close(alone(X), expected, rtol=1e-4, atol=1e-4)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    torch.testing.assert_close(again(X), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_pushed_to_the_hub_is_merged(monkeypatch):
+    """timm's own upload, with its client replaced by one that reads the folder."""
+    model, found = adapted(), {}
+
+    class Client:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Url", (), {"repo_id": repo_id})
+
+        def file_exists(self, **_):
+            return True
+
+        def upload_folder(self, folder_path, **_):
+            found["logits"] = timm.create_model(f"local-dir:{folder_path}", pretrained=True).eval()(X)
+
+    monkeypatch.setattr("timm.models._hub.HfApi", Client)
+    timm.models.push_to_hf_hub(model, "user/name", model_args=SMALL)
+    torch.testing.assert_close(found["logits"], model(X), rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_merged_is_not_saved_for_timm(tmp_path):
+    model = timm.create_model(NAME, num_classes=5, capaboost="padapter", **SMALL)
+    with pytest.raises(UserError, match=r"timm could not load this model .*; save_adapter\(model, folder\)") as caught:
+        save_for_hf(model, tmp_path, model_args=SMALL, safe_serialization="both")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    assert model.capaboost
+
+
 @pytest.fixture
 def folder(tmp_path):
     base = timm.create_model(NAME, num_classes=5, **SMALL)
