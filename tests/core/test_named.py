@@ -256,12 +256,10 @@ def test_wrong_rows_are_refused(rows, tmp_path):
     assert state(model) == before
 
 
-def test_rows_that_are_not_the_first_dimension_are_refused(tmp_path):
+def test_a_layer_without_the_rows_and_a_weight_read_past_its_layer_are_refused(tmp_path):
     model = net(tmp_path, "b")
     with mixed_batch(model, ["b", "default", None]), pytest.raises(UserError, match="rows in the first dimension"):
         model.head(X)
-    layer = nn.MultiheadAttention(16, 2)
-    model.attention, model.out = layer, nn.Linear(16, 16)
     with pytest.raises(UserError, match="past the layer"), mixed_batch(model, ["b", "default"]):
         nn.functional.linear(X, model.head.weight)
 
