@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from capaboost.commands import tables
 from capaboost.plots import results as draw
+from capaboost.plots.panels import MAX_COLUMNS, grid
 from capaboost.plots.results import pareto
 from capaboost.tables.compare import Comparison, compare
 from capaboost.tables.read import read_results
@@ -85,6 +86,39 @@ def test_parameters_are_those_of_the_table(study):
         count = trainable({"r": r, "num_tied": d, "density": density})
         expected.setdefault(float(count), set()).add(round(10 * r + d + density + 0.2, 9))
     assert points(panel) == expected
+
+
+@pytest.mark.parametrize(("name", "shared"), [("rank", True), ("parameters", True), ("modules", False)])
+def test_series_at_one_x_stand_side_by_side_and_all_are_seen(name, shared, tmp_path):
+    for seed in SEEDS:
+        for r in (1, 8):
+            write_run(tmp_path / f"lora{r}", seed, 50.0 + seed * r, LORA | {"r": r})
+            write_run(tmp_path / f"rslora{r}", seed, 60.0 + seed * r, LORA | {"method": "rslora", "r": r})
+        for d in (2, 4) if name == "modules" else ():
+            write_run(tmp_path / f"tied{d}", seed, 70.0 + seed * d, TIED | {"num_tied": d})
+    (panel,) = plot(name, tmp_path).axes
+    panel.figure.canvas.draw()
+    marks = [line for line in panel.lines if line.get_marker() not in ("", "None", "|", "_")]
+    at = {(x, line): line.get_transform().transform((x, y)) for line in marks for x, y in line.get_xydata()}
+    assert all(panel.bbox.contains(*place) for place in at.values())
+    for (x, line), (right, _) in at.items():
+        beside = [abs(right - other[0]) for (x2, line2), other in at.items() if x2 == x and line2 is not line]
+        assert bool(beside) == shared or name == "modules"
+        assert all(distance > 3 for distance in beside)
+
+
+@pytest.mark.parametrize("panels", range(1, 14))
+def test_panels_leave_no_hole_in_their_grid(panels):
+    figure, axes = grid([[str(i) for i in range(panels)]], {})
+    figure.canvas.draw()
+    rows = [len(list(of)) for _, of in itertools.groupby(axes, key=lambda axis: round(axis.get_position().y0, 3))]
+    assert sum(rows) == panels
+    assert max(rows) - min(rows) <= 1
+    assert max(rows) <= MAX_COLUMNS
+    middles = [(axis.get_position().x0 + axis.get_position().x1) / 2 for axis in axes]
+    for row in range(len(rows)):  # the middle of a row is that of the first
+        start = sum(rows[:row])
+        assert np.mean(middles[start : start + rows[row]]) == pytest.approx(np.mean(middles[: rows[0]]), abs=0.01)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from capaboost.plots.style import COLORS, INK, QUIET, SERIES
 from capaboost.tables.compare import Cell, Comparison
@@ -44,25 +47,49 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
     return {name: {"color": color, "marker": marker} for name, (color, marker) in zip(found, SERIES, strict=False)}
 
 
-def grid(titles: list[str | None], legend: dict[str, Style], width: float = PANEL_WIDTH, height: float = PANEL_HEIGHT):
-    """A figure, and a panel for each title, row by row, with a legend below all; None leaves its panel out."""
-    columns = min(len(titles), MAX_COLUMNS)
-    rows = math.ceil(len(titles) / columns)
+def grid(parts: list[list[str]], legend: dict[str, Style], width: float = PANEL_WIDTH, height: float = PANEL_HEIGHT):
+    """A figure, and a panel for each title, with a legend below all.
+
+    A part begins on a row of its own. Its rows differ by one panel at most, and shorter ones stand in the middle.
+    """
+    filled = [row for titles in parts for row in _rows_of(titles)]
+    columns, rows = max(map(len, filled)), len(filled)
     across = max(width * columns, 4.2)
     longest = max(map(len, legend), default=0) * LETTER_WIDTH + 0.5
     beside = max(1, min(int(across / longest), len(legend)))
     figure = Figure(figsize=(across, height * rows + 0.2 * math.ceil(len(legend) / beside)), layout="constrained")
-    numbered = [(number, title) for number, title in enumerate(titles, 1) if title is not None]
-    panels = [figure.add_subplot(rows, columns, number, title=title) for number, title in numbered]
+    halves, panels = figure.add_gridspec(rows, 2 * columns), []
+    for down, row in enumerate(filled):
+        for at, title in enumerate(row):
+            first = columns - len(row) + 2 * at
+            panels.append(figure.add_subplot(halves[down, first : first + 2], title=title))
     if legend:
         handles = [Line2D([], [], label=name, linestyle="", **style) for name, style in legend.items()]
         figure.legend(handles=handles, loc="outside lower left", ncols=beside, frameon=False)
     return figure, panels
 
 
+def _rows_of(titles: list[str]) -> list[list[str]]:
+    rows = math.ceil(len(titles) / MAX_COLUMNS)
+    ends = [math.ceil(len(titles) * (row + 1) / rows) for row in range(rows)]
+    return [titles[start:end] for start, end in pairwise([0, *ends])]
+
+
+DODGE, WIDEST_DODGE = 5.0, 18.0  # points between two series, and between the outermost
+
+
+def dodge(panel: Axes, drawn: Container, place: int, count: int) -> None:
+    """Move one of so many series with points at the same x aside, so that their bars do not hide each other."""
+    figure = panel.get_figure(root=True)
+    assert figure is not None
+    aside = (place - (count - 1) / 2) * min(DODGE, WIDEST_DODGE / max(count - 1, 1))
+    for artist in drawn.get_children():
+        artist.set_transform(panel.transData + ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans))
+
+
 def task_panels(tasks: list[Task], legend: dict[str, Style]) -> tuple[Figure, dict[Task, Axes]]:
     """A panel for each task, with its metric on the y axis."""
-    figure, panels = grid(list(task_names(tasks).values()), legend)
+    figure, panels = grid([list(task_names(tasks).values())], legend)
     for task, panel in zip(tasks, panels, strict=True):
         panel.set_ylabel(task.metric)
         panel.margins(0.1)

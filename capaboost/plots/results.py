@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from capaboost.console import check_outputs
-from capaboost.plots.panels import MAX_COLUMNS, Undrawn, differences, grid, styles_of, task_panels
+from capaboost.plots.panels import Undrawn, differences, dodge, grid, styles_of, task_panels
 from capaboost.plots.style import INK, QUIET, SERIES, STYLE, image_files, write_figure
 from capaboost.tables.compare import Cell, Comparison, by_seed
 from capaboost.tables.groups import Group, Task, label_groups, natural_order
@@ -41,10 +41,13 @@ def lines(groups: list[Group], name: str, title: str) -> Figure:
     styles = styles_of(label for of in rows.values() for label in of)
     figure, panels = task_panels(sorted(rows), styles)
     for task, panel in panels.items():
-        for label, line in rows[task].items():
+        meet = max(Counter(at for line in rows[task].values() for at in line).values()) > 1
+        count = len(rows[task]) if meet else 1
+        for place, (label, line) in enumerate(rows[task].items()):
             x = sorted(line)
             mean, std = [line[at].mean for at in x], [line[at].std or 0 for at in x]
-            panel.errorbar(x, mean, yerr=std, elinewidth=1, capsize=2, alpha=0.85, **styles[label])
+            drawn = panel.errorbar(x, mean, yerr=std, elinewidth=1, capsize=2, alpha=0.85, **styles[label])
+            dodge(panel, drawn, place if meet else 0, count)
         panel.set_xlabel(title)
         _line_ticks(panel, sorted({at for line in rows[task].values() for at in line}))
     return figure
@@ -84,9 +87,14 @@ def parameters(table: Comparison) -> Figure:
     styles = styles_of(names.values())
     figure, panels = task_panels(list(rows), styles)
     for task, panel in panels.items():
+        series: dict[int, list[str]] = defaultdict(list)  # at each number of parameters
         for cell in rows[task]:
-            spread, style = cell.spread, styles[names[cell.group]]
-            panel.errorbar(cell.trainable, spread.mean, yerr=spread.std, elinewidth=1, alpha=0.85, **style)
+            if names[cell.group] not in series[cell.trainable]:
+                series[cell.trainable].append(names[cell.group])
+        for cell in rows[task]:
+            spread, name, there = cell.spread, names[cell.group], series[cell.trainable]
+            drawn = panel.errorbar(cell.trainable, spread.mean, spread.std, elinewidth=1, alpha=0.85, **styles[name])
+            dodge(panel, drawn, there.index(name), len(there))
         front = pareto(rows[task])
         x, y = [cell.trainable for cell in front], [cell.spread.mean for cell in front]
         panel.step(x, y, where="post", color=QUIET, linewidth=1, linestyle="--", zorder=1)
@@ -155,10 +163,9 @@ def scale(groups: list[Group]) -> Figure:
     if not maps:
         raise Undrawn("no method has two pairs of alpha and learning rate on a task, its other settings equal")
     names, titles = task_names(list(maps)), []
-    beside = min(MAX_COLUMNS, max(len(of) for of in maps.values()))
     for task, of in maps.items():
         labels = [label.replace(" (", "\n(", 1) for label in of]
-        titles += [f"{names[task]}, {task.metric}\n{label}" for label in labels] + [None] * (-len(of) % beside)
+        titles.append([f"{names[task]}, {task.metric}\n{label}" for label in labels])
     drawn = [(cells, task.metric, *_range(of)) for task, of in maps.items() for cells in of.values()]
     rates, alphas = (max(len({at[axis] for at in cells}) for cells, *_ in drawn) for axis in (1, 0))
     figure, panels = grid(titles, {}, 0.58 * rates + 1.0, 0.42 * alphas + 1.0)
