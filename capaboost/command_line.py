@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -231,19 +231,48 @@ def load_typed(command: str, flags: Raw, options: argparse.Namespace, recipe: Pa
     """
     from capaboost.console import quiet
     from capaboost.runs.trainings import TRAININGS
+    from capaboost.training.processes import is_first
+    from capaboost.training.settings import flat, origins, to_dict
 
     training = TRAININGS[command]
     path = options.config or recipe or training.recipe(flags, options.method)
-    run = training.load(flags, options.method, options.set, path)
+    loaded = training.load(flags, options.method, options.set, path)
+    found = origins(path, flags, options.method, options.set)
     with quiet(options.quiet):
         say_if_shortened(path, options)
-        return budgeted(run, options)
+        run = budgeted(loaded, options)
+        if not options.print_config and is_first():
+            say_what_differs(run.adapter, found)
+    before, after = (flat(to_dict(settings)) for settings in (loaded, run))
+    options.origins = found | {name: "--budget" for name in after if after[name] != before.get(name)}
+    return run
+
+
+def say_what_differs(adapter: Any, found: Mapping[str, str]) -> None:
+    """Say what a recipe changes of the settings that a preset of the same name has in Python.
+
+    Args:
+        adapter: The method of a run.
+        found: Where the run's settings come from.
+    """
+    from capaboost.console import note
+    from capaboost_core.methods import PRESETS
+
+    preset = PRESETS.get(adapter.label)
+    if preset is None:
+        return
+    mine, theirs = adapter.to_dict(), preset.to_dict()
+    files = {name: found.get(f"adapter.{name}", "") for name in mine if mine[name] != theirs.get(name)}
+    files = {name: file for name, file in files.items() if file.partition(" for ")[0].endswith((".yaml", ".yml"))}
+    if files:
+        values = ", ".join(f"{name} {mine[name]} (in Python {theirs.get(name)})" for name in files)
+        note(f"{adapter.label} as {' and '.join(dict.fromkeys(files.values()))} has it: {values}")
 
 
 def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
     """Train with the settings, or with each learning rate of the grid, and show the result."""
     if options.print_config:
-        return print_settings(run)
+        return print_settings(run, options.origins)
     from capaboost.console import quiet
     from capaboost.runs.trainings import train
     from capaboost.training.processes import on_device
@@ -254,13 +283,28 @@ def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> No
         return train(run, options.output_dir or run.default_folder(), options.resume, prepare, rates)
 
 
-def print_settings(run: Any) -> None:
-    """The settings as a file that `--config` takes."""
-    import yaml
+def print_settings(run: Any, found: Mapping[str, str] | None = None) -> None:
+    """The settings as a file that `--config` takes, each on a line.
 
+    Args:
+        run: All settings.
+        found: Where those that are no defaults come from, by `section.key`, which the lines then say.
+    """
     from capaboost.training.settings import to_dict
 
-    print(yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True).rstrip())
+    for section, values in to_dict(run).items():
+        print(f"{section}:")
+        for name, value in values.items():
+            line, full = f"  {name}: {_on_one_line(value)}", f"{section}.{name}"
+            of_it = [origin for key, origin in (found or {}).items() if f"{key}.".startswith(f"{full}.")]
+            print(line if found is None else f"{line.ljust(42)}  # {of_it[-1] if of_it else 'default'}")
+
+
+def _on_one_line(value: Any) -> str:
+    import yaml
+
+    text = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
+    return text.rstrip()[1:-1]
 
 
 def exit_code(command: Callable[[], None], stopped: str = "the same command with --resume goes on") -> int:

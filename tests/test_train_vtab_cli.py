@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from capaboost.commands import train_vtab
-from capaboost_core.methods import METHODS
+from capaboost_core.methods import METHODS, PRESETS
 from tests import commands
 from tests.commands import ROOT, Command, finish
 
@@ -211,3 +212,67 @@ def test_of_several_processes_one_says_that_a_recipe_is_cut_short(monkeypatch, c
     monkeypatch.setenv("RANK", "1")
     train_vtab.load(train_vtab.vtab_parser().parse_args(["--dataset", "digits", "--epochs", "3"]))
     assert capsys.readouterr().err == ""
+
+
+BASE, TIED = "_base.yaml", "capaboost-lora"
+ORIGINS = {  # flags, and the origin of some settings
+    "a recipe": ([], {"data.num_classes": "dtd.yaml", "adapter.r": BASE, "data.augment": "default"}),
+    "a preset": (["--method", TIED], {"adapter.num_tied": f"preset {TIED}", "adapter.r": BASE}),
+    "of a preset": (["--method", "ssf"], {"train.lr": f"{BASE} for ssf", "adapter.method": "preset ssf"}),
+    "flags": (["--lr", "0.01", "--seed", "3"], {"train.lr": "a flag", "train.seed": "a flag", "train.epochs": BASE}),
+    "the last counts": (["--lr", "0.01", "--set", "train.lr=0.02"], {"train.lr": "--set"}),
+    "a list": (["--set", "adapter.targets=[qkv, fc1]"], {"adapter.targets": "--set"}),
+    "names with values": (["--set", "model.kwargs.class_token=false"], {"model.kwargs": "--set"}),
+    "a budget": (
+        ["--dataset", "digits", "--budget", "30k"],
+        {"adapter.r": "--budget", "adapter.alpha": "digits.yaml"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ORIGINS)
+def test_printed_settings_say_where_each_comes_from_and_are_a_config(case, tmp_path, capsys):
+    flags, wanted = ORIGINS[case]
+    assert train_vtab.main(["--dataset", "dtd", *flags, "--print-config"]) == 0
+    text = capsys.readouterr().out
+    section, found = "", {}
+    for line in text.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            section = line[:-1]
+            continue
+        setting, origin = line.split("  # ")
+        found[f"{section}.{setting.split(':')[0].strip()}"] = origin
+    assert found.items() >= wanted.items()
+    (tmp_path / "printed.yaml").write_text(text)
+    assert train_vtab.main(["--config", str(tmp_path / "printed.yaml"), "--print-config"]) == 0
+    again = capsys.readouterr().out
+    assert yaml.safe_load(again) == yaml.safe_load(text)
+    assert "# default" in text
+    origins = {
+        line.partition("  # ")[2] for line in again.splitlines() if "kwargs" not in line and not line.endswith(":")
+    }
+    assert origins == {"printed.yaml"}
+
+
+DIFFERS = {
+    "a recipe": (
+        [],
+        f"{TIED} as {BASE} has it: scaling alpha-r (in Python stable), dropout 0.1 (in Python 0.0)\n",
+    ),
+    "what is typed": (["--set", "adapter.scaling=stable", "--set", "adapter.dropout=0.2"], ""),
+    "nothing": (["--method", "bitfit"], ""),
+    "quiet": (["--quiet"], ""),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERS)
+def test_what_a_recipe_changes_of_a_preset_is_said(case, capsys):
+    flags, said = DIFFERS[case]
+    run = train_vtab.load(train_vtab.vtab_parser().parse_args(["--dataset", "dtd", *flags]))
+    assert capsys.readouterr().err == said
+    if case == "a recipe":
+        python = PRESETS["capaboost-lora"].to_dict()
+        assert {key: value for key, value in run.adapter.to_dict().items() if value != python[key]} == {
+            "scaling": "alpha-r",
+            "dropout": 0.1,
+        }

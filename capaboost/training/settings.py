@@ -283,6 +283,29 @@ def sections_in_turn(
         yield name, section.from_dict(merge_settings(own, typed.get(name, {})), f"{name}.")
 
 
+def origins(path: Path, flags: Raw, method: str | None, assignments: list[str]) -> dict[str, str]:
+    """Where `load_run` has each setting from, as `section.key`; the others are defaults.
+
+    Of several, the last counts: base files, the file, what the files have for the preset, the preset, flags, `--set`.
+    """
+    files, own = _origins_of_file(path, method)
+    found = files | own
+    if method is not None:
+        found |= {
+            f"adapter.{name}": f"preset {method}" for name in ("method", *resolve_config(method).model_fields_set)
+        }
+    found |= dict.fromkeys(flat(flags), "a flag")
+    return found | dict.fromkeys(flat(parse_assignments(assignments)), "--set")
+
+
+def _origins_of_file(path: Path, method: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    raw = read_yaml(path) or {}
+    base, methods = raw.pop("base", None), raw.pop(METHODS, {})
+    files, own = _origins_of_file(path.parent / str(base), method) if base else ({}, {})
+    for_preset = flat(methods.get(method, {})) if method else {}
+    return files | dict.fromkeys(flat(raw), path.name), own | dict.fromkeys(for_preset, f"{path.name} for {method}")
+
+
 def _scale_warmup(recipe: dict[str, Any], typed: dict[str, Any]) -> None:
     """Warm-up steps of a recipe in proportion to the epochs that are typed in place of its own.
 
