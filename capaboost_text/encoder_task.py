@@ -68,15 +68,24 @@ class EncoderTask(Generic[AnyTokens]):
         """The splits that are only evaluated on; a head adds its own."""
         yield from ()
 
+    def check(self, model: nn.Module) -> None:
+        """What else a task asks of a model that can read its rows.
+
+        Raises:
+            UserError: If the model does not have it.
+        """
+
     def trial(self, model: nn.Module) -> Tensor:
         """The mean loss of the longest and the shortest training row, after a forward pass over the longest and the
-        shortest row of each split that is only evaluated on. Before, `check_fit` looks at every row of all splits.
+        shortest row of each split that is only evaluated on. Before, `check_fit` looks at every row of all splits, and
+        `check` at the model.
 
         Raises:
             UserError: If the model cannot read a row.
         """
         splits = [self.rows, *self.evaluated()]
         check_fit(model, self.tokenizer, (row for rows in splits for row in rows))
+        self.check(model)
         with torch.no_grad():
             for rows in splits[1:]:
                 model(**self.inputs([rows[i] for i in _ends(rows)]))

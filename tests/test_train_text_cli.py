@@ -31,6 +31,17 @@ def start(place: Path, kind: str, output: Path, *more: str) -> Command:
     return commands.start(f"tools/train_{kind}.py", *arguments(place, kind), "--output-dir", str(output), *more)
 
 
+def test_two_processes_give_the_perplexity_of_one(place, tmp_path):
+    """Each trains and scores its part, of other numbers of tokens than the other's."""
+    flags = ["tools/train_lm.py", *arguments(place, "lm"), "--epochs", "1", "--lr", "0.01", "--output-dir"]
+    finish(commands.start(*flags, str(tmp_path / "one")))
+    finish(commands.ranks(2, *flags, str(tmp_path / "two")))
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for name in ("metrics", "test_metrics"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4)
+
+
 KINDS = [("glue", "matthews", "sentences"), ("squad", "f1", "windows"), ("lm", "perplexity", "blocks")]
 
 

@@ -110,19 +110,15 @@ class LanguageModeling(EncoderTask[Block]):
         mean = total / predicted
         return {f"{prefix}perplexity": math.exp(min(mean, 700.0)), f"{prefix}loss": mean}
 
-    def trial(self, model: nn.Module) -> Tensor:
-        """As of any task on texts, once it is seen that tokens do not see later ones or other documents.
+    @torch.no_grad()
+    def check(self, model: nn.Module) -> None:
+        """Tokens see neither later ones nor other documents.
+
+        Where the last token of the first of two documents changes, its own logits may change, and no others.
 
         Raises:
-            UserError: If they do, or the model cannot read a row.
+            UserError: If others do.
         """
-        loss = super().trial(model)
-        self._check_attention(model)
-        return loss
-
-    @torch.no_grad()
-    def _check_attention(self, model: nn.Module) -> None:
-        """Change the last token of the first of two documents: its own logits may change, and no others."""
         first, second = (self.rows[i].input_ids[:8] for i in (0, -1))
         changed = first.copy()
         changed[-1] = next(token for token in (*first, *second, *range(2)) if token != first[-1])
