@@ -462,6 +462,16 @@ def test_an_adapter_stays_frozen_where_it_was(tmp_path):
     assert {*trainable_parameters(model)} == trained
 
 
+def test_an_adapter_takes_the_mode_that_the_model_has_by_then(tmp_path):
+    save_adapter(randomise(adapted_net(dropout=0.5)), tmp_path / "drops")
+    model = load_adapter(net(tmp_path), tmp_path / "drops", name="drops")
+    for mode in (True, False):
+        set_adapter(model, "default").train(mode)
+        set_adapter(model, "drops")
+        assert {module.training for module in model.modules()} == {mode}
+        assert torch.equal(model(X), model(X)) != mode
+
+
 def outputs(model):
     """Of each adapter."""
     active = active_adapter(model)
