@@ -58,19 +58,27 @@ def grid(parts: list[list[str]], legend: dict[str, Style], width: float = PANEL_
     longest = max(map(len, legend), default=0) * LETTER_WIDTH + 0.5
     beside = max(1, min(int(across / longest), len(legend)))
     figure = Figure(figsize=(across, height * rows + 0.2 * math.ceil(len(legend) / beside)), layout="constrained")
-    halves, panels = figure.add_gridspec(rows, 2 * columns), []
-    for down, row in enumerate(filled):
-        for at, title in enumerate(row):
-            first = columns - len(row) + 2 * at
-            panels.append(figure.add_subplot(halves[down, first : first + 2], title=title))
+    panels = _placed(figure, filled)
     if legend:
         handles = [Line2D([], [], label=name, linestyle="", **style) for name, style in legend.items()]
         figure.legend(handles=handles, loc="outside lower left", ncols=beside, frameon=False)
     return figure, panels
 
 
-def _rows_of(titles: list[str]) -> list[list[str]]:
-    rows = math.ceil(len(titles) / MAX_COLUMNS)
+def _placed(figure: Figure, rows: list[list[str]]) -> list[Axes]:
+    """A panel for each title, shorter rows in the middle."""
+    columns = max(map(len, rows))
+    halves, panels = figure.add_gridspec(len(rows), 2 * columns), []
+    for down, row in enumerate(rows):
+        for at, title in enumerate(row):
+            first = columns - len(row) + 2 * at
+            panels.append(figure.add_subplot(halves[down, first : first + 2]))
+            panels[-1].set_title(title, loc="left")
+    return panels
+
+
+def _rows_of(titles: list[str], most: int = MAX_COLUMNS) -> list[list[str]]:
+    rows = math.ceil(len(titles) / most)
     ends = [math.ceil(len(titles) * (row + 1) / rows) for row in range(rows)]
     return [titles[start:end] for start, end in pairwise([0, *ends])]
 
@@ -140,11 +148,11 @@ def _ranked(table: Comparison) -> Figure:
     A filled point is a difference by its verdict; a hollow one is open, equivalent, or of one pair.
     """
     names = {task: name for task, name in task_names(table.tasks).items() if _differing(table, task)}
-    across, most = min(len(names), 2), max(len(_differing(table, task)) for task in names)
-    down = math.ceil(len(names) / across)
-    figure = Figure(figsize=(3.6 * across, down * (SMALL_ROW_HEIGHT * most + 0.7) + 0.4), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).flatten()
-    for panel, (task, name) in zip(panels, names.items(), strict=False):
+    rows, most = _rows_of(list(names.values()), most=2), max(len(_differing(table, task)) for task in names)
+    beside = len(rows[0])  # panels, and families of the legend
+    height = len(rows) * (SMALL_ROW_HEIGHT * most + 0.7) + 0.2 * math.ceil(len(FAMILIES) / beside)
+    figure = Figure(figsize=(3.6 * beside, height), layout="constrained")
+    for panel, task in zip(_placed(figure, rows), names, strict=True):
         cells = sorted(_differing(table, task), key=lambda item: -worth(task.metric, item[2].mean))
         for row, (_, cell, of) in enumerate(cells):
             color = FAMILIES[family_of(cell)]
@@ -162,14 +170,11 @@ def _ranked(table: Comparison) -> Figure:
         means = [of.mean for _, _, of in cells]
         room = 0.15 * (max(*means, 0) - min(*means, 0))
         panel.set_xlim(min(*means, 0) - room, max(*means, 0) + room)  # an interval may go on outside
-        panel.set_title(name, loc="left")
         panel.set(xlabel=f"{task.metric}, difference to {table.reference}")
-    for panel in panels[len(names) :]:
-        panel.remove()
     handles = [
         Line2D([], [], label=family, color=color, marker="o", linestyle="") for family, color in FAMILIES.items()
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside lower left", ncols=beside, frameon=False, fontsize=8)
     return figure
 
 
