@@ -128,9 +128,10 @@ class LanguageModeling(EncoderTask[Block]):
             rows = [ids, second] if two else [ids]
             positions = np.concatenate([np.arange(len(row)) for row in rows])
             joined = np.concatenate(rows)
-            return model(**self.inputs([Block(joined, joined, positions)])).logits[0].float()
+            pair = [Block(joined, joined, positions)] * 2  # some kernels tell documents apart in a single row alone
+            return model(**self.inputs(pair)).logits.float()
 
-        change = (logits(changed) - logits(first)).abs().amax(-1)
+        change = (logits(changed) - logits(first)).abs().amax((0, -1))
         own, later = change[last], change[last + 1 : len(first) + len(second)]
         if (change[:last] > LEAK * own).any():
             raise UserError(
