@@ -24,6 +24,7 @@ from capaboost_core import (
     merge,
     parameter_counts,
     save_adapter,
+    set_adapter,
     trainable_parameters,
     unload,
 )
@@ -100,6 +101,19 @@ def test_timm_saves_an_adapted_model_merged_and_loads_it_alone(state, safe, tmp_
         torch.testing.assert_close(alone(X), expected, rtol=1e-4, atol=1e-4)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     torch.testing.assert_close(again(X), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_several_adapters_timm_saves_the_active_one(tmp_path):
+    model = adapted()
+    save_adapter(model, tmp_path / "other")
+    for parameter in trainable_parameters(model).values():
+        nn.init.normal_(parameter, std=0.3)
+    load_adapter(model, tmp_path / "other", name="other")
+    for name in ("default", "other"):
+        set_adapter(model, name)
+        save_for_hf(model, tmp_path / name, model_args=SMALL, safe_serialization=True)
+        again = timm.create_model(f"local-dir:{tmp_path / name}", pretrained=True).eval()
+        torch.testing.assert_close(again(X), model(X), rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_pushed_to_the_hub_is_merged(monkeypatch):
