@@ -104,6 +104,16 @@ def test_the_wheel_holds_every_file_of_the_packages_and_the_data(unpacked):
     assert "capaboost = capaboost.cli:main" in points.read_text()
 
 
+def test_the_image_gets_all_that_the_wheel_is_built_from():
+    """Docker itself is not asked."""
+    text, left_out = ((ROOT / name).read_text() for name in ("Dockerfile", ".dockerignore"))
+    assert not {name.split("/")[0] for name in (*SOURCES, *FILES, "constraints.txt")} & set(left_out.split())
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    (extras_of_image,) = re.findall(r"'\.\[([\w,]+)\]'", text)
+    assert set(extras_of_image.split(",")) <= parser["options.extras_require"].keys()
+
+
 def test_the_wheel_lists_its_commands(unpacked, tmp_path):
     out = run(unpacked, tmp_path, "--help").stdout
     assert out.startswith("usage: capaboost ")
