@@ -1,13 +1,18 @@
-"""A method of one's own, complete: y = (1 + g) * (W x + b), with a trained gain g for each output.
+# %% [markdown]
+"""
+# A method of one's own
+
+Complete: y = (1 + g) * (W x + b), with a trained gain g for each output.
 
     capaboost --plugin own_method train-vtab --dataset digits --method gains --epochs 2
 
-run in this folder trains it. In a package of one's own an entry point makes it known without `--plugin`:
+run in the folder of this file trains it. In a package of one's own an entry point makes it known without `--plugin`:
 
     [project.entry-points."capaboost.methods"]
     gains = "my_package.own_method"
 """
 
+# %%
 from __future__ import annotations
 
 from typing import ClassVar
@@ -22,6 +27,7 @@ from capaboost_core.layers import Adapted, Mergeable
 from capaboost_core.plan import Roles
 
 
+# %%
 class GainLinear(Mergeable, nn.Linear):
     """A frozen linear layer whose outputs are scaled by 1 + g.
 
@@ -51,6 +57,7 @@ class GainLinear(Mergeable, nn.Linear):
         return (1 + self.gain).unsqueeze(1) * self.weight, bias
 
 
+# %%
 @register_method("gains")  # the name of `--method`
 class Gains(Method):
     """y = (1 + g) * (W x + b) on the attention's output layer and the last of the feed-forward part."""
@@ -63,3 +70,19 @@ class Gains(Method):
     def plan(self, model: nn.Module, roles: Roles) -> Plan:
         """Which layers, by their roles: o and f2 of every block."""
         return Plan(roles.targets(("o", "f2")), roles.head, roles.required_flags)
+
+
+# %% [markdown]
+# The method is known by its name from here on, to Python and to every command of this process.
+
+# %%
+if __name__ == "__main__":
+    from tempfile import mkdtemp
+
+    from capaboost.cli import main
+
+    code = main([
+        "train-vtab", "--dataset", "digits", "--model", "capaboost_vit_micro_patch8_64", "--method", "gains",
+        "--set", "model.img_size=32", "--epochs", "2", "--output-dir", mkdtemp(),
+    ])  # fmt: skip
+    assert code == 0

@@ -1,6 +1,6 @@
 """Draw docs/how-it-works.svg; the masks in it are real ones from `capaboost_core.sharing.masks`.
 
-python docs/make_picture.py
+python docs/make/how_it_works.py
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from capaboost_core import CapaBoostConfig
 from capaboost_core.sharing.masks import mask_bits
 
-OUTPUT = Path(__file__).with_name("how-it-works.svg")
+OUTPUT = Path(__file__).parents[1] / "how-it-works.svg"
 WIDTH, HEIGHT, CELL = 1000, 470, 12
 INK, MUTED, PAPER, EMPTY = "#1f2328", "#57606a", "#ffffff", "#f0f2f5"
 FROZEN, SHARED, COPIES, SUM = "#c9d1d9", "#8250df", ("#0969da", "#cf222e"), "#1a7f37"

@@ -1,0 +1,42 @@
+"""The pages of the tutorials: the scripts of examples/ that are written in cells, executed, with what they print."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import jupytext
+from nbclient import NotebookClient
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+# In the order of the pages; a script without cells is a program with arguments and stands in docs/tutorials.md.
+NAMES = ("timm_loop", "own_images", "texts_with_trainer", "causal_lm", "compare_methods", "own_method")
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+LIMIT = 600  # seconds a cell
+
+
+def found() -> list[str]:
+    return [name for name in NAMES if "# %%" in _source(name)]
+
+
+def _source(name: str) -> str:
+    file = EXAMPLES / f"{name}.py"
+    return file.read_text() if file.is_file() else ""
+
+
+def page(name: str) -> str:
+    """The executed script as Markdown. DOCS_EXECUTE=0 leaves the outputs out, for a quick look at a page."""
+    notebook = jupytext.reads(_source(name), fmt="py:percent")
+    if os.environ.get("DOCS_EXECUTE") != "0":
+        NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": "/tmp"}}).execute()
+    text, _ = MarkdownExporter().from_notebook_node(notebook)
+    return f"{_printable(text)}\n\nThe script: `examples/{name}.py`.\n"
+
+
+def _printable(text: str) -> str:
+    """Without colours and without the states of progress bars that were overwritten."""
+    lines = ESCAPES.sub("", text).split("\n")
+    return "\n".join(line.rpartition("\r")[2] for line in lines)
