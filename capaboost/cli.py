@@ -26,6 +26,7 @@ COMMANDS = {  # module of capaboost.commands, and what it does
     "noah": ("noah", "search widths of LoRA, adapter and prompts for a timm ViT under a budget, and train them"),
     "compare": ("compare", "train several methods on one task under one budget, and print one table"),
     "tables": ("tables", "make tables from the result.json files of finished runs"),
+    "report": ("report", "write one HTML page of a run, or of the runs of a sweep"),
     "plots": ("plots", "draw the plots of the JSON reports in a folder"),
 }
 

@@ -17,6 +17,7 @@ PACKAGES = {
     "onnx": "onnx onnxruntime",
     "peft": "'peft>=0.21,<0.22'",
     "prepare": "tensorflow h5py opencv-python-headless",
+    "report": "plotly",
     "ray": "ray",
     "completion": "shtab",
     "slurm": "submitit",

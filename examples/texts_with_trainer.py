@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Texts, with transformers' Trainer and peft
 #
-# CapaBoost is one of peft's methods here: `get_peft_model`, `Trainer`, `PeftModel.from_pretrained`. The encoder and its
-# tokenizer are made on the spot and know nothing, so that no network is needed; with `roberta-base` and your own rows
-# nothing else changes. [peft_trainer.py](peft_trainer.py) is the same for CoLA, with resuming.
+# CapaBoost is one of peft's methods here: `get_peft_model`, `Trainer`, `PeftModel.from_pretrained`. The encoder and
+# its tokenizer are made on the spot and know nothing, so that no network is needed; with `roberta-base` and your own
+# rows nothing else changes. `examples/peft_trainer.py` does it for CoLA, and goes on after a kill.
 
 # %%
 import random
@@ -28,7 +28,11 @@ from transformers import (
 from capaboost_peft import CapaBoostConfig
 
 set_seed(0)
-GOOD, BAD, OTHER = ["fine", "warm", "clear", "kind"], ["dull", "cold", "vague", "rude"], ["the", "a", "very", "play", "was"]
+GOOD, BAD, OTHER = (
+    ["fine", "warm", "clear", "kind"],
+    ["dull", "cold", "vague", "rude"],
+    ["the", "a", "very", "play", "was"],
+)
 words = ["[PAD]", "[UNK]", *GOOD, *BAD, *OTHER]
 model_of_words = WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]")
 raw = Tokenizer(model_of_words)
@@ -52,7 +56,9 @@ def rows(count: int) -> list[dict]:
 # share one weight, each through a mask of this `density`. The classifier trains, too, and is saved with the adapter.
 
 # %%
-config = BertConfig(vocab_size=len(words), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+config = BertConfig(
+    vocab_size=len(words), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
+)
 base = BertForSequenceClassification(config)
 weights = {name: value.clone() for name, value in base.state_dict().items()}
 adapter = CapaBoostConfig(

@@ -42,7 +42,16 @@ def test_the_table_names_every_family_preset_and_no_other(probe, written):
     "model",
     [
         pytest.param(name, marks=() if name in ("SwinTransformer", "qwen3") else pytest.mark.long)
-        for name in ("SwinTransformer", "qwen3", "VisionTransformer", "Hiera", "Beit", "deberta-v2", "gpt2", "modernbert")
+        for name in (
+            "SwinTransformer",
+            "qwen3",
+            "VisionTransformer",
+            "Hiera",
+            "Beit",
+            "deberta-v2",
+            "gpt2",
+            "modernbert",
+        )
     ],
 )
 def test_a_fresh_probe_of_a_model_agrees(model, probe, written):

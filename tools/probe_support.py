@@ -4,8 +4,8 @@ and the pages of the methods are made.
     python tools/probe_support.py                 # every model and preset, some two minutes on one core
     python tools/probe_support.py --models gpt2   # prints, writes nothing
 
-A model is built without weights: of timm, RoBERTa and DeBERTaV3 in its published size, others small. What a preset does with trained values (whether it merges,
-whether it becomes a plain LoRA) is tried on the embedded backbone.
+A model is built without weights: of timm, RoBERTa and DeBERTaV3 in its published size, others small. What a preset
+does with trained values (whether it merges, whether it becomes a plain LoRA) is tried on a ViT of two blocks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a checkout that is not installed
@@ -58,13 +59,13 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_tex
 TEXT = {
     "roberta": "roberta-base",
     "deberta-v2": "microsoft/deberta-v3-base",
-    **dict.fromkeys(("bert", "xlm-roberta", "electra", "modernbert"), {**SMALL, "pad_token_id": 0}),
+    **{name: {**SMALL, "pad_token_id": 0} for name in ("bert", "xlm-roberta", "electra", "modernbert")},
     "distilbert": {"n_layers": 2},
-    **dict.fromkeys(DECODERS, DECODER),
+    **dict.fromkeys(DECODERS, MappingProxyType(DECODER)),
     "gpt2": {"n_layer": 2, "pad_token_id": 0},
     "opt": {"num_hidden_layers": 2},
 }
-TRIED_ON = "capaboost_vit_micro_patch8_64"
+TRIED_ON = {"model_name": "vit_tiny_patch16_224", "img_size": 32, "depth": 2, "num_classes": 10}
 
 
 def main() -> None:
@@ -142,8 +143,8 @@ def in_block(preset: str) -> dict[str, list[list[int]] | None]:
 def tried(preset: str) -> dict[str, bool | str]:
     """What becomes of trained values: whether the model starts as its base, merges, and is written as a plain LoRA."""
     torch.manual_seed(0)
-    image = torch.rand(2, 3, 64, 64)
-    base = timm.create_model(TRIED_ON, pretrained=False).eval()
+    image = torch.rand(2, 3, 32, 32)
+    base = timm.create_model(**TRIED_ON).eval()
     expected = base(image)
     model = capaboost_vision.inject(base, PRESETS[preset]).eval()
     starts = torch.allclose(model(image), expected, atol=1e-5)

@@ -47,7 +47,7 @@ HARMLESS_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 def save_peft(model: nn.Module, folder: str | Path) -> Path:
     """Write an adapted model's increments as one plain LoRA, which stock peft loads.
 
-    sum_i (B * mb_i)(A * ma_i) on the s slices of a layer is [B_1 .. B_sd][A_1; ..; A_sd], with zeros in the rows of
+    sum_i (B * mb_i)(A * ma_i) on the s slices of a layer is `[B_1 .. B_sd] [A_1; ..; A_sd]`, with zeros in the rows of
     B outside its slice: a LoRA of rank s * d * r, whose B includes the scale. The model computes the same
     product, so that `PeftModel.from_pretrained(base, folder)` differs from the model by rounding only. The base must
     have a head of the same size.

@@ -29,11 +29,6 @@ def page(package: str) -> str:
 
 
 def paths(package: str) -> list[str]:
-    """Where the exported names are defined."""
+    """The exported names, as a program imports them."""
     module = importlib.import_module(package)
-    names = getattr(module, "OWN", None) or module.__all__
-    found = [(name, getattr(module, name)) for name in names]
-    return [
-        f"{value.__module__}.{name}" if hasattr(value, "__qualname__") else f"{package}.{name}"
-        for name, value in found
-    ]
+    return [f"{package}.{name}" for name in getattr(module, "OWN", None) or module.__all__]

@@ -31,7 +31,9 @@ def page(name: str) -> str:
     """The executed script as Markdown. DOCS_EXECUTE=0 leaves the outputs out, for a quick look at a page."""
     notebook = jupytext.reads(_source(name), fmt="py:percent")
     if os.environ.get("DOCS_EXECUTE") != "0":
-        NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": "/tmp"}}).execute()
+        NotebookClient(
+            notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": "/tmp"}}
+        ).execute()
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     return f"{_printable(text)}\n\nThe script: `examples/{name}.py`.\n"
 
