@@ -31,6 +31,7 @@ FLAGS = {
     "seed": "train.seed",
     "mixed_precision": "train.mixed_precision",
 }
+TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 
 
 class Parser(argparse.ArgumentParser):
@@ -177,6 +178,12 @@ def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: st
         metavar="NAME",
         help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)",
     )
+    add(
+        "--tracker",
+        choices=TRACKERS,
+        default=TRACKERS[0],
+        help="where metrics go beside metrics.jsonl (default: tensorboard)",
+    )
     add("--quiet", action="store_true", help="print the result's path, warnings and errors only: no bars, no tables")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--config", type=given_path, metavar="FILE", help="a YAML file in place of the default one")
@@ -276,10 +283,11 @@ def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> No
     from capaboost.console import quiet
     from capaboost.runs.trainings import train
     from capaboost.training.processes import on_device
+    from capaboost.training.run_folder import tracked_by
     from capaboost.training.tuning import parse_rates
 
     rates = None if options.lr_grid is None else parse_rates(options.lr_grid)
-    with quiet(options.quiet), on_device(options.device):
+    with quiet(options.quiet), on_device(options.device), tracked_by(options.tracker):
         return train(run, options.output_dir or run.default_folder(), options.resume, prepare, rates)
 
 

@@ -21,6 +21,8 @@ PACKAGES = {
     "ray": "ray",
     "completion": "shtab",
     "slurm": "submitit",
+    "trackio": "trackio",
+    "wandb": "wandb",
 }
 PENDING: dict[str, str] = {}  # the module that registers an integration's layers, by its library
 

@@ -130,9 +130,11 @@ def train(
 
     from capaboost.training.experiment import run_experiment
     from capaboost.training.result import print_table
+    from capaboost.training.run_folder import tracker
     from capaboost.training.tuning import run_grid
 
-    if not (find_spec("tensorboard") or find_spec("tensorboardX")) and os.environ.get("RANK", "0") == "0":
+    found = find_spec("tensorboard") or find_spec("tensorboardX") or tracker() != "tensorboard"
+    if not found and os.environ.get("RANK", "0") == "0":
         note(f"tensorboard is not installed: no TensorBoard logs are written; {install_line('tensorboard')} adds them")
     if rates is not None:
         result = run_grid(run, rates, folder, resume, prepare)

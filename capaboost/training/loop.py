@@ -21,7 +21,7 @@ from capaboost.training.processes import on_main
 from capaboost.training.result import Progress, Record
 from capaboost.training.run_folder import check_folder, check_space
 from capaboost.training.run_state import RunState
-from capaboost.training.settings import TrainSection
+from capaboost.training.settings import TrainSection, flat
 from capaboost.training.sharded import evaluating
 from capaboost_core.account import changing
 from capaboost_core.errors import Stopped, UserError, is_no_memory, reason_of
@@ -230,7 +230,7 @@ def fit(
     if data_hash:
         fingerprint["training rows and labels"] = data_hash
     state = RunState(accelerator, model, settings, len(task.batches(0)), fingerprint, select_by)
-    record = Record(accelerator, folder)
+    record = Record(accelerator, folder, flat(fingerprint))
     done, position = state.load(record.checkpoints) if resume else (0, None)
     try_out(state, task)
     accelerator.wait_for_everyone()  # no process writes before all have checked

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from capaboost.training import sharded
 from capaboost.training.processes import check_engine, check_launch, link_on_cpus
+from capaboost.training.run_folder import tracker
 from capaboost.training.settings import TrainSection
 from capaboost_core.errors import UserError
 from capaboost_core.injection import weight_decay_groups
@@ -76,7 +77,7 @@ def copied(values: Any) -> Any:
 
 
 def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
-    """An accelerator with the run's precision and a TensorBoard tracker; nothing is written yet.
+    """An accelerator with the run's precision and tracker; nothing is written yet.
 
     Raises:
         UserError: If the device cannot do the precision, or the processes do not form one run.
@@ -95,7 +96,7 @@ def make_accelerator(settings: TrainSection, folder: Path) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=precision,
             gradient_accumulation_plugin=plugin,
-            log_with="tensorboard",
+            log_with=None if tracker() == "none" else tracker(),
             project_dir=str(folder),
             kwargs_handlers=[parallel],
         )

@@ -10,8 +10,9 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from capaboost.console import is_quiet, show_table, tell
 from capaboost.training.checkpoint import Checkpoints, State
-from capaboost.training.run_folder import METRICS, RESULT, TENSORBOARD, is_number, to_json
+from capaboost.training.run_folder import METRICS, RESULT, TENSORBOARD, is_number, to_json, tracker
 from capaboost_core.adapter_files.save import WEIGHTS
 from capaboost_core.errors import UserError
 from capaboost_core.files import explained, read_text, write_atomically
@@ -137,8 +138,8 @@ class Record:
     Nothing is written before the first checkpoint.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path):
-        self.accelerator, self.folder = accelerator, folder
+    def __init__(self, accelerator: Accelerator, folder: Path, settings: Mapping[str, Any]):
+        self.accelerator, self.folder, self.settings = accelerator, folder, settings
         self.checkpoints, self.metrics = Checkpoints(folder), MetricsFile(folder / METRICS)
         self.tracks = self.warned = False
 
@@ -151,14 +152,24 @@ class Record:
         """An epoch's metrics. They are written before its checkpoint: a resumed run drops surplus lines."""
         if self.accelerator.is_main_process:
             self.metrics.add(values)
-            (self.folder / TENSORBOARD).mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
+            if tracker() == TENSORBOARD:
+                (self.folder / TENSORBOARD).mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
         with self._spared():
             if not self.tracks:
-                options = {TENSORBOARD: {"purge_step": values["epoch"]}}
-                self.accelerator.init_trackers(TENSORBOARD, init_kwargs=options)
+                self._start_tracking(int(values["epoch"]))
                 self.tracks = True
             logged = {key: value for key, value in values.items() if key != "epoch"}
             self.accelerator.log(logged, step=int(values["epoch"]))
+
+    def _start_tracking(self, epoch: int) -> None:
+        """A resumed run goes on where it was: TensorBoard drops later epochs, the others know it by its folder."""
+        chosen, init = tracker(), self.accelerator.init_trackers
+        if chosen == TENSORBOARD:
+            return init(TENSORBOARD, init_kwargs={TENSORBOARD: {"purge_step": epoch}})
+        name = f"{self.folder.name}-{sha256(str(self.folder.resolve()).encode()).hexdigest()[:8]}"
+        options: dict[str, Any] = {"name": name, "resume": "allow"}
+        options |= {"id": name, "dir": str(self.folder)} if chosen == "wandb" else {}
+        return init("capaboost", config=dict(self.settings), init_kwargs={chosen: options})
 
     def save(self, state: State) -> None:
         if self.accelerator.is_main_process:
@@ -172,7 +183,7 @@ class Record:
 
     @contextlib.contextmanager
     def _spared(self) -> Iterator[None]:
-        """TensorBoard's logs repeat metrics.jsonl, so a run goes on where they cannot be written, with one warning."""
+        """What is tracked repeats metrics.jsonl, so a run goes on where it cannot be written, with one warning."""
         try:
             yield
         except OSError as error:

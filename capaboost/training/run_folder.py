@@ -8,11 +8,13 @@ import math
 import os
 import socket
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capaboost.training.processes import on_main
 from capaboost_core.errors import UserError
+from capaboost_core.extras import need
 from capaboost_core.files import is_current, lock_now, read_text
 
 if TYPE_CHECKING:
@@ -24,6 +26,28 @@ RESULT, METRICS, LOCK = "result.json", "metrics.jsonl", "run.lock"
 ADAPTER, TENSORBOARD = "adapter", "tensorboard"
 ANOTHER = "choose another --output-dir"
 LARGEST = 1e300  # number that a JSON file may hold
+_tracker: ContextVar[str] = ContextVar("tracker", default=TENSORBOARD)
+
+
+def tracker() -> str:
+    """Where metrics go beside metrics.jsonl."""
+    return _tracker.get()
+
+
+@contextlib.contextmanager
+def tracked_by(name: str) -> Iterator[None]:
+    """Within it runs report their metrics to TensorBoard, wandb, trackio or `none`.
+
+    Raises:
+        UserError: If its library is not installed.
+    """
+    if name not in (TENSORBOARD, "none"):
+        need(name, name, "runs with --tracker")
+    token = _tracker.set(name)
+    try:
+        yield
+    finally:
+        _tracker.reset(token)
 
 
 def to_json(values: Any, indent: int | None = None) -> str:

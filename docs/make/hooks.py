@@ -65,7 +65,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _mended(link: re.Match[str], folder: str) -> str:
-    """A link out of the documentation: pictures are part of the site, files are named by their path in the repository."""
+    """A link out of the documentation: pictures are part of the site, files are named by their repository path."""
     picture, words, target = link.groups()
     if re.match(r"[a-z]+:|#", target):
         return link[0]
