@@ -19,7 +19,7 @@ DIGITS := $(LAUNCH) tools/train_vtab.py --dataset digits --model capaboost_vit_m
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-hard mutants lint tables plots reliability bench gpu clean
+.PHONY: help install demo test test-all test-hard mutants lint docs support tables plots reliability bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,10 +56,21 @@ mutants: install ## put 60 small faults into the source, one by one, and count t
 reliability: install ## the tables of docs/reliability.md from the marked tests and the counts of the last long run
 	$(BIN)/python -m tests.hard.make_page
 
-lint: install ## ruff (rules and format) and pyright (types)
+lint: install ## ruff (rules and format), pyright (types) and interrogate (docstrings)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/interrogate -q capaboost capaboost_core capaboost_peft capaboost_text capaboost_vision
+
+docs: install ## the site in build/site, with the tutorials executed (DOCS_EXECUTE=0 leaves that out); then serve it
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "$(BIN)/python -m http.server -d build/site shows it"
+
+support: install ## try every method on every architecture, and count what each costs: tables of the site
+	$(BIN)/python tools/probe_support.py
+	for model in vit_base_patch16_224 roberta-base; do \
+		$(BIN)/capaboost flops --model $$model --methods all --output results/accounting/all/$$model; done
 
 tables: install ## write the tables of the single runs into results/ and docs/results.md; sweeps have their own pages
 	$(BIN)/capaboost tables $(SINGLE_RUNS) --markdown results/tables.md \

@@ -11,8 +11,8 @@ from tests.toy_result import RESULT
 
 pytest.importorskip("plotly")
 COMPLETE = RESULT | {
-    "head_parameters": 10, "adapter_file_bytes": 2**20, "selected_epoch": 20, "wall_seconds": 1.5, "command": "typed",
-    "test_metrics": {"accuracy": 90.0, "loss": 0.5}, "versions": {"torch": "2"}, "git": {"commit": "c0", "dirty": True},
+    "head_parameters": 10, "adapter_file_bytes": 2**20, "selected_epoch": 20, "wall_seconds": 1.5, "command": "run",
+    "test_metrics": {"accuracy": 90.0, "loss": 0.5}, "versions": {"torch": "2"}, "git": {"commit": "c0"},
 }  # fmt: skip
 
 
@@ -80,7 +80,8 @@ def test_several_runs_have_their_table_and_accuracy_over_parameters(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"), [((), "no result.json"), (("--compare", "dora"), "no result.json"), (("--output", "x/y.html"), "")]
+    ("flags", "said"),
+    [((), "no result.json"), (("--compare", "dora"), "no result.json"), (("--output", "x/y.html"), "")],
 )
 def test_nothing_is_written_after_a_mistake(tmp_path, flags, said, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

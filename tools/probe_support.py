@@ -52,10 +52,15 @@ VISION = {
     "Hiera": "hiera_base_224",
     "Xcit": "xcit_small_12_p16_224",
     "Cait": "cait_s24_224",
+    "VisionTransformerRelPos": "vit_relpos_base_patch16_224",
+    "VisionTransformerSAM": "samvit_base_patch16",
+    "TinyVit": "tiny_vit_21m_224",
+    "MaxxVit": "maxvit_base_tf_224",
+    "ConvNeXt": "convnext_base",
 }
 SMALL = {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
 DECODER = {**SMALL, "num_key_value_heads": 2, "head_dim": 64, "pad_token_id": 0}
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "phi3")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "phi3", "mixtral")
 TEXT = {
     "roberta": "roberta-base",
     "deberta-v2": "microsoft/deberta-v3-base",
@@ -64,6 +69,8 @@ TEXT = {
     **dict.fromkeys(DECODERS, MappingProxyType(DECODER)),
     "gpt2": {"n_layer": 2, "pad_token_id": 0},
     "opt": {"num_hidden_layers": 2},
+    "t5": {"num_layers": 2},
+    "bart": {"encoder_layers": 2, "decoder_layers": 2},
 }
 TRIED_ON = {"model_name": "vit_tiny_patch16_224", "img_size": 32, "depth": 2, "num_classes": 10}
 

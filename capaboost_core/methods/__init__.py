@@ -37,7 +37,8 @@ MODULES = (  # in this folder, with presets in the order of lists; those with `c
 )  # fmt: skip
 for module, presets in MODULES:
     announce(f"{__name__}.{module}", presets)
-CapaBoostConfig = Method  # `CapaBoostConfig(method="lora", r=4)` is the method of that name with its settings
+CapaBoostConfig = Method
+"""The settings of a method: `CapaBoostConfig(method="lora", r=4)` makes the method of that name with its settings."""
 
 __all__ = ["METHODS", "PRESETS", "CapaBoostConfig", "Method", "register_method", "resolve_config"]
 

@@ -61,7 +61,8 @@ class Registry(MutableMapping[str, Found]):
 
 
 METHODS: Registry[type[Method]] = Registry()
-PRESETS: Registry[Method] = Registry()  # what --method and `capaboost="..."` take
+PRESETS: Registry[Method] = Registry()
+"""What `--method` and `capaboost="..."` take: the settings of a method by the name of a preset."""
 
 
 def announce(module: str, presets: Iterable[str]) -> None:
