@@ -35,7 +35,7 @@ def _with_children(entry: dict[str, Any]) -> dict[str, Any]:
     if title == "Methods":
         return {title: [value, *(f"methods/{name}.md" for name in method_pages.names())]}
     if title == "Tutorials":
-        return {title: [value, *(f"tutorials/{name}.md" for name in tutorials.found())]}
+        return {title: [value, *(f"tutorials/{name}.md" for name in tutorials.NAMES)]}
     return {title: [f"api/{package}.md" for package in api.PACKAGES]} if title == "API" else entry
 
 
@@ -47,7 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(
             File.generated(config, f"methods/{name}.svg", content=blocks.draw(method_pages.presets_of(name)[0]))
         )
-    for name in tutorials.found():
+    for name in tutorials.NAMES:
         files.append(File.generated(config, f"tutorials/{name}.md", content=tutorials.page(name)))
     for source in sorted((ROOT / "benchmarks" / "results").glob("*.svg")):
         files.append(File.generated(config, f"benchmarks/{source.name}", abs_src_path=str(source)))

@@ -12,19 +12,28 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-# In the order of the pages; a script without cells is a program with arguments and stands in docs/tutorials.md.
-NAMES = ("timm_loop", "own_images", "texts_with_trainer", "causal_lm", "compare_methods", "own_method")
+# In the order of the pages, with the call of a script that is no cells but a program with arguments.
+NAMES = {
+    "timm_loop": "",
+    "own_images": "",
+    "texts_with_trainer": "",
+    "causal_lm": f'main(["--text", "{EXAMPLES / "causal_lm.py"}", "--output", tempfile.mkdtemp()])',
+    "compare_methods": "",
+    "own_method": "",
+}
+GUARD = '\n\nif __name__ == "__main__":\n    main()\n'
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LIMIT = 600  # seconds a cell
 
 
-def found() -> list[str]:
-    return [name for name in NAMES if "# %%" in _source(name)]
-
-
 def _source(name: str) -> str:
-    file = EXAMPLES / f"{name}.py"
-    return file.read_text() if file.is_file() else ""
+    """The script in cells: a program is its description, its code and a call."""
+    source = (EXAMPLES / f"{name}.py").read_text()
+    if not NAMES[name]:
+        return source
+    _, description, code = source.removesuffix(GUARD).split('"""', 2)
+    title, _, rest = description.partition("\n")
+    return f'# %% [markdown]\n"""\n# {title}\n{rest}"""\n\n# %%\n{code.strip()}\n\n# %%\n{NAMES[name]}\n'
 
 
 def page(name: str) -> str:
