@@ -1,7 +1,7 @@
 """Which presets adapt which models, tried and not written: results/support.json, from which the documentation's table
 and the pages of the methods are made.
 
-    python tools/probe_support.py                 # every model and preset, some two minutes on one core
+    python tools/probe_support.py                 # every model and preset, some four minutes on one core
     python tools/probe_support.py --models gpt2   # prints, writes nothing
 
 A model is built without weights: of timm, RoBERTa and DeBERTaV3 in its published size, others small. What a preset
