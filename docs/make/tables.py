@@ -17,14 +17,14 @@ def support_table() -> str:
     models = list(support()["models"])
     vision = [model for model in models if model[0].isupper()]
     text = [model for model in models if model not in vision]
-    return f"### Image models of timm\n\n{_table(vision)}\n\n### Models of transformers\n\n{_table(text)}"
+    return f"## timm\n\n{_table(vision)}\n\n## transformers\n\n{_table(text)}"
 
 
 def _table(models: list[str]) -> str:
     head = "".join(f"<th><span>{escape(model)}</span></th>" for model in models)
     rows = "".join(_row(name, preset, models) for name in names() for preset in _plain(presets_of(name)))
     return (
-        f'<div class="support"><table><thead><tr><th>method</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="support"><table class="support"><thead><tr><th>method</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
