@@ -13,14 +13,14 @@ from tempfile import mkdtemp
 
 from capaboost.cli import main
 
-METHODS = "lora,capaboost-lora,capaboost-padapter"
+METHODS = "lora,capaboost-padapter"
 
 # %%
 if __name__ == "__main__":  # since workers are processes, which import this file
     folder = Path(mkdtemp()) / "compared"
     code = main([
         "compare", "--dataset", "digits", "--model", "capaboost_vit_micro_patch8_64", "--set", "model.img_size=32",
-        "--methods", METHODS, "--budget", "10k", "--seeds", "42,43", "--epochs", "2", "--output-dir", str(folder),
+        "--methods", METHODS, "--budget", "10k", "--seeds", "42,43", "--epochs", "1", "--output-dir", str(folder),
     ])  # fmt: skip
     assert code == 0
 

@@ -64,8 +64,19 @@ def test_what_becomes_of_trained_values_agrees(probe, written):
         assert json.loads(json.dumps(probe.in_block(preset))) == written["block"][preset]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_runs(name, tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def registries(monkeypatch):
+    """Methods and presets that are forgotten after the test."""
+    from capaboost_core.methods import METHODS, PRESETS
+
+    for registry in (METHODS, PRESETS):
+        monkeypatch.setattr(registry, "entries", dict(registry.entries))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "compare_methods")) for name in EXAMPLES]
+)
+def test_an_example_runs(name, tmp_path, monkeypatch, registries, capfd):
     """Its own assertions hold, and it leaves nothing behind."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
