@@ -72,6 +72,8 @@ def _mended(link: re.Match[str], folder: str) -> str:
     path = posixpath.normpath(posixpath.join("docs", folder, target))
     if path.startswith("docs/"):
         return link[0]
+    if (name := path.removeprefix("examples/").removesuffix(".py")) in tutorials.NAMES:
+        return f"[{words}]({posixpath.relpath(f'tutorials/{name}.md', folder or '.')})"
     if picture and path.startswith("benchmarks/results/"):
         return f"![{words}]({posixpath.relpath(f'benchmarks/{posixpath.basename(path)}', folder or '.')})"
     if not (ROOT / path.partition("#")[0]).exists():

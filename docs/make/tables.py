@@ -23,7 +23,8 @@ def support_table() -> str:
 def _table(models: list[str]) -> str:
     head = "".join(f"<th><span>{escape(model)}</span></th>" for model in models)
     rows = "".join(_row(name, preset, models) for name in names() for preset in _plain(presets_of(name)))
-    return f'<div class="support"><table class="support"><thead><tr><th>method</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    table = f"<thead><tr><th>method</th>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="support"><table class="support">{table}</table></div>'
 
 
 def _plain(presets: list[str]) -> list[str]:
