@@ -17,12 +17,13 @@ NAMES = {
     "timm_loop": "",
     "own_images": "",
     "texts_with_trainer": "",
-    "causal_lm": f'main(["--text", "{EXAMPLES / "causal_lm.py"}", "--output", tempfile.mkdtemp()])',
+    "causal_lm": '__file__ = "causal_lm.py"\nmain(["--output", tempfile.mkdtemp()])',
     "compare_methods": "",
     "own_method": "",
 }
 GUARD = '\n\nif __name__ == "__main__":\n    main()\n'
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+TEMPORARY, BAR = re.compile(r"/tmp/tmp\w+"), re.compile(r"^( *)[^\n]*\r", flags=re.MULTILINE)
 LIMIT = 600  # seconds a cell
 
 
@@ -40,14 +41,15 @@ def page(name: str) -> str:
     """The executed script as Markdown. DOCS_EXECUTE=0 leaves the outputs out, for a quick look at a page."""
     notebook = jupytext.reads(_source(name), fmt="py:percent")
     if os.environ.get("DOCS_EXECUTE") != "0":
+        os.environ["PYTHONWARNINGS"] = "ignore"  # of the kernel, whose lines would name files of this machine
         NotebookClient(
-            notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": "/tmp"}}
-        ).execute()
+            notebook, timeout=LIMIT, kernel_name="python3", coalesce_streams=True,
+            resources={"metadata": {"path": str(EXAMPLES)}},
+        ).execute()  # fmt: skip
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     return f"{_printable(text)}\n\nThe script: `examples/{name}.py`.\n"
 
 
 def _printable(text: str) -> str:
-    """Without colours and without the states of progress bars that were overwritten."""
-    lines = ESCAPES.sub("", text).split("\n")
-    return "\n".join(line.rpartition("\r")[2] for line in lines)
+    """Without colours and names of temporary folders, and of a progress bar its last state."""
+    return TEMPORARY.sub("/tmp/example", BAR.sub(r"\1", ESCAPES.sub("", text)))
