@@ -21,6 +21,12 @@ import method_pages  # noqa: E402
 import tables  # noqa: E402
 import tutorials  # noqa: E402
 
+PICTURES = {
+    str(path.relative_to(ROOT))
+    for folder in ("results", "benchmarks/results")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".png", ".svg")
+}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 
@@ -49,8 +55,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         )
     for name in tutorials.NAMES:
         files.append(File.generated(config, f"tutorials/{name}.md", content=tutorials.page(name)))
-    for source in sorted((ROOT / "benchmarks" / "results").glob("*.svg")):
-        files.append(File.generated(config, f"benchmarks/{source.name}", abs_src_path=str(source)))
+    for path in sorted(PICTURES):
+        files.append(File.generated(config, f"pictures/{path}", abs_src_path=str(ROOT / path)))
     return files
 
 
@@ -74,8 +80,8 @@ def _mended(link: re.Match[str], folder: str) -> str:
         return link[0]
     if (name := path.removeprefix("examples/").removesuffix(".py")) in tutorials.NAMES:
         return f"[{words}]({posixpath.relpath(f'tutorials/{name}.md', folder or '.')})"
-    if picture and path.startswith("benchmarks/results/"):
-        return f"![{words}]({posixpath.relpath(f'benchmarks/{posixpath.basename(path)}', folder or '.')})"
+    if picture and path in PICTURES:
+        return f"![{words}]({posixpath.relpath(f'pictures/{path}', folder or '.')})"
     if not (ROOT / path.partition("#")[0]).exists():
         raise ValueError(f"docs/{folder}: {target} is no file of the repository")
     shown = words.strip("`")
