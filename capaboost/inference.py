@@ -177,13 +177,22 @@ class GenerationRun:
                 if len(row) > most:
                     raise UserError(f"a text has {len(row)} tokens, but the model has room for {most}; shorten it")
             padded = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
-            settings = {"do_sample": False, "max_new_tokens": max_new_tokens}
             tokens = self.model.generate(
-                **padded.to(_device(self.model)), **settings, pad_token_id=self.tokenizer.pad_token_id
+                **padded.to(_device(self.model)),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self._ends(),
+                pad_token_id=self.tokenizer.pad_token_id,
             )
             new = tokens[:, padded["input_ids"].shape[1] :]
             made += self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return made
+
+    def _ends(self) -> list[int]:
+        """The end token that it was trained with, which its base may not know as one, and the base's."""
+        of_base = self.model.generation_config.eos_token_id
+        more = of_base if isinstance(of_base, list) else [] if of_base is None else [of_base]
+        return [self.tokenizer.eos_token_id, *more]
 
 
 def load_run(

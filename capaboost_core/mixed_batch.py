@@ -159,8 +159,8 @@ def _check_row_by_row(model: nn.Module, inactive: Mapping[str, Inactive]) -> Non
 
 
 def _check_rows(number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse a batch of which no input has the number of rows."""
-    lengths = [len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
+    """Refuse a batch of which no input has the number of rows; a vector may be of positions."""
+    lengths = [len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1]
     if lengths and number not in lengths:
         raise UserError(f"mixed_batch lists {number} adapters for a batch of {lengths[0]} rows; list one for each")
 

@@ -163,8 +163,8 @@ def load_tokenizer(name_or_path: str | Path, max_length: int) -> Any:
 
 
 def _give_padding(tokenizer: Any, config: Any, name_or_path: str | Path) -> None:
-    """A tokenizer without a padding token takes the configuration's, or as decoders do its end token: the attention
-    mask leaves it out.
+    """A tokenizer without a padding token takes the configuration's if it has that one (some say -1), or as decoders
+    do its end token: the attention mask leaves it out.
 
     Raises:
         UserError: If there is neither.
@@ -172,7 +172,8 @@ def _give_padding(tokenizer: Any, config: Any, name_or_path: str | Path) -> None
     if tokenizer.pad_token_id is not None:
         return
     number = getattr(config, "pad_token_id", None)
-    token = tokenizer.eos_token if number is None else tokenizer.convert_ids_to_tokens(number)
+    has = number is not None and 0 <= number < len(tokenizer)
+    token = tokenizer.convert_ids_to_tokens(number) if has else tokenizer.eos_token
     if token is None:
         raise UserError(
             f"the tokenizer of {name_or_path} has no padding token; name one of its tokens as pad_token in its "

@@ -373,6 +373,32 @@ def test_a_language_model_continues_prompts_as_it_does_one_by_one(language_run, 
     assert "but the model has room for 4; shorten it" in capsys.readouterr().err
 
 
+def test_a_continuation_ends_with_the_token_that_a_text_was_trained_to_end_with(language_run):
+    """The base may know another end, or none."""
+    run = load_run(language_run)
+    (longer,) = run.predict(["The Norman "], max_new_tokens=6)
+    for of_base in (None, 299, [299, 298]):
+        run.model.generation_config.eos_token_id = of_base
+        assert run.predict(["The Norman "], max_new_tokens=6) == [longer]
+    tokens = run.tokenizer("The Norman ", return_tensors="pt").input_ids
+    third = run.model.generate(tokens, max_new_tokens=3, do_sample=False, pad_token_id=1)[0, -1]
+    run.tokenizer.eos_token = run.tokenizer.convert_ids_to_tokens(third.item())
+    (shorter,) = run.predict(["The Norman "], max_new_tokens=6)
+    assert longer.startswith(shorter)
+    assert shorter != longer
+
+
+def test_a_prompt_is_a_line_whatever_other_line_ends_it_holds(language_run, tmp_path, capsys):
+    prompts = ["one\u2028line", "another\x0cline\x85"]
+    (tmp_path / "prompts.txt").write_text("\r\n".join(prompts), encoding="utf-8", newline="")
+    flags = ["--max-new-tokens", "2", "--json", str(tmp_path / "p.json")]
+    assert predict.main([str(language_run), str(tmp_path / "prompts.txt"), *flags]) == 0
+    assert [row["input"] for row in json.loads((tmp_path / "p.json").read_text())] == prompts
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": [{"role": "user", "content": "Who?"}]}\n')
+    assert predict.main([str(language_run), str(tmp_path / "prompts.jsonl"), "--column", "prompt"]) == 2
+    assert "line 1: prompt is no text" in capsys.readouterr().err
+
+
 def test_new_tokens_are_for_language_models(trained, photos, capsys):
     assert predict.main([str(trained), str(photos / "red"), "--max-new-tokens", "6"]) == 2
     assert "--max-new-tokens is for runs of train-lm; leave it out" in capsys.readouterr().err

@@ -135,7 +135,7 @@ def _lines(name: str) -> list[str]:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {name} as text in UTF-8; give a .txt, .csv or .tsv file") from error
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in text.split("\n") if line.strip()]  # other line ends may stand within a text
 
 
 def column_of(path: Path, column: str) -> list[str]:
@@ -150,7 +150,8 @@ def column_of(path: Path, column: str) -> list[str]:
     rows = read(path, (column,))
     for line, (cell,) in rows:
         if not isinstance(cell, str) or not cell.strip():
-            raise UserError(f"{path}, line {line}: {column} is empty; fill it in, or leave the row out")
+            fault = "no text" if cell else "empty"
+            raise UserError(f"{path}, line {line}: {column} is {fault}; correct it, or leave the row out")
     return [cell for _, (cell,) in rows]
 
 

@@ -78,7 +78,7 @@ def read_documents(path: Path) -> list[Document]:
         text = file.read()
     if not text.strip():
         raise UserError(f"{path} is empty; give a file with text")
-    return [Document(str(path), text)]
+    return [Document(str(path), text.replace("\r\n", "\n"))]
 
 
 def _json_documents(path: Path) -> list[Document]:
@@ -98,6 +98,8 @@ def _format(path: Path) -> tuple[str, ...]:
     """The names that the first line has."""
     with opened(path) as file:
         first = next((line for line in file if line.strip()), "")
+    if first.lstrip().startswith("["):
+        raise UserError(f"{path} is one JSON list; save it as JSON lines, each an object")
     try:
         names = json.loads(first) if first else {}
     except (ValueError, RecursionError):
@@ -108,6 +110,8 @@ def _format(path: Path) -> tuple[str, ...]:
     if first and found is None:
         known = "text, prompt with completion, or messages"
         raise UserError(f"{path}: its lines have {shown(', '.join(names))}; rename what they hold to {known}")
+    if names.get("tools"):
+        raise UserError(f"{path}: its lines have tools, which are not read; give text, with the template applied")
     return found or FORMATS[-1]
 
 
@@ -130,9 +134,10 @@ def _check(where: str, name: str, value: Any) -> None:
 class Encoder:
     """Makes rows of tokens of documents, without packing.
 
-    A text begins with what the tokenizer puts before any (such as <bos>) and ends with its end token. One that is
-    longer than `max_length` goes on in further rows, which begin likewise. A completion or a conversation is cut to
-    its first `max_length` tokens instead, since what follows would lack its prompt.
+    A text begins with what the tokenizer puts before any (such as <bos>) and ends with its end token, neither of which
+    is doubled where the text itself holds it. One that is longer than `max_length` goes on in further rows, which
+    begin likewise. A completion or a conversation is cut to its first `max_length` tokens instead, since what follows
+    would lack its prompt.
 
     Attributes:
         cut: How many documents were cut.
@@ -153,8 +158,9 @@ class Encoder:
                 "its tokenizer_config.json"
             )
         self.tokenizer, self.max_length, self.is_shown = tokenizer, max_length, is_shown
-        special = set(tokenizer.all_special_ids)
-        self.begin = list(takewhile(special.__contains__, tokenizer("a")["input_ids"]))
+        letter = tokenizer("a", return_special_tokens_mask=True)  # which may be an unknown token, special as well
+        count = sum(takewhile(bool, letter["special_tokens_mask"]))
+        self.begin = letter["input_ids"][:count]
         self.cut = self.lost = 0
 
     def rows(self, documents: Sequence[Document]) -> list[list[Block]]:
@@ -168,17 +174,23 @@ class Encoder:
         prompts = iter(self._ids([prompt for _, prompt in texts if prompt is not None]))
         made = []
         for document, (_, prompt), body in zip(documents, texts, bodies, strict=True):
-            is_chat = not isinstance(document.content, str)
-            begin, end = ([], []) if is_chat else (self.begin, [self.tokenizer.eos_token_id])
-            given = _common(next(prompts), body) if prompt is not None else 0
-            rows = self._split(begin, [*body, *end], given, is_chat or prompt is not None)
+            is_chat, given = not isinstance(document.content, str), next(prompts) if prompt is not None else []
+            begin, end = list[int](), list[int]()
+            if not is_chat:
+                begin, body, given = self.begin, self._bare(body), self._bare(given)
+                end = [self.tokenizer.eos_token_id] * (body[-1:] != [self.tokenizer.eos_token_id])
+            rows = self._split(begin, [*body, *end], _common(given, body), is_chat or prompt is not None)
             made.append([row for row in rows if row.predicted])
         self.lost += made.count([])
         return made
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of texts that are to be continued."""
-        return [[*self.begin, *ids] for ids in self._ids(texts)]
+        return [[*self.begin, *self._bare(ids)] for ids in self._ids(texts)]
+
+    def _bare(self, ids: list[int]) -> list[int]:
+        """The tokens of a text without `begin`, should the text itself hold it."""
+        return ids[len(self.begin) :] if ids[: len(self.begin)] == self.begin else ids
 
     def _split(self, begin: list[int], body: list[int], given: int, cut: bool) -> Iterator[Block]:
         room = max(1, self.max_length - len(begin))
@@ -200,19 +212,30 @@ class Encoder:
             assert not isinstance(prompt, list)  # reading refuses it
             return (prompt or "") + content, prompt
         assert not isinstance(prompt, str)
-        template = self.tokenizer.apply_chat_template
+        text = self._templated(document.where, [*(prompt or []), *content])
+        if not prompt:
+            return text, None
+        alone = self._templated(document.where, prompt)
+        shared = text[: _common(alone, text)]
+        if shared != alone and prompt[-1]["content"].strip() not in shared:
+            raise UserError(
+                f"{document.where}: the template of {self.tokenizer.name_or_path} writes this prompt otherwise before "
+                "its completion, so that parts of it would be predicted; give prompt and completion as text"
+            )
+        return text, self._templated(document.where, prompt, add_generation_prompt=True)
+
+    def _templated(self, where: str, messages: list[Any], **settings: bool) -> str:
         try:
-            text = template([*(prompt or []), *content], tokenize=False)
-            return text, template(prompt, tokenize=False, add_generation_prompt=True) if prompt else None
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **settings)
         except Exception as error:  # a template is a program of its own
             raise UserError(
-                f"{document.where}: the tokenizer of {self.tokenizer.name_or_path} makes no text of these messages "
+                f"{where}: the tokenizer of {self.tokenizer.name_or_path} makes no text of these messages "
                 f"({reason_of(error)}); give text, or the tokenizer of a model for conversations"
             ) from error
 
 
-def _common(first: list[int], second: list[int]) -> int:
-    """How many tokens two rows begin with alike: one that reaches from a prompt into its completion is predicted."""
+def _common(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many tokens or characters are alike at the beginning; a token that reaches over its end is predicted."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
@@ -224,6 +247,12 @@ class Splits(NamedTuple):
     selection: list[Block]
     test: list[Block]
 
+    @property
+    def repeated(self) -> int:
+        """How many held-out rows equal one to train on."""
+        trained = {row.input_ids.tobytes() for row in self.train}
+        return sum(row.input_ids.tobytes() in trained for row in (*self.selection, *self.test))
+
 
 def split(
     encoder: Encoder, file: Path, validation: Path | None, test: Path | None, selects: bool, share: float, seed: int
@@ -234,7 +263,7 @@ def split(
     one document. Without one to test on, half of that selects and half tests, if the protocol selects, else all tests.
 
     Raises:
-        UserError: If a file is malformed, or has too few documents to be split.
+        UserError: If a file is malformed, has too few documents to be split, or holds out what is trained on alone.
     """
     train = _units(encoder, file)
     halved = selects and test is None
@@ -251,7 +280,10 @@ def split(
     selected, tested = halve(held) if halved else (held if selects else [], held)
     if test is not None:
         tested = _units(encoder, test)
-    return Splits(*([row for unit in units for row in unit] for units in (train, selected, tested)))
+    splits = Splits(*([row for unit in units for row in unit] for units in (train, selected, tested)))
+    if splits.repeated == len(splits.selection) + len(splits.test):
+        raise UserError(f"all held-out texts are among those of {file} to train on; give others as --validation FILE")
+    return splits
 
 
 def _units(encoder: Encoder, file: Path) -> list[list[Block]]:

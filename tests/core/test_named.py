@@ -224,6 +224,18 @@ def test_a_decoder_generates_for_rows_of_different_adapters(beams, tmp_path):
     assert not torch.equal(mixed[0], mixed[2])
 
 
+def test_positions_are_no_rows():
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24))  # fmt: skip
+    inject(model.eval(), CapaBoostConfig(targets=["q_proj", "v_proj"]))
+    batch = {"input_ids": torch.ones(4, 2, dtype=torch.long), "cache_position": torch.arange(2)}
+    with (
+        pytest.raises(UserError, match="lists 2 adapters for a batch of 4 rows"),
+        mixed_batch(model, ["default", None]),
+    ):
+        model(**batch)
+
+
 @pytest.mark.parametrize("preset", ["vpt-deep", "prefix", "noah", "adaptformer", "full"])
 def test_a_mixed_batch_refuses_what_is_more_than_layers_of_single_rows(preset, tmp_path):
     save_adapter(own("vit", "b", preset), tmp_path)

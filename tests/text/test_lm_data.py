@@ -1,14 +1,17 @@
 """Files of texts become rows of tokens: what is predicted, what is cut, what is held out, and how rows are packed."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from capaboost_core import UserError
-from capaboost_text.lm.data import IGNORED, Block, Encoder, pack, read_documents, split
+from capaboost_text.lm.data import IGNORED, Block, Document, Encoder, pack, read_documents, split
 from tests.text.squad_case import TEXT
-from tests.text.tiny_decoder import tokenizer
+from tests.text.tiny_decoder import TEMPLATE, tokenizer
 
 BOS, EOS = 0, 1
 WORDS = TEXT.split()
@@ -54,6 +57,34 @@ def test_a_token_that_reaches_over_the_border_is_predicted(tmp_path):
     assert decoded(row, labels=True) == "ered</s>"
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_what_a_text_holds_itself_of_beginning_and_end_is_not_doubled(begins, tmp_path):
+    """Files that were made with a template hold them."""
+    begin = "<s>" * begins
+    rows = [{"text": f"{begin}{TEXT}</s>"}, {"text": TEXT}]
+    (first, second), _ = rows_of(tmp_path, rows, begins, length=16)
+    assert [row.input_ids.tolist() for row in first] == [row.input_ids.tolist() for row in second]
+    rows = [{"prompt": f"{begin}Who?", "completion": " William</s>"}, {"prompt": "Who?", "completion": " William"}]
+    ((first,), (second,)), encoder = rows_of(tmp_path, rows, begins)
+    assert (decoded(first), decoded(first, labels=True)) == (f"{begin}Who? William</s>", " William</s>")
+    assert first.labels.tolist() == second.labels.tolist()
+    assert len(set(map(tuple, encoder.prompts([f"{begin}Who?", "Who?"])))) == 1
+
+
+def test_a_text_does_not_begin_with_the_unknown_token(tmp_path):
+    """The letter that finds out what stands before a text may be unknown, as in an alphabet of bases."""
+    core = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "A": 2, "C": 3}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    words = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+    (row,) = Encoder(words, 16).rows([Document("", "CAA")])[0]
+    assert row.input_ids.tolist() == [3, 2, 2, 1]
+
+
+def test_line_ends_of_windows_are_line_ends(tmp_path):
+    (tmp_path / "book.txt").write_bytes(b"Duke\r\nWilliam\n")
+    assert read_documents(tmp_path / "book.txt")[0].content == "Duke\nWilliam\n"
+
+
 CHAT = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "William"}]
 
 
@@ -64,6 +95,23 @@ def test_messages_go_through_the_template(tmp_path):
     assert (row.labels[1:] == row.input_ids[1:]).all()  # all are predicted, as in TRL's format of this name
     ((row,),), _ = rows_of(tmp_path, [{"prompt": CHAT[:1], "completion": CHAT[1:]}])
     assert (decoded(row), decoded(row, labels=True)) == (text, "William</s>")
+
+
+LAST = TEMPLATE.replace("<{{", "{% if loop.last and m['role'] == 'user' %}<system>{% endif %}<{{")
+ONCE = TEMPLATE.replace("{{ eos_token }}{% endfor %}", "{% endfor %}{{ eos_token }}")
+THINKS = TEMPLATE.replace("<assistant>{% endif", "<assistant><think>{% endif")
+
+
+def test_no_token_of_a_prompt_is_predicted_whatever_the_template(tmp_path):
+    """Some write a prompt otherwise where it is the end, such as with the system's message in its last one."""
+    words, path = copy.deepcopy(tokenizer()), write(tmp_path, [{"prompt": CHAT[:1], "completion": CHAT[1:]}])
+    for template, predicted in ((ONCE, "<assistant>William</s>"), (THINKS, "William</s>")):
+        words.chat_template = template
+        (row,) = Encoder(words, 64).rows(read_documents(path))[0]
+        assert decoded(row, labels=True) == predicted
+    words.chat_template = LAST
+    with pytest.raises(UserError, match=r"line 1: the template of .* writes this prompt otherwise before its comp"):
+        Encoder(words, 64).rows(read_documents(path))
 
 
 @pytest.mark.parametrize("begins", [True, False])
@@ -99,7 +147,10 @@ WRONG = {
     "no lines": ("\n\n", "a.jsonl", "a.jsonl holds no rows"),
     "no JSON": ('{"text": "a"}\n{"text": \n', "a.jsonl", "a.jsonl, line 2 is not JSON"),
     "no JSON at first": ("{\n", "a.json", "a.json, line 1 is not JSON"),
-    "a list": ('["a"]\n', "a.jsonl", "line 1 is no object with names"),
+    "a list": ('["a"]\n', "a.jsonl", "a.jsonl is one JSON list; save it as JSON lines, each an object"),
+    "a list on lines": ('[\n {"text": "a"}\n]\n', "a.json", "a.json is one JSON list"),
+    "a number of a line": ('{"text": "a"}\n3\n', "a.jsonl", "line 2 is no object with names"),
+    "tools": ('{"messages": [], "tools": [{}]}\n', "a.jsonl", "its lines have tools, which are not read; give text"),
     "another key": ('{"content": "a"}\n', "a.jsonl", "its lines have 'content'; rename what they hold to text"),
     "half a pair": ('{"prompt": "a"}\n', "a.jsonl", "its lines have 'prompt'; rename"),
     "a missing key": ('{"text": "a"}\n\n{"txt": "a"}\n', "a.jsonl", "line 3 has no 'text' but 'txt'"),
@@ -131,8 +182,6 @@ def test_a_wrong_file_is_one_line_that_names_the_place(case, tmp_path):
 
 
 def test_a_tokenizer_without_an_end_or_a_template_is_refused(tmp_path):
-    import copy
-
     words = copy.deepcopy(tokenizer())
     words.chat_template = None
     with pytest.raises(UserError, match=r"line 1: the tokenizer of .* makes no text of these messages"):
@@ -172,6 +221,18 @@ def test_files_for_validation_and_test(tmp_path):
     assert splits(tmp_path, documents, False, validation=held) == [texts["a"], [], texts["b"]]
     train, selection, test = splits(tmp_path, documents, True, test=tests)
     assert (len(train), len(selection), test) == (3, 1, texts["c"])
+
+
+def test_held_out_texts_that_are_trained_on_are_counted_and_refused_where_there_are_no_others(tmp_path):
+    path = write(tmp_path, [{"text": word} for word in WORDS[:9]])
+    held = write(tmp_path, [{"text": word} for word in (*WORDS[:3], "another")], "held.jsonl")
+    encoder = Encoder(tokenizer(), 16)
+    assert split(encoder, path, held, None, True, 0.1, 0).repeated == 3
+    assert split(encoder, path, None, None, True, 0.3, 0).repeated == 0
+    for validation, rows in ((path, None), (None, [{"text": "the same"}] * 9)):
+        name = path if rows is None else write(tmp_path, rows, "same.jsonl")
+        with pytest.raises(UserError, match=r"all held-out texts are among those of .* give others as --validation"):
+            split(encoder, name, validation, None, True, 0.3, 0)
 
 
 def test_of_one_document_rows_are_held_out(tmp_path):

@@ -111,6 +111,11 @@ def test_a_decoder_without_a_padding_token_is_padded_with_its_end(tmp_path, kind
 def test_the_padding_token_is_that_of_the_configuration_or_refused(tmp_path):
     folder = unpadded(tmp_path / "encoder", BertConfig(vocab_size=300, pad_token_id=0, **SIZES))
     assert load_tokenizer(folder, 16).pad_token == tokenizer("bert").convert_ids_to_tokens(0)
+    for beyond in (-1, 5000):  # as LLaMA's first configuration has it
+        unpadded(tmp_path / "end", BertConfig(vocab_size=300, pad_token_id=0, **SIZES), eos_token="[SEP]")
+        config = json.loads((tmp_path / "end" / "config.json").read_text()) | {"pad_token_id": beyond}
+        (tmp_path / "end" / "config.json").write_text(json.dumps(config))
+        assert load_tokenizer(tmp_path / "end", 16).pad_token == "[SEP]"
     folder = unpadded(tmp_path / "other", BertConfig(vocab_size=300, pad_token_id=None, **SIZES))
     with pytest.raises(UserError, match="has no padding token; name one of its tokens as pad_token in its tokenizer_"):
         load_tokenizer(folder, 16)
