@@ -49,7 +49,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, with what comes close to a wrong flag or choice; the usage is for `--help`."""
-        text = textwrap.shorten(message + self._close(message), 500, placeholder=" ...")
+        usage = f"; type {self.prog} --help" if "arguments are required" in message else ""
+        message = message.replace(", ...", "")  # argparse's name of the arguments of a command
+        text = textwrap.shorten(message + (self._close(message) or usage), 500, placeholder=" ...")
         self.exit(2, f"{self.prog}: error: {text}\n")
 
     def _close(self, message: str) -> str:

@@ -71,13 +71,13 @@ def _open_to_readers(folder: Path) -> None:
 
 
 def to_safetensors(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
-    """`model.safetensors`: the plain model's state dict with the adapter merged, and `classes.json`."""
+    """`model.safetensors`: the plain model's state dict with the adapter merged, and what `_write_beside` has."""
     model = _plain(run)
     save_file(
         {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()},
         folder / "model.safetensors",
     )
-    _write_classes(run, folder)
+    _write_beside(run, folder)
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return _logits(run, model, *example)
 
@@ -112,13 +112,13 @@ def to_peft(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
     from peft import PeftModel
 
     save_peft(run.model, folder)
-    _write_classes(run, folder)
+    _write_beside(run, folder)
     base = unload(run.model, merge=False)
     return _logits(run, PeftModel.from_pretrained(base, str(folder)).eval(), *example)
 
 
 def to_onnx(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
-    """`model.onnx` for any batch size, checked in onnxruntime, and `classes.json`."""
+    """`model.onnx` for any batch size, checked in onnxruntime, and what `_write_beside` has."""
     for package in ("onnx", "onnxruntime"):
         need(package, "onnx", "exports to ONNX")
     import onnxruntime
@@ -133,7 +133,7 @@ def to_onnx(run: Run, folder: Path, example: tuple[Tensor, ...]) -> Tensor:
             dynamic_axes=axes | {"logits": {0: "batch"}},
         )  # fmt: skip
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    _write_classes(run, folder)
+    _write_beside(run, folder)
 
     def run_onnx(*inputs: Tensor) -> Tensor:
         feed = {name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)}
@@ -180,8 +180,14 @@ def _plain(run: Run) -> nn.Module:
         raise UserError(f"this method cannot be merged into a plain model ({reason_of(error)})") from error
 
 
-def _write_classes(run: Run, folder: Path) -> None:
-    if isinstance(run, GenerationRun):  # which has none
+def _write_beside(run: Run, folder: Path) -> None:
+    """What makes inputs of images or texts, and the names of the classes."""
+    if isinstance(run, ImageRun):
+        form = {"size": run.size, "interpolation": "bicubic", "mean": run.mean, "std": run.std}
+        (folder / "transform.json").write_text(json.dumps(form, indent=1) + "\n", encoding="utf-8")
+    else:
+        run.tokenizer.save_pretrained(folder)
+    if isinstance(run, GenerationRun):  # which has no classes
         return
     (folder / "classes.json").write_text(
         json.dumps(list(run.classes), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
+from huggingface_hub.utils import disable_progress_bars
 
 from capaboost.training.result import read_result
 from capaboost.training.run_folder import ADAPTER, RESULT
@@ -91,7 +92,11 @@ def card_text(result: dict[str, Any], inference: dict[str, Any] | None) -> str:
         task=result["task"],
         base=Path(result["model"]).name if result["model"].startswith("/") else result["model"],
         formula=formula,
-        settings=", ".join(f"{key} {adapter[key]}" for key in ("r", "alpha", "num_tied", "density") if key in adapter),
+        settings=", ".join(
+            f"{key} {adapter[key]}"
+            for key in ("r", "alpha", "num_tied", "density", "scaling")
+            if adapter.get(key) is not None
+        ),
         metric=result["metric"],
         value="undefined" if value is None else f"{value:.2f}",
         split=result["split_note"],
@@ -177,7 +182,8 @@ def push_to_hub(
         )
     except Exception as error:  # hub clients fail in many ways
         raise UserError(
-            f"cannot upload to {repo_id} ({reason_of(error)}); log in with `hf auth login`, and give user/name"
+            f"cannot upload to {repo_id} ({reason_of(error)}); check the network and HF_ENDPOINT, "
+            "log in with `hf auth login`, and give user/name"
         ) from error
     return str(commit)
 
@@ -192,11 +198,12 @@ def fetch(name: str | Path, endpoint: str | None = None) -> Path:
         return Path(name)
     repo_id, _, revision = str(name).removeprefix(HUB).partition("@")
     try:
-        return Path(
-            snapshot_download(
-                repo_id, revision=revision or None, allow_patterns=[*FILES, CONFIG, OLD_CONFIG], endpoint=endpoint
+        with disable_progress_bars():  # of a few small files
+            return Path(
+                snapshot_download(
+                    repo_id, revision=revision or None, allow_patterns=[*FILES, CONFIG, OLD_CONFIG], endpoint=endpoint
+                )
             )
-        )
     except Exception as error:  # hub clients fail in many ways
         raise UserError(
             f"cannot get {name} ({reason_of(error)}); check the name, the network and the token"

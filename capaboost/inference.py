@@ -212,6 +212,8 @@ def load_run(
             merged.
     """
     adapter = adapter_folder(fetch(folder))
+    if not adapter.is_dir():
+        raise UserError(f"there is no folder {adapter}; give a run's folder, or hf-hub:user/name")
     record = read_inference(adapter)
     if record is None:
         raise UserError(
@@ -244,24 +246,33 @@ def _image_run(record: dict[str, Any], adapter: Path, base: str | None, device: 
 
 
 def _text_run(record: dict[str, Any], adapter: Path, base: str | None, device: torch.device) -> TextRun:
-    from capaboost_text.encode import load_tokenizer
     from capaboost_text.encoders import load_classifier
 
     name, classes = base or record["model"]["name"], tuple(record["classes"])
-    tokenizer = load_tokenizer(name, record["max_length"])
+    tokenizer = _tokenizer(name, record["max_length"])
     base_model = load_classifier(name, max(1, len(classes)), tokenizer.pad_token_id)
     model = load_adapter(base_model, adapter).to(device).eval()
     return TextRun(model, classes, tokenizer, record["max_length"], tuple(record["columns"]))
 
 
 def _generation_run(record: dict[str, Any], adapter: Path, base: str | None, device: torch.device) -> GenerationRun:
-    from capaboost_text.encode import load_tokenizer
     from capaboost_text.encoders import load_language_model
 
     name = base or record["model"]["name"]
-    tokenizer = load_tokenizer(name, record["max_length"])
+    tokenizer = _tokenizer(name, record["max_length"])
     model = load_adapter(load_language_model(name), adapter).to(device).eval()
     return GenerationRun(model, tokenizer, record["max_length"])
+
+
+def _tokenizer(name: str, max_length: int) -> Any:
+    from capaboost_text.encode import load_tokenizer
+
+    try:
+        return load_tokenizer(name, max_length)
+    except UserError as error:
+        if Path(name).is_dir():
+            raise
+        raise UserError(f"{error}; a base model in a folder that has moved is --base PATH") from error
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -18,6 +18,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 AGAIN = "correct it, or fetch the file again"
 
 
+class MissingColumn(UserError):
+    """A table lacks a column; the line ends with `AGAIN`."""
+
+
 class Row(NamedTuple):
     """The wanted cells of a row, and the number of its line from 1."""
 
@@ -54,7 +58,7 @@ def read_rows(
         else:
             raise UserError(f"{path}, line {number} has {len(cells)} columns where {len(columns)} belong; {AGAIN}")
     if not rows:
-        raise UserError(f"{path} holds no rows; fetch the file again")
+        raise UserError(f"{path} holds no rows below its header; add some, or fetch the file again")
     if broken:
         warnings.warn(f"{path}: left out {len(broken)} broken rows, the first in line {broken[0]}", stacklevel=2)
     return rows
@@ -62,11 +66,11 @@ def read_rows(
 
 def _check_header(path: Path, number: int, columns: Sequence[str], wanted: Sequence[str]) -> None:
     if not columns:
-        raise UserError(f"{path} is empty; fetch the file again")
+        raise UserError(f"{path} is empty; write a header such as text,label and rows, or fetch the file again")
     for name in wanted:
         if name not in columns:
             found = shown(", ".join(columns))
-            raise UserError(f"{path}, line {number}: the header has no column {name!r} but {found}; {AGAIN}")
+            raise MissingColumn(f"{path}, line {number}: the header has no column {name!r} but {found}; {AGAIN}")
         if list(columns).count(name) > 1:
             raise UserError(f"{path}, line {number}: the header has {name!r} more than once; rename one of them")
 
@@ -142,7 +146,7 @@ def read_json_rows(path: Path, wanted: Sequence[str]) -> list[Row]:
                 values = _json_object(f"{path}, line {number}", line)
                 if missing := [name for name in wanted if name not in values]:
                     found = shown(", ".join(values))
-                    raise UserError(f"{path}, line {number} has no {missing[0]!r} but {found}; {AGAIN}")
+                    raise MissingColumn(f"{path}, line {number} has no {missing[0]!r} but {found}; {AGAIN}")
                 rows.append(Row(number, tuple(values[name] for name in wanted)))
     if not rows:
         raise UserError(f"{path} holds no rows; {AGAIN}")

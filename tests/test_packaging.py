@@ -138,6 +138,22 @@ def test_a_wrong_flag_or_command_is_one_line_that_names_the_right_one(typed, mea
     assert line.endswith(f"; did you mean {meant}?")
 
 
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ([], "capaboost: error: the following arguments are required: COMMAND; type capaboost --help"),
+        (
+            ["export", "run", "--output", "out"],
+            "capaboost export: error: the following arguments are required: --to; type capaboost export --help",
+        ),
+    ],
+)
+def test_what_is_missing_is_one_line_that_names_the_help(typed, line, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(typed)
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
 def test_bash_completes_commands_and_their_flags(capsys):
     pytest.importorskip("shtab")
     with pytest.raises(SystemExit, match="0"):

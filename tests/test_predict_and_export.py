@@ -78,6 +78,8 @@ def test_predictions_fit_the_terminal(trained, photos, capsys, monkeypatch, colu
     table = capsys.readouterr().out.splitlines()
     assert max(map(len, table)) <= int(columns)
     assert table[2].split()[0].endswith("/red/0.png")
+    assert table[2].startswith("...") == (len(long) + 60 > int(columns))
+    assert table[3].startswith("red/1.png ")
 
 
 def test_the_run_says_what_it_measured_and_of_whom(trained):
@@ -123,6 +125,7 @@ def test_predict_shows_and_writes_the_same(trained, photos, tmp_path, capsys):
 
 MISTAKES = {
     "no run": (["{tmp}", "x.png"], "has no inference.json"),
+    "a missing run": (["{tmp}/none", "x.png"], "none; give a run's folder"),
     "no image": (["{run}", "{tmp}"], "holds no image"),
     "a missing image": (["{run}", "none.png"], "there is no none.png"),
     "a text": (["{run}", "{tmp}/bad.png"], "is not a readable image"),
@@ -157,6 +160,21 @@ def test_an_export_computes_the_same_elsewhere(target, trained, photos, tmp_path
     with torch.inference_mode():
         expected = run.model(images)
     torch.testing.assert_close(logits_of(target, tmp_path / "out", images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_exported_folder_says_how_to_make_its_input(trained, photos, tmp_path):
+    """As docs/vision.md has it: an image becomes the input by what lies beside the model."""
+    import onnxruntime
+
+    assert export.main([str(trained), "--to", "onnx", "--output", str(tmp_path / "out")]) == 0
+    form = json.loads((tmp_path / "out" / "transform.json").read_text())
+    height, width = form["size"]
+    image = Image.open(photos / "red" / "3.png").convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    pixels = (np.asarray(image, dtype=np.float32) / 255 - np.float32(form["mean"])) / np.float32(form["std"])
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    (logits,) = session.run(["logits"], {"images": pixels.transpose(2, 0, 1)[None]})
+    expected = load_run(trained).predict([photos / "red" / "3.png"])
+    torch.testing.assert_close(torch.from_numpy(logits).softmax(dim=1), expected, atol=1e-5, rtol=1e-5)
 
 
 def logits_of(target: str, folder: Path, images: torch.Tensor) -> torch.Tensor:
@@ -235,7 +253,7 @@ def test_a_table_of_texts_trains_and_predicts(trained_on_texts, reviews, tmp_pat
     assert result["config"]["data"]["classes"] == ["bad", "good"]
     _, *rows = csv.reader((trained_on_texts / "confusion.csv").open())
     assert [row[:2] for row in rows] == [["bad", "2"], ["good", "4"]]
-    flags = ["--column", "review", "--csv", str(tmp_path / "p.csv")]
+    flags = ["--csv", str(tmp_path / "p.csv")]  # the column is that of training
     assert predict.main([str(trained_on_texts), str(reviews / "reviews.csv"), *flags]) == 0
     table = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert len(table) == 30
@@ -243,6 +261,30 @@ def test_a_table_of_texts_trains_and_predicts(trained_on_texts, reviews, tmp_pat
     run = load_run(trained_on_texts)
     one = torch.cat([run.predict([row["input"]]) for row in table])  # without padding
     torch.testing.assert_close(run.predict([row["input"] for row in table]), one, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "line 1: the header has no column 'review' but 'id, body'; name one of these by --column"),
+        (["--column", "a,b"], "the run was trained on review; give --column as many names"),
+    ],
+)
+def test_another_column_is_asked_for(flags, message, trained_on_texts, tmp_path, capsys):
+    (tmp_path / "new.csv").write_text("id,body\n1,Duke William\n")
+    assert predict.main([str(trained_on_texts), str(tmp_path / "new.csv"), *flags]) == 2
+    assert capsys.readouterr().err.rstrip().endswith(message)
+    assert predict.main([str(trained_on_texts), str(tmp_path / "new.csv"), "--column", "body"]) == 0
+
+
+def test_a_base_model_that_moved_is_asked_for(trained_on_texts, reviews, tmp_path):
+    adapter = shutil.copytree(trained_on_texts / "adapter", tmp_path / "adapter")
+    record = json.loads((adapter / "inference.json").read_text())
+    write_inference(adapter, record | {"model": {"name": "./none"}})
+    with pytest.raises(UserError, match="a base model in a folder that has moved is --base PATH"):
+        load_run(adapter)
+    there = load_run(adapter, base=str(reviews / "encoder")).predict(["Duke William"])
+    assert torch.equal(there, load_run(trained_on_texts).predict(["Duke William"]))
 
 
 @pytest.mark.parametrize("target", ["onnx", "safetensors", "peft"])
@@ -271,13 +313,52 @@ def test_a_table_that_needs_more_is_one_line(flags, message, reviews, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_adapter_goes_to_a_hub_and_comes_back(trained, photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "odd.csv has no header; name its columns in the first line, such as text,label"),
+        ("text,label\n", "odd.csv holds no rows below its header; add some, or fetch the file again"),
+        ("words,label\nfine,good\n", "odd.csv has the columns 'words, label'; say which by --text COLUMN"),
+    ],
+)
+def test_a_table_with_nothing_to_train_on_is_one_line(content, message, tmp_path, capsys):
+    (tmp_path / "odd.csv").write_text(content)
+    assert train_glue.main(["--data", str(tmp_path / "odd.csv"), "--output-dir", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (None, "photos; give --data the folder of your class folders, or a CSV file"),
+        ((), "photos holds no folders of images; give a folder with"),
+        (("cat/a.txt",), "cat holds no image; add some, or remove the folder"),
+        (("cat/1.png",), "photos holds images of one class, 'cat', but two classes or more are needed; give a folder"),
+    ],
+)
+def test_a_folder_that_cannot_train_is_one_line_and_nothing_else(made, message, tmp_path, capsys):
+    for name in made or ():
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        (tmp_path / "photos" / name).touch()
+    if made == ():
+        (tmp_path / "photos").mkdir()
+    assert train_vtab.main(["--data", str(tmp_path / "photos"), "--output-dir", str(tmp_path / "out")]) == 2
+    (line,) = "".join(capsys.readouterr()).splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_goes_to_a_hub_and_comes_back(trained, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with hub() as (address, repositories):
         assert address in push_to_hub(trained, "me/colours", token="hf_local", endpoint=address)
         assert set(repositories["me/colours"]) == {*FILES, "capaboost_config.json"}
+        capsys.readouterr()
         folder = fetch("hf-hub:me/colours", endpoint=address)
+        assert "".join(capsys.readouterr()) == ""  # a few small files need no bar
         with pytest.raises(UserError, match="cannot get hf-hub:me/none"):
             fetch("hf-hub:me/none", endpoint=address)
     images = [photos / name / "1.png" for name in CLASSES]
@@ -292,6 +373,7 @@ def test_the_card_says_what_was_measured(trained):
     assert [entry.metric_value for entry in card.data.eval_results] == [result["value"]]
     assert f"{result['trainable_parameters']:,}" in card.text
     assert f"seed of the masks | {result['config']['adapter']['seed']}" in card.text
+    assert "r 8, num_tied 2, density 0.5, scaling alpha-r |" in card.text  # alpha is none: r is meant
 
 
 def test_a_hub_out_of_reach_is_one_line(trained, monkeypatch):
@@ -325,6 +407,7 @@ def test_a_damaged_record_is_one_line(change, trained, tmp_path):
 
 def test_pairs_of_texts_keep_their_segments_in_onnx(tmp_path):
     import onnxruntime
+    from transformers import AutoTokenizer
 
     save_encoder(tmp_path / "encoder")
     adapter, tokenizer = tmp_path / "adapter", load_tokenizer(tmp_path / "encoder", 32)
@@ -336,7 +419,8 @@ def test_pairs_of_texts_keep_their_segments_in_onnx(tmp_path):
     assert export.main([str(adapter), "--to", "onnx", "--output", str(tmp_path / "out")]) == 0
     run, session = load_run(adapter), onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
     assert [one.name for one in session.get_inputs()] == list(run.inputs)
-    tokens = tokenizer(["Duke William", "the church"], ["won", "of the Duke"], padding=True, return_tensors="np")
+    beside = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokens = beside(["Duke William", "the church"], ["won", "of the Duke"], padding=True, return_tensors="np")
     (logits,) = session.run(None, {name: tokens[name] for name in run.inputs})
     pairs = [("Duke William", "won"), ("the church", "of the Duke")]
     torch.testing.assert_close(torch.from_numpy(logits).softmax(dim=1), run.predict(pairs), atol=1e-5, rtol=1e-5)

@@ -6,7 +6,9 @@ Examples:
   capaboost export RUN --to peft --output exported/      # a LoRA for PeftModel.from_pretrained(base, "exported")
   capaboost export RUN --to safetensors --output exported/   # the plain model's state dict, adapter merged
 
-What was written is read back, and its outputs on one batch are compared with the model's before the command says done.
+Beside lie classes.json and what makes inputs: transform.json of images (size, resize rule, mean and std of pixels from
+0 to 1), the tokenizer of texts. What was written is read back, and its outputs on one batch are compared with the
+model's before the command says done.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Examples:
   capaboost predict runs/vtab/photos/capaboost_vit_micro_patch8_64/capaboost-lora-seed42 new/ other/1.jpg
   capaboost predict RUN new/ --top 3 --csv predictions.csv
   capaboost predict RUN reviews.txt                        # a text a line
-  capaboost predict RUN reviews.csv --column review        # a column, or two of a pair: --column a,b
+  capaboost predict RUN reviews.csv                        # the column that it was trained on
+  capaboost predict RUN other.csv --column review          # another, or two of a pair: --column a,b
   capaboost predict RUN prompts.jsonl --column prompt --max-new-tokens 32 --json answers.json   # of train-lm
 
 An input is an image, a folder of images, a file of texts with one a line (.txt), a column of a table (.csv, .tsv,
@@ -44,7 +45,8 @@ def predict_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("run", type=given_path, metavar="RUN", help="a run's folder, or the adapter folder in it")
     add("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt or .csv files, or - for standard input")
     add("--top", type=at_least_one, default=1, metavar="K", help="show the K most probable classes (default: 1)")
-    add("--column", type=given, metavar="NAME", help="the column of a table; two, with a comma, for pairs of texts")
+    add("--column", type=given, metavar="NAME", help="the column of a table; two, with a comma, for pairs of texts "
+        "(default: as in training)")  # fmt: skip
     add("--max-new-tokens", type=at_least_one, metavar="N", help="of a language model (default: 64)")
     add("--csv", type=given_path, metavar="FILE", help="write input, class, probability, and so on for the next")
     add("--json", type=given_path, metavar="FILE", help="write the same as a list of objects")
@@ -65,7 +67,7 @@ def predict(options: argparse.Namespace) -> None:
 
     with quiet(options.quiet):
         run = load_run(options.run, options.base, options.device, options.merge)
-        items = image_paths(options) if isinstance(run, ImageRun) else texts_of(options, len(run.columns))
+        items = image_paths(options) if isinstance(run, ImageRun) else texts_of(options, run.columns)
         if not items:
             raise UserError("the inputs are empty; give images or texts")
         if isinstance(run, GenerationRun):
@@ -106,8 +108,12 @@ def image_paths(options: argparse.Namespace) -> list[str]:
     return paths
 
 
-def texts_of(options: argparse.Namespace, columns: int) -> list[str | tuple[str, str]]:
+def texts_of(options: argparse.Namespace, columns: Sequence[str]) -> list[str | tuple[str, str]]:
     """The texts that the inputs hold, or pairs for a model that was trained on pairs.
+
+    Args:
+        options: Inputs, and the columns of tables.
+        columns: Those of training, which a table has unless `--column` names others.
 
     Raises:
         UserError: If an input is missing, or has another number of columns.
@@ -116,12 +122,12 @@ def texts_of(options: argparse.Namespace, columns: int) -> list[str | tuple[str,
     for name in options.inputs:
         path = Path(name)
         if path.suffix.lower() in TABLES:
-            named = (options.column or "").split(",") if options.column else []
-            if len(named) != columns:
-                raise UserError(f"{path} needs --column with {columns} of its columns, such as --column text")
+            named = options.column.split(",") if options.column else columns
+            if len(named) != len(columns):
+                raise UserError(f"the run was trained on {' and '.join(columns)}; give --column as many names")
             cells = [column_of(path, column) for column in named]
-            texts += zip(*cells, strict=True) if columns == 2 else cells[0]
-        elif columns == 2:
+            texts += zip(*cells, strict=True) if len(columns) == 2 else cells[0]
+        elif len(columns) == 2:
             raise UserError(
                 f"the run was trained on pairs of texts; give a .csv or .tsv file with --column A,B, not {name}"
             )
@@ -144,10 +150,13 @@ def column_of(path: Path, column: str) -> list[str]:
     Raises:
         UserError: If the table cannot be read, lacks the column, or has a row without a text in it.
     """
-    from capaboost_text.table_file import read_json_rows, read_rows
+    from capaboost_text.table_file import AGAIN, MissingColumn, read_json_rows, read_rows
 
     read = read_json_rows if path.suffix.lower() == ".jsonl" else read_rows
-    rows = read(path, (column,))
+    try:
+        rows = read(path, (column,))
+    except MissingColumn as error:
+        raise UserError(f"{str(error).removesuffix(AGAIN)}name one of these by --column") from error
     for line, (cell,) in rows:
         if not isinstance(cell, str) or not cell.strip():
             fault = "no text" if cell else "empty"
@@ -181,7 +190,8 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     inputs = [row["input"] for row in first]
     others = table([row | {"input": ""} for row in first])
     room = max(LEAST, get_terminal_size().columns - max(map(len, others.splitlines())) + len("input"))
-    print(table([row | {"input": text[-room:]} for text, row in zip(inputs, first, strict=True)]))
+    ends = [text if len(text) <= room else "..." + text[3 - room :] for text in inputs]
+    print(table([row | {"input": end} for end, row in zip(ends, first, strict=True)]))
     if len(rows) > SHOWN:
         print(f"... and {len(rows) - SHOWN:,} more; --csv FILE writes all")
 

@@ -91,10 +91,12 @@ def _flags(options: argparse.Namespace) -> Raw:
 
 
 def check_there(options: argparse.Namespace) -> None:
-    """Refuse a set of VTAB-1k that is not prepared, before torch is imported for the other settings.
+    """Refuse a set of VTAB-1k that is not prepared, and images of one's own that are missing or in no such layout.
+
+    What is missing is said before torch is imported for the other settings.
 
     Raises:
-        UserError: With the command that prepares it.
+        UserError: With what to type instead.
     """
     from capaboost.runs.trainings import TRAININGS
     from capaboost.runs.vtab1k import check_prepared
@@ -102,6 +104,12 @@ def check_there(options: argparse.Namespace) -> None:
     data = TRAININGS["train-vtab"].data(_flags(options), options.method, options.set, options.config)
     if data.source == "tfds":
         check_prepared(data.dataset, data.dir)
+    if data.source == "images" and data.dir:
+        if not Path(data.dir).exists():
+            raise UserError(f"there is no {data.dir}; give --data the folder of your class folders, or a CSV file")
+        from capaboost_vision.vtab.own import read_own
+
+        read_own(Path(data.dir), data.holdout, data.split_seed)
 
 
 def _with_own_data(options: argparse.Namespace) -> argparse.Namespace:

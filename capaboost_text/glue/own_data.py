@@ -87,7 +87,10 @@ def _columns(path: Path) -> list[str]:
             return list(json.loads(first))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}, line 1 is no object with names; give JSON lines") from error
-    return next(csv.reader([first], delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
+    columns = next(csv.reader([first], delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
+    if not any(map(str.strip, columns)):
+        raise UserError(f"{path} has no header; name its columns in the first line, such as text,label")
+    return columns
 
 
 def _guess(path: Path, known: Sequence[str], usual: Sequence[str], flag: str) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ WRONG_ROWS = {
     "no file": ("b.tsv", None, r"cannot read .*b\.tsv: No such file"),
     "an ending": ("b.txt", GOOD, r"b\.txt has none of the endings \.tsv, \.csv, \.jsonl"),
     "no header": ("b.tsv", "", r"b\.tsv is empty"),
-    "no rows": ("b.tsv", "text\tlabel\n", r"b\.tsv holds no rows"),
+    "no rows": ("b.tsv", "text\tlabel\n", r"b\.tsv holds no rows below its header; add some"),
     "no lines": ("b.jsonl", "\n", r"b\.jsonl holds no rows"),
     "a column": ("b.tsv", "txt\tlabel\na\tno\n", r"b\.tsv, line 1: the header has no column 'text' but 'txt, label'"),
     "a column twice": ("b.csv", "text,text,label\na,b,no\n", r"b\.csv, line 1: the header has 'text' more than once"),
