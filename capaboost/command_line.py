@@ -278,19 +278,20 @@ def say_what_differs(adapter: Any, found: Mapping[str, str]) -> None:
         note(f"{adapter.label} as {' and '.join(dict.fromkeys(files.values()))} has it: {values}")
 
 
-def run_and_show(run: Any, options: argparse.Namespace, prepare: Callable) -> None:
+def run_and_show(command: str, run: Any, options: argparse.Namespace) -> None:
     """Train with the settings, or with each learning rate of the grid, and show the result."""
     if options.print_config:
         return print_settings(run, options.origins)
     from capaboost.console import quiet
-    from capaboost.runs.trainings import train
+    from capaboost.runs.trainings import TRAININGS, train
     from capaboost.training.processes import on_device
     from capaboost.training.run_folder import tracked_by
     from capaboost.training.tuning import parse_rates
 
     rates = None if options.lr_grid is None else parse_rates(options.lr_grid)
+    prepare, folder = TRAININGS[command].prepare, options.output_dir or run.default_folder()
     with quiet(options.quiet), on_device(options.device), tracked_by(options.tracker):
-        return train(run, options.output_dir or run.default_folder(), options.resume, prepare, rates)
+        return train(run, folder, options.resume, prepare, rates)
 
 
 def print_settings(run: Any, found: Mapping[str, str] | None = None) -> None:

@@ -69,7 +69,7 @@ def noah(options: argparse.Namespace) -> None:
         subnet = dataclasses.replace(subnet, adapter=supernet.adapter.fixed(found.subnet))
         say(subnet, found, folder)
     options.output_dir = folder / SUBNET
-    run_and_show(subnet, options, prepare)
+    run_and_show("train-vtab", subnet, options)
 
 
 def search_of(supernet: VtabRun, options: argparse.Namespace) -> Search:

@@ -33,11 +33,11 @@ def write(folder: Path, reference: str | None, output: Path) -> None:
 
     need("plotly", "report", "reports")
     from capaboost.console import check_outputs
-    from capaboost.report.page import write_page
+    from capaboost.report.page import render
     from capaboost_core.files import write_atomically
 
     check_outputs("--output", output)
-    text = write_page(folder, reference)
+    text = render(folder, reference)
     write_atomically(output, lambda file: file.write(text.encode()))
     print(f"report: {output}")
 

@@ -109,12 +109,11 @@ def _own(options: argparse.Namespace) -> dict[str, Any]:
 def train(options: argparse.Namespace) -> None:
     """Run it, and show the result."""
     run = load(options)
-    from capaboost.runs.glue import prepare
     from capaboost.runs.settings import family_of
 
     if options.lr_grid == PAPER:
         options.lr_grid = GRIDS[family_of(run.model.name)]
-    run_and_show(run, options, prepare)
+    run_and_show("train-glue", run, options)
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:

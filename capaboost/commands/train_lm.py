@@ -62,17 +62,9 @@ def load(options: argparse.Namespace) -> LanguageRun:
     return load_typed("train-lm", flag_settings(options, flags | OWN_FLAGS), options)
 
 
-def train(options: argparse.Namespace) -> None:
-    """Run it, and show the result."""
-    run = load(options)
-    from capaboost.runs.lm import prepare
-
-    run_and_show(run, options, prepare)
-
-
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     parser = lm_parser(prog)
     options = parser.parse_args(arguments)
     if not (options.file or options.config):
         parser.error("give FILE, such as book.txt or questions.jsonl, or --config FILE")
-    return exit_code(lambda: train(options))
+    return exit_code(lambda: run_and_show("train-lm", load(options), options))

@@ -62,17 +62,9 @@ def load(options: argparse.Namespace) -> SquadRun:
     return load_typed("train-squad", flag_settings(options, FLAGS | {"dataset": "data.dataset"}), options)
 
 
-def train(options: argparse.Namespace) -> None:
-    """Run it, and show the result."""
-    run = load(options)
-    from capaboost.runs.squad import prepare
-
-    run_and_show(run, options, prepare)
-
-
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     parser = squad_parser(prog)
     options = parser.parse_args(arguments)
     if not (options.dataset or options.config):
         parser.error("give --dataset NAME, such as --dataset squad_v1, or --config FILE")
-    return exit_code(lambda: train(options))
+    return exit_code(lambda: run_and_show("train-squad", load(options), options))

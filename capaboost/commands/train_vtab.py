@@ -127,10 +127,7 @@ def train(options: argparse.Namespace) -> None:
     """Run it, and show the result."""
     if not options.print_config:
         check_there(options)
-    run = load(options)
-    from capaboost.runs.vtab import prepare
-
-    run_and_show(run, options, prepare)
+    run_and_show("train-vtab", load(options), options)
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:

@@ -32,7 +32,7 @@ CURVES = 40  # runs whose curves one figure can show
 
 @dataclass(frozen=True)
 class Part:
-    """A section of the page: a figure as HTML, or a table; `is_half` of one that stands beside another."""
+    """A part of the page: a figure as HTML, or a table; `is_half` of one that stands beside another."""
 
     title: str
     note: str = ""
@@ -42,7 +42,7 @@ class Part:
     is_half: bool = False
 
 
-def write_page(folder: Path, reference: str | None) -> str:
+def render(folder: Path, reference: str | None) -> str:
     """The page of all results under a folder.
 
     Args:
@@ -53,24 +53,23 @@ def write_page(folder: Path, reference: str | None) -> str:
         UserError: If there are no results, or no method of that name.
     """
     results = read_results([folder])
-    one = len(results) == 1
-    parts = run_parts(*next(iter(results.items()))) if one else runs_parts(folder, results, reference)
+    parts = runs_parts(folder, results, reference) if len(results) > 1 else run_parts(*next(iter(results.items())))
     loader = PackageLoader("capaboost.report", "")
-    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(
-        "page.html"
+    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return templates.get_template("page.html").render(
+        title=_title(folder, results), parts=list(parts), script=get_plotlyjs()
     )
-    return page.render(title=_title(folder, results), parts=list(parts), script=get_plotlyjs())
 
 
 def _title(folder: Path, results: Mapping[Path, dict[str, Any]]) -> str:
     if len(results) > 1:
         return f"{len(results)} runs in {folder.name or folder.resolve().name}"
-    ((_, result),) = results.items()
+    (result,) = results.values()
     return f"{result['method']} on {result['task']}"
 
 
 def run_parts(path: Path, result: dict[str, Any]) -> Iterator[Part]:
-    """The sections of one run."""
+    """The parts of the page of one run."""
     folder = path.parent
     yield _figures_of(result)
     yield from _curves({result["method"]: [folder]})
@@ -81,10 +80,10 @@ def run_parts(path: Path, result: dict[str, Any]) -> Iterator[Part]:
 
 
 def runs_parts(folder: Path, results: dict[Path, dict[str, Any]], reference: str | None) -> Iterator[Part]:
-    """The sections of several runs."""
+    """The parts of the page of several runs."""
     table, notes = compare(results, reference), [f"Failed: {line}." for line in failed_runs([folder])]
     plain = of_rows(make_rows(results), [*origin_notes(results), *notes])
-    yield Part("Results", *_table(of_comparison(table, notes) if reference else plain))
+    yield _table(of_comparison(table, notes) if reference else plain)
     yield from _against_parameters(table)
     by_method: dict[str, list[Path]] = defaultdict(list)
     for (_, method), cell in table.cells.items():
@@ -96,10 +95,9 @@ def runs_parts(folder: Path, results: dict[Path, dict[str, Any]], reference: str
     )
 
 
-def _table(layout: Layout) -> tuple[str, str, tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Note, no figure, titles and rows of a table."""
+def _table(layout: Layout) -> Part:
     rows = tuple(tuple("\n".join(cell.lines) for cell in row) for row in layout.rows)
-    return "\n".join(layout.notes), "", layout.titles, rows
+    return Part("Results", "\n".join(layout.notes), titles=layout.titles, rows=rows)
 
 
 def _figures_of(result: dict[str, Any]) -> Part:

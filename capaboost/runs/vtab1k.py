@@ -111,9 +111,9 @@ def check_prepared(task: str, data_dir: str | None) -> None:
     """
     found = SET_OF_TASK.get(task)
     if found is None or "://" in (data_dir or "") or is_prepared(found, data_dir):
-        return  # of another name or place, what reads it says more
-    place = "" if data_dir is None else f" --data-dir {data_dir}"
+        return  # what reads another task, or a folder on the network, explains more
+    flag = "" if data_dir is None else f" --data-dir {data_dir}"
     raise UserError(
-        f"{task} is not in {tfds_folder(data_dir)}; prepare it once by `capaboost prepare-vtab {task}{place}` "
+        f"{task} is not in {tfds_folder(data_dir)}; prepare it once by `capaboost prepare-vtab {task}{flag}` "
         f"(download: {found.size}{', by hand' if found.address else ''}), or pass --data-dir, --source or --data"
     )

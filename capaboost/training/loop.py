@@ -264,9 +264,7 @@ def try_out(state: RunState, task: Task) -> None:
         if isinstance(error, UserError) or is_no_memory(error):
             raise
         advice = "correct the sections model and data, which have to fit each other"
-        if (
-            state.accelerator.is_fsdp2
-        ):  # above all where blocks share parameters, of which each unit would need its own
+        if state.accelerator.is_fsdp2:  # which cannot shard parameters that several blocks share
             advice = "train it without FSDP2, or correct the sections model and data"
         raise UserError(f"the model cannot be trained on this data: {reason_of(error)}; {advice}") from error
     finally:

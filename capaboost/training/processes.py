@@ -43,7 +43,7 @@ def link_on_cpus() -> None:
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Refuse processes that are not linked: each would train alone, in one folder. One that is alone is told so.
+    """Refuse processes that are not linked: each would train alone, in one folder. Warn if only one was started.
 
     Raises:
         UserError: If the launcher started more processes than accelerate counts.

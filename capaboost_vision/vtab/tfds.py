@@ -55,8 +55,8 @@ class TfdsSplit:
 
 def prepare_line(builder: str, data_dir: str | Path | None) -> str:
     """The command that prepares a set; it takes the names of sets and of tasks."""
-    place = "" if data_dir is None else f" --data-dir {data_dir}"
-    return f"capaboost prepare-vtab {builder.partition('/')[0]}{place}"
+    flag = "" if data_dir is None else f" --data-dir {data_dir}"
+    return f"capaboost prepare-vtab {builder.partition('/')[0]}{flag}"
 
 
 def _builder(task: VtabTask, data_dir: str | Path | None) -> tuple[str, Any]:

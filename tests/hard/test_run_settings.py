@@ -40,7 +40,7 @@ def defaults() -> Iterator[Runs]:
     """Each command's settings as they are without further flags; no command trains."""
     with pytest.MonkeyPatch.context() as patch:
         for module, _ in COMMANDS.values():
-            patch.setattr(module, "run_and_show", lambda run, options, prepare: Runs.seen.append((run, options)))
+            patch.setattr(module, "run_and_show", lambda _, run, options: Runs.seen.append((run, options)))
         Runs.seen = []
         yield Runs({kind: to_dict(configure(kind, [])[0]) for kind in COMMANDS})
 

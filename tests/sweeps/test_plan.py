@@ -111,8 +111,8 @@ def test_what_diverged_is_not_chosen_and_another_failure_stops_the_choice(folder
     assert (plan.tuned, plan.undecided) == ({}, 2)
 
 
-def put_with_loss(folder: SweepFolder, rate: str, value: float, loss: float, seed: int = 1) -> None:
-    place = f"digits/lora/tune/lr={rate}/seed{seed}"
+def put_with_loss(folder: SweepFolder, rate: str, value: float, loss: float) -> None:
+    place = f"digits/lora/tune/lr={rate}/seed1"
     put_result(folder, place, value)
     path = folder.path / place / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"val200_loss": loss}}))

@@ -38,10 +38,10 @@ def made_rows(count: int) -> list[Block]:
     return rows
 
 
-def task_of(accelerator, is_packed=True, batch_size=3) -> tuple[LanguageModeling, list[Block]]:
+def task_of(accelerator, is_packed=True) -> tuple[LanguageModeling, list[Block]]:
     parts = [made_rows(count) for count in (23, 7, 9)]
     splits = Splits(*(pack(rows, LENGTH) if is_packed else rows for rows in parts))
-    return LanguageModeling(accelerator, tokenizer(), splits, is_packed, batch_size, seed=1), parts
+    return LanguageModeling(accelerator, tokenizer(), splits, is_packed, 3, seed=1), parts
 
 
 def alone(model, row: Block) -> tuple[float, int]:
