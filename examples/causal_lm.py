@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
         text = args.text.read_text(encoding="utf-8")
         tokens = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
         blocks = tokens[: len(tokens) // args.length * args.length].view(-1, args.length)  # (blocks, tokens)
+        if len(blocks) < 2:
+            raise SystemExit(f"{args.text} has {len(tokens)} tokens; give more text, or --length {len(tokens) // 2}")
         held_out, train = blocks[::10], blocks[torch.arange(len(blocks)) % 10 != 0]
         model: Any = capaboost_text.from_pretrained(name, task="causal-lm", capaboost=ADAPTER)
         before = perplexity(model, held_out)

@@ -42,6 +42,20 @@ def test_two_processes_give_the_perplexity_of_one(place, tmp_path):
         assert two[name] == pytest.approx(one[name], rel=1e-4)
 
 
+def test_rows_that_are_left_out_or_repeated_are_said(place, tmp_path, monkeypatch):
+    prompts = ["Who?" if i % 2 else "Who? " * 40 for i in range(10)]
+    rows = [json.dumps({"prompt": prompt, "completion": f"Duke {i}"}) + "\n" for i, prompt in enumerate(prompts)]
+    (tmp_path / "train.jsonl").write_text("".join(rows[:8]))
+    (tmp_path / "held.jsonl").write_text("".join(rows[6:]))
+    flags = [*arguments(place, "lm")[1:], "--epochs", "1", "--validation", str(tmp_path / "held.jsonl")]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.warns(UserWarning, match="held-out rows") as caught:
+        assert train_lm.main([str(tmp_path / "train.jsonl"), *flags, "--output-dir", str(tmp_path / "out")]) == 0
+    said = ["1 held-out rows are trained on as well", "6 rows left out, of which nothing is predicted in 32 tokens"]
+    assert [str(warning.message) for warning in caught if warning.category is UserWarning] == said
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["split_note"].endswith("; ".join(said))
+
+
 KINDS = [("glue", "matthews", "sentences"), ("squad", "f1", "windows"), ("lm", "perplexity", "blocks")]
 
 

@@ -27,8 +27,9 @@ def prepare(run: LanguageRun, accelerator: Accelerator) -> TaskSetup:
     encoder = Encoder(tokenizer, data.max_length, accelerator.is_main_process)
     selects = data.protocol == run.selecting
     splits = split(encoder, Path(data.file), validation, test, selects, data.holdout, data.split_seed)
-    if (repeated := splits.repeated) and accelerator.is_main_process:
-        warnings.warn(f"{repeated:,} held-out rows are trained on as well, flattering the perplexity", stacklevel=2)
+    remarks = _remarks(splits, encoder)
+    for remark in remarks if accelerator.is_main_process else ():
+        warnings.warn(remark, stacklevel=2)
     if data.packing:
         splits = Splits(*(pack(rows, data.max_length) for rows in splits))
     model = from_pretrained(run.model.name, run.head, run.adapter)
@@ -38,12 +39,20 @@ def prepare(run: LanguageRun, accelerator: Accelerator) -> TaskSetup:
         name=Path(data.file).stem,
         metric="perplexity",
         select_by="selection_perplexity",
-        split_note=_note(run, splits, encoder, repeated),
+        split_note="; ".join([*_note(run, splits, encoder), *remarks]),
         inference={"kind": "language", "model": run.model.to_dict(), "classes": [], "max_length": data.max_length},
     )
 
 
-def _note(run: LanguageRun, splits: Splits, encoder: Encoder, repeated: int) -> str:
+def _remarks(splits: Splits, encoder: Encoder) -> list[str]:
+    """What is seldom meant to be so."""
+    repeated, lost, length = splits.repeated, encoder.lost, encoder.max_length
+    remarks = [f"{repeated:,} held-out rows are trained on as well" * bool(repeated)]
+    remarks.append(f"{lost:,} rows left out, of which nothing is predicted in {length} tokens" * bool(lost))
+    return list(filter(None, remarks))
+
+
+def _note(run: LanguageRun, splits: Splits, encoder: Encoder) -> list[str]:
     """How many tokens the splits predict, and where they come from."""
     data = run.data
     train, selection, test = (f"{sum(row.predicted for row in rows):,} tokens" for rows in splits)
@@ -52,7 +61,5 @@ def _note(run: LanguageRun, splits: Splits, encoder: Encoder, repeated: int) -> 
     if splits.selection or not data.test:
         parts.append(f"held out: {held}")
     parts.append(f"tested on: {data.test}" * bool(data.test))
-    parts.append(f"{repeated:,} held-out rows are trained on as well" * bool(repeated))
     parts.append(f"{encoder.cut:,} rows cut to {data.max_length} tokens" * bool(encoder.cut))
-    parts.append(f"{encoder.lost:,} rows left out, of which nothing is predicted" * bool(encoder.lost))
-    return "; ".join(filter(None, parts))
+    return list(filter(None, parts))
