@@ -32,9 +32,8 @@ def presets_of(name: str) -> list[str]:
     listed, each, _ = title.partition(", each also capaboost-")
     found = listed.split(", ")
     found += [f"capaboost-{preset}" for preset in found] if each else []
-    unknown = [preset for preset in found if preset not in PRESETS]
-    if unknown:
-        raise ValueError(f"docs/methods/{name}.md names {', '.join(unknown)}, which is no preset")
+    if unknown := {*found} - {*PRESETS}:
+        raise ValueError(f"docs/methods/{name}.md names {', '.join(sorted(unknown))}, which is no preset")
     return found
 
 
@@ -69,21 +68,23 @@ def _exports(preset: str) -> tuple[Any, Any, Any]:
 
 
 def _said(tried: bool | str) -> str:
-    return {True: "yes", False: "no"}.get(tried, "no") if isinstance(tried, bool) else f"no: {tried.partition(';')[0]}"
+    if isinstance(tried, str):
+        return f"no: {tried.partition(';')[0]}"
+    return "yes" if tried else "no"
 
 
 @cache
-def _account(model: str) -> dict[str, dict[str, Any]]:
-    file = RESULTS / "accounting" / "all" / f"{model}.json"
-    return {row["method"]: row for row in json.loads(file.read_text())["rows"]}
+def _accounting(model: str) -> dict[str, Any]:
+    return json.loads((RESULTS / "accounting" / "all" / f"{model}.json").read_text())
 
 
 def _cost(presets: list[str]) -> Iterator[str]:
     rows = [
-        (f"`{preset}`", model, *_cost_cells(_account(file)[preset]))
+        (f"`{row['method']}`", model, *_cost_cells(row))
         for model, file in ACCOUNTS.items()
         for preset in presets
-        if preset in _account(file)
+        for row in _accounting(file)["rows"]
+        if row["method"] == preset
     ]
     if rows:
         yield "## Cost"
@@ -91,11 +92,7 @@ def _cost(presets: list[str]) -> Iterator[str]:
             ("preset", "model", "trained", "% of LoRA", "added multiply-adds, effective / executed", "adapter file"),
             rows,
         )
-        yield f"With default settings; `{json.loads(_accounting_text())['command']}`."
-
-
-def _accounting_text() -> str:
-    return (RESULTS / "accounting" / "all" / f"{ACCOUNTS['ViT-B/16']}.json").read_text()
+        yield f"With default settings; `{_accounting(ACCOUNTS['ViT-B/16'])['command']}`."
 
 
 def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
