@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,9 @@ def _write_beside(run: Run, folder: Path) -> None:
         form = {"size": run.size, "interpolation": "bicubic", "mean": run.mean, "std": run.std}
         (folder / "transform.json").write_text(json.dumps(form, indent=1) + "\n", encoding="utf-8")
     else:
-        run.tokenizer.save_pretrained(folder)
+        tokenizer = deepcopy(run.tokenizer)
+        tokenizer.model_max_length = run.max_length  # where `truncation=True` cuts a text
+        tokenizer.save_pretrained(folder)
     if isinstance(run, GenerationRun):  # which has no classes
         return
     (folder / "classes.json").write_text(

@@ -420,9 +420,11 @@ def test_pairs_of_texts_keep_their_segments_in_onnx(tmp_path):
     run, session = load_run(adapter), onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
     assert [one.name for one in session.get_inputs()] == list(run.inputs)
     beside = AutoTokenizer.from_pretrained(tmp_path / "out")
-    tokens = beside(["Duke William", "the church"], ["won", "of the Duke"], padding=True, return_tensors="np")
+    pairs = [("Duke William", "won"), ("the church " * 40, "of the Duke")]  # the second is cut
+    first, second = (list(texts) for texts in zip(*pairs, strict=True))
+    tokens = beside(first, second, padding=True, truncation=True, return_tensors="np")
+    assert tokens["input_ids"].shape == (2, 32)
     (logits,) = session.run(None, {name: tokens[name] for name in run.inputs})
-    pairs = [("Duke William", "won"), ("the church", "of the Duke")]
     torch.testing.assert_close(torch.from_numpy(logits).softmax(dim=1), run.predict(pairs), atol=1e-5, rtol=1e-5)
 
 
