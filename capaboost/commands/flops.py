@@ -16,8 +16,6 @@ difference; --paper shows the tables of all models.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -166,11 +164,11 @@ def finish(
 ) -> None:
     """Show the report, and write it if `--output` is given."""
     from capaboost.report.cost_report import show, write_files
-    from capaboost.training.result import git_state, library_versions
+    from capaboost.training.result import command_line, git_state, library_versions
 
     show(facts, tables)
     if options.output:
-        origin = {"command": shlex.join(sys.argv), "versions": library_versions(), "git": git_state()}
+        origin = {"command": command_line(), "versions": library_versions(), "git": git_state()}
         texts = {"command": origin["command"], "versions": _words(origin["versions"]), "git": _words(origin["git"])}
         paths = write_files(options.output, {**record, "facts": facts, **origin}, facts | texts, tables)
         print(f"written: {', '.join(map(str, paths))}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from capaboost.training.result import git_state, library_versions
+from capaboost.training.result import command_line, git_state, library_versions
 from capaboost_core.errors import UserError
 from capaboost_core.files import write_atomically
 from capaboost_core.injection import adapted_layers, injection_of, parameter_counts
@@ -193,7 +191,7 @@ def write_report(path: Path, plots: Sequence[str], values: dict[str, Any]) -> No
         **values,
         "versions": library_versions(),
         "git": git_state(),
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
     }
     text = NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), json.dumps(report, indent=2))
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))

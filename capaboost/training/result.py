@@ -234,8 +234,10 @@ def device_name(device: torch.device) -> str:
 
 
 def command_line() -> str:
-    """The running command, quoted for a shell."""
-    return shlex.join(sys.argv)
+    """The running command, quoted for a shell; the installed one without the folder that it lies in."""
+    program, *arguments = sys.argv
+    name = Path(program).name
+    return shlex.join([name if name == "capaboost" else program, *arguments])
 
 
 TABLE_COLUMNS = {

@@ -1,6 +1,7 @@
 """Result files hold the run's outcome and its surroundings."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from capaboost.training.result import (
     Result,
     adapter_bytes,
+    command_line,
     counts_of,
     device_name,
     git_state,
@@ -109,3 +111,15 @@ def test_outside_git_and_without_a_library_there_is_null(monkeypatch):
 def test_the_table_shows_the_value(capsys):
     print_table([result().to_dict()])
     assert "accuracy 91.25" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "recorded"),
+    [
+        ("/home/me/venv/bin/capaboost flops --methods 'a b'", "capaboost flops --methods 'a b'"),
+        ("tools/train_vtab.py --dataset dtd", "tools/train_vtab.py --dataset dtd"),
+    ],
+)
+def test_a_result_names_the_command_without_the_folder_of_the_environment(typed, recorded, monkeypatch):
+    monkeypatch.setattr("sys.argv", shlex.split(typed))
+    assert command_line() == recorded
