@@ -164,7 +164,7 @@ class GenerationRun:
         """What follows each text by greedy decoding, up to the end token or so many tokens.
 
         Raises:
-            UserError: If a text leaves no room for them in the model's positions.
+            UserError: If a text leaves no room for them in the model's positions, or has no token.
         """
         from capaboost_text.encode import readable_tokens
         from capaboost_text.lm.data import Encoder
@@ -174,6 +174,8 @@ class GenerationRun:
         for batch in _batches(texts, "predict", shown):
             rows = encoder.prompts(batch)
             for row in rows:
+                if not row:
+                    raise UserError("a text has no token to go on from; leave empty ones out")
                 if len(row) > most:
                     raise UserError(f"a text has {len(row)} tokens, but the model has room for {most}; shorten it")
             padded = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")

@@ -146,6 +146,13 @@ def _head_of(model: nn.Module, trainable: Sequence[str] | None) -> tuple[str, ..
         unknown = [path for path in trainable if path not in modules]
         if unknown:
             raise UserError(f"trainable: {type(model).__name__} has no module {unknown[0]!r}; give full paths")
+        first = {id(p): name for name, p in named_parameters(model).items()}  # of tied ones
+        for path in trainable:
+            names = [first[id(p)] for p in modules[path].parameters()]
+            if names and not any(in_prefix(name, listed) for name in names for listed in trainable):
+                raise UserError(
+                    f"trainable: {path} is tied to {names[0].rpartition('.')[0]}; list that, and both train"
+                )
         return tuple(trainable)
     return classifier_of(model)
 

@@ -51,6 +51,9 @@ class Inactive(nn.Module):
             kind = "_parameters" if isinstance(tensor, nn.Parameter) else "_buffers"
             vars(holder)[kind][attribute] = tensor
 
+    def __repr__(self) -> str:
+        return f"Inactive({self.injection.config!r})"  # its layers lack what they would show of the base
+
     @property
     def layers(self) -> dict[str, Any]:
         return {layer.path: layer for layer in self.additions._modules.values() if isinstance(layer, Adapted)}

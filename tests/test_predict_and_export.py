@@ -11,6 +11,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from tokenizers import processors
 
 import capaboost_text
 from capaboost import load_run, push_to_hub
@@ -472,6 +473,13 @@ def test_a_continuation_ends_with_the_token_that_a_text_was_trained_to_end_with(
     (shorter,) = run.predict(["The Norman "], max_new_tokens=6)
     assert longer.startswith(shorter)
     assert shorter != longer
+
+
+def test_a_prompt_without_a_token_is_one_line(language_run):
+    run = load_run(language_run)
+    run.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")  # as GPT-2 has no <s>
+    with pytest.raises(UserError, match="a text has no token to go on from"):
+        run.predict(["The", ""], max_new_tokens=2)
 
 
 def test_a_prompt_is_a_line_whatever_other_line_ends_it_holds(language_run, tmp_path, capsys):

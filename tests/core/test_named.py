@@ -144,6 +144,7 @@ def test_names(tmp_path):
         adapter_names(fresh_base())
     first = load_adapter(fresh_base(), tmp_path / "b", name="x")
     assert (adapter_names(first), active_adapter(first)) == (("x",), "x")
+    assert repr(vars(model)["capaboost_adapters"]).startswith("Adapters(active='default', adapters={'default': None, ")
 
 
 def test_an_adapter_is_replaced_where_it_is_asked_for_active_or_not(tmp_path):

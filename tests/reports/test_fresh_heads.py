@@ -152,3 +152,13 @@ def test_a_frozen_layer_that_may_be_a_fresh_head_is_said(case):
         inject(make(), config, trainable=[])
         model = inject(make(), config, trainable=[frozen])
     assert f"{frozen}.weight" in trainable_parameters(model)
+
+
+def test_a_head_that_is_tied_trains_with_what_it_is_tied_to_or_not_at_all():
+    config = {"method": "lora", "r": 2, "targets": ["c_attn"]}
+    with pytest.raises(UserError, match=r"trainable: lm_head is tied to transformer.wte; list that, and both train"):
+        inject(t.GPT2LMHeadModel(GPT2), config, trainable=["lm_head"])
+    for listed in (["transformer.wte"], ["lm_head", "transformer.wte"]):
+        model = inject(t.GPT2LMHeadModel(GPT2), config, trainable=listed)
+        assert "transformer.wte.weight" in trainable_parameters(model)
+        assert model.lm_head.weight.requires_grad
