@@ -125,17 +125,19 @@ def _load(name_or_path: str | Path, task: str, kwargs: dict[str, Any]) -> tuple[
     except Exception as error:  # transformers and safetensors fail in many ways on damaged files
         if is_no_memory(error):
             raise
-        if "Unrecognized configuration class" in str(error):
-            raise UserError(
-                f"{name_or_path} is of an architecture without a model for {task}; give another"
-            ) from error
-        raise UserError(
-            f"cannot load {name_or_path} ({reason_of(error)}); give a folder with a sound config.json and "
-            "model.safetensors, or a hub name with a network"
-        ) from error
+        raise UserError(_not_loaded(name_or_path, task, error)) from error
     _check_no_adapter(report["unexpected_keys"], name_or_path)
     _check_sizes(model, report["mismatched_keys"], name_or_path, resize_head)
     return model, sorted(report["missing_keys"])
+
+
+def _not_loaded(name_or_path: str | Path, task: str, error: Exception) -> str:
+    if "Unrecognized configuration class" in str(error):
+        return f"{name_or_path} is of an architecture without a model for {task}; give another"
+    return (
+        f"cannot load {name_or_path} ({reason_of(error)}); give a folder with a sound config.json and "
+        "model.safetensors, or a hub name with a network"
+    )
 
 
 def inject(model: nn.Module, config: Method | dict[str, Any] | str) -> nn.Module:

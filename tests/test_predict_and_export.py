@@ -130,7 +130,7 @@ MISTAKES = {
     "no image": (["{run}", "{tmp}"], "holds no image"),
     "a missing image": (["{run}", "none.png"], "there is no none.png"),
     "a text": (["{run}", "{tmp}/bad.png"], "is not a readable image"),
-    "a device": (["{run}", "{red}", "--device", "xpu:7"], "--device xpu:7 is not to be had here"),
+    "a device": (["{run}", "{red}", "--device", "xpu:7"], "--device xpu:7 is not available here"),
 }
 
 

@@ -86,7 +86,7 @@ WRONG = {
     "a seed": (["--seed", "4294967296"], "train.seed is 4294967296; type a whole number from 0 to 4294967295"),
     "clipping": (["--set", "train.max_grad_norm=0"], "type a number above 0, such as 1.0, or null for no clipping"),
     "an unused setting": (["--method", "linear", "--set", "adapter.r=4"], "means nothing to method linear"),
-    "a device": (["--device", "xpu:7"], "--device xpu:7 is not to be had here; type cpu, or a device of this machine"),
+    "a device": (["--device", "xpu:7"], "--device xpu:7 is not available here; type cpu, or a device of this machine"),
     "a folder": (["--source", "folder", "--data-dir", "nowhere"], "nowhere"),
 }
 

@@ -240,6 +240,17 @@ def fit(
     return FitResult(metrics, int(metrics["epoch"]), speed, state.wall_seconds, data_hash, state.base_hash)
 
 
+def _trial_pass(state: RunState, task: Task, model: nn.Module) -> None:
+    trial = getattr(task, "trial", None)
+    loss = trial(model) if trial else task.loss(model, task.batches(0)[0][:TRIAL_ROWS])
+    trained = [parameter for parameter in state.stepper.parameters if parameter.requires_grad]
+    if state.accelerator.is_fsdp2:
+        loss.backward()  # sharded parameters have no gradients of their own in the graph
+        state.stepper.optimizer.zero_grad()
+    elif trained and loss.requires_grad:
+        torch.autograd.grad(loss, trained, allow_unused=True)
+
+
 def try_out(state: RunState, task: Task) -> None:
     """One forward and one backward pass of a few rows, which change nothing.
 
@@ -252,14 +263,7 @@ def try_out(state: RunState, task: Task) -> None:
     was_training = model.training
     model.eval()  # without dropout, which would draw random numbers, and with running statistics that stay
     try:
-        trial = getattr(task, "trial", None)
-        loss = trial(model) if trial else task.loss(model, task.batches(0)[0][:TRIAL_ROWS])
-        trained = [parameter for parameter in state.stepper.parameters if parameter.requires_grad]
-        if state.accelerator.is_fsdp2:
-            loss.backward()  # sharded parameters have no gradients of their own in the graph
-            state.stepper.optimizer.zero_grad()
-        elif trained and loss.requires_grad:
-            torch.autograd.grad(loss, trained, allow_unused=True)
+        _trial_pass(state, task, model)
     except Exception as error:  # models fail in many ways on what they do not expect
         if isinstance(error, UserError) or is_no_memory(error):
             raise

@@ -80,7 +80,7 @@ def checked_device(name: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} is not to be had here; type cpu, or a device of this machine") from error
+        raise UserError(f"--device {name} is not available here; type cpu, or a device of this machine") from error
     return torch.device(name)
 
 

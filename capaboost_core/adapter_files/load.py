@@ -164,13 +164,8 @@ def _load(model: nn.Module, folder: str | Path, names: Collection[str] | None = 
     further = other | persistent_buffers(bare)
     extra = {name: further[name] for name in _extra(adapter, further)}
     parameters = planned | extra
-    if names is not None and (
-        other := sorted({*names} ^ (parameters.keys() - own_parameters(layers.values()).keys()))
-    ):
-        raise UserError(
-            f"{adapter.folder} {'lacks' if other[0] in names else 'holds'} {other[0]}, unlike the model's adapters; "
-            "adapters of one model share all but their additions and equal heads: load it into a model of its own"
-        )
+    if names is not None:
+        _check_shared(adapter, {*names}, parameters.keys() - own_parameters(layers.values()).keys())
     tensors = _fitting(adapter, parameters)
     check_weights(bare, adapter, parameters)
     present = {id(tensor) for tensor in (*bare.parameters(), *bare.buffers())}
@@ -182,6 +177,15 @@ def _load(model: nn.Module, folder: str | Path, names: Collection[str] | None = 
         for tensor in extra.values():
             tensor.requires_grad_(isinstance(tensor, nn.Parameter))
         check_sound(bare, injection)
+
+
+def _check_shared(adapter: Adapter, expected: set[str], found: set[str]) -> None:
+    if other := sorted(expected ^ found):
+        verb = "lacks" if other[0] in expected else "holds"
+        raise UserError(
+            f"{adapter.folder} {verb} {other[0]}, unlike the model's adapters; "
+            "adapters of one model share all but their additions and equal heads: load it into a model of its own"
+        )
 
 
 def _build(model: nn.Module, injection: Injection, adapter: Adapter) -> dict[str, Adapted]:

@@ -143,24 +143,22 @@ def test_a_mixed_batch_refuses_what_is_more_than_layers_of_single_rows(preset, t
     assert torch.equal(run(model), before)
 
 
-REFUSED_ROWS = {
-    "b": "list a name for each row",
-    (): "list a name for each row",
-    ("b", "x"): "no adapter 'x'",
-    ("b", "bb"): "2 adapters for a batch of 5 rows",  # nor for one of four rows, as two windows of each
-    ("b",) * 6: "6 adapters for a batch of 5 rows",
+REFUSED_ROWS = {  # with the rows of the input
+    "b": (5, "list a name for each row"),
+    (): (5, "list a name for each row"),
+    ("b", "x"): (5, "no adapter 'x'"),
+    ("bb", "b"): (5, "2 adapters for a batch of 5 rows"),
+    ("b", "bb"): (4, "2 adapters for a batch of 4 rows"),  # not as two windows of each
+    ("b",) * 6: (5, "6 adapters for a batch of 5 rows"),
 }
 
 
 @pytest.mark.parametrize("rows", REFUSED_ROWS)
 def test_wrong_rows_are_refused(rows, tmp_path):
     model = net(tmp_path, "b", "bb")
-    before = state(model)
-    with pytest.raises(UserError, match=REFUSED_ROWS[rows]), mixed_batch(model, rows):
-        model(X)
-    if len(rows) == 2 and "x" not in rows:
-        with pytest.raises(UserError, match="2 adapters for a batch of 4 rows"), mixed_batch(model, rows):
-            model(X[:4])
+    before, (inputs, message) = state(model), REFUSED_ROWS[rows]
+    with pytest.raises(UserError, match=message), mixed_batch(model, rows):
+        model(X[:inputs])
     assert state(model) == before
 
 

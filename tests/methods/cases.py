@@ -155,3 +155,24 @@ def trained(preset: str, kind: str, **changes) -> nn.Module:
 def out(model: nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return logits(model)
+
+
+class Examples:
+    """Four steps of two epochs on the examples of `logits`, each of which is a batch of its own."""
+
+    unit, examples = "examples", 2
+
+    def __init__(self, stops: bool = False):
+        self.stops, self.evaluations = stops, 0
+
+    def batches(self, epoch):
+        return [[0], [1]]
+
+    def loss(self, model, batch):
+        return nn.functional.cross_entropy(logits(model)[batch].float(), torch.tensor(batch))
+
+    def evaluate(self, model):
+        self.evaluations += 1
+        if self.stops and self.evaluations == 2:
+            raise InterruptedError
+        return {}

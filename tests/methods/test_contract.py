@@ -36,6 +36,7 @@ from tests.methods.cases import (
     KINDS,
     ONLY,
     UNSEEN,
+    Examples,
     adapted,
     added,
     each_case,
@@ -141,27 +142,6 @@ def test_disabled_it_is_the_base(preset, kind):
     with disable(model):
         assert torch.equal(out(model), out(base(kind)))
     assert torch.equal(out(model), before)
-
-
-class Examples:
-    """Four steps of two epochs on the examples of `logits`, each of which is a batch of its own."""
-
-    unit, examples = "examples", 2
-
-    def __init__(self, stops: bool = False):
-        self.stops, self.evaluations = stops, 0
-
-    def batches(self, epoch):
-        return [[0], [1]]
-
-    def loss(self, model, batch):
-        return nn.functional.cross_entropy(logits(model)[batch].float(), torch.tensor(batch))
-
-    def evaluate(self, model):
-        self.evaluations += 1
-        if self.stops and self.evaluations == 2:
-            raise InterruptedError
-        return {}
 
 
 def train(preset: str, kind: str, folder, stops=False, resume=False) -> nn.Module:
