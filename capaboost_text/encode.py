@@ -147,8 +147,11 @@ def load_tokenizer(name_or_path: str | Path, max_length: int) -> Any:
     except Exception as error:  # transformers fails in many ways on damaged files
         if is_no_memory(error):
             raise
+        is_path = str(name_or_path).startswith((".", "/", "~"))  # which no name on the hub does
+        missing = is_path and not Path(name_or_path).is_dir()
+        reason = "there is no such folder" if missing else reason_of(error)
         raise UserError(
-            f"cannot load the tokenizer of {name_or_path} ({reason_of(error)}); give a folder with "
+            f"cannot load the tokenizer of {name_or_path} ({reason}); give a folder with "
             "config.json and tokenizer.json, or a hub name with a network"
         ) from error
     if not any(any(map(str.isalnum, word)) for word in words):  # what transformers makes of a folder without its files

@@ -125,8 +125,8 @@ def test_predict_shows_and_writes_the_same(trained, photos, tmp_path, capsys):
 
 
 MISTAKES = {
-    "no run": (["{tmp}", "x.png"], "has no inference.json"),
-    "a missing run": (["{tmp}/none", "x.png"], "none; give a run's folder"),
+    "no run": (["{tmp}", "{red}"], "has no inference.json"),
+    "a missing run": (["{tmp}/none", "{red}"], "none; give a run's folder"),
     "no image": (["{run}", "{tmp}"], "holds no image"),
     "a missing image": (["{run}", "none.png"], "there is no none.png"),
     "a text": (["{run}", "{tmp}/bad.png"], "is not a readable image"),
@@ -144,6 +144,11 @@ def test_a_mistake_is_one_line(case, trained, photos, tmp_path, capsys):
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert message in error[0]
+
+
+def test_missing_inputs_are_said_before_a_model_is_loaded(tmp_path, capsys):
+    assert predict.main([str(tmp_path), "none.png"]) == 2  # of a folder that is no run
+    assert capsys.readouterr().err.startswith("error: there is no none.png; give images")
 
 
 def test_another_base_is_refused(trained, tmp_path):
@@ -282,7 +287,9 @@ def test_a_base_model_that_moved_is_asked_for(trained_on_texts, reviews, tmp_pat
     adapter = shutil.copytree(trained_on_texts / "adapter", tmp_path / "adapter")
     record = json.loads((adapter / "inference.json").read_text())
     write_inference(adapter, record | {"model": {"name": "./none"}})
-    with pytest.raises(UserError, match="a base model in a folder that has moved is --base PATH"):
+    with pytest.raises(
+        UserError, match=r"there is no such folder.*; a base model in a folder that has moved is --base"
+    ):
         load_run(adapter)
     there = load_run(adapter, base=str(reviews / "encoder")).predict(["Duke William"])
     assert torch.equal(there, load_run(trained_on_texts).predict(["Duke William"]))

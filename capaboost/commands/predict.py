@@ -63,6 +63,9 @@ def predict(options: argparse.Namespace) -> None:
 
     check_outputs("--csv", options.csv)
     check_outputs("--json", options.json)
+    for name in options.inputs:  # before the model is loaded
+        if name != "-" and not Path(name).exists():
+            raise UserError(f"there is no {name}; give images, folders of images, .txt or .csv files")
     from capaboost.inference import GenerationRun, ImageRun, load_run
 
     with quiet(options.quiet):
@@ -85,7 +88,7 @@ def image_paths(options: argparse.Namespace) -> list[str]:
     """The images that the inputs name, those of a folder in alphabetical order.
 
     Raises:
-        UserError: If an input is missing, or holds no image.
+        UserError: If a folder holds no image, or a table no such column.
     """
     from capaboost_vision.vtab.own import is_image
 
@@ -101,10 +104,8 @@ def image_paths(options: argparse.Namespace) -> list[str]:
             paths += found
         elif path.suffix.lower() in TABLES:
             paths += [str(path.parent / cell) for cell in column_of(path, options.column or "path")]
-        elif path.is_file():
-            paths.append(name)
         else:
-            raise UserError(f"there is no {path}; give images, folders of images, or a CSV file with --column")
+            paths.append(name)
     return paths
 
 
@@ -116,7 +117,7 @@ def texts_of(options: argparse.Namespace, columns: Sequence[str]) -> list[str | 
         columns: Those of training, which a table has unless `--column` names others.
 
     Raises:
-        UserError: If an input is missing, or has another number of columns.
+        UserError: If an input cannot be read, or has another number of columns.
     """
     texts: list[str | tuple[str, str]] = []
     for name in options.inputs:
