@@ -317,7 +317,11 @@ def _note_draws(model: nn.Module, state: dict, prefix: str, metadata: dict) -> N
     """Add the settings that masks are drawn by, which no tensor holds, to the metadata of a state dict.
 
     The tensors of inactive adapters are added as well.
+
+    Raises:
+        UserError: If the model is in a mixed batch, whose layers have other names.
     """
+    check_not_mixed(model)
     if find_injection(model):
         metadata["capaboost"] = _drawn_by(model)
     if adapters := vars(model).get(ADAPTERS):

@@ -120,6 +120,14 @@ def test_a_decoder_generates_for_rows_of_different_adapters(beams, tmp_path):
     assert not torch.equal(mixed[0], mixed[2])
 
 
+def test_no_state_dict_is_made_of_a_mixed_batch(tmp_path):
+    model = net(tmp_path, "b")
+    before = list(model.state_dict())
+    with mixed_batch(model.eval(), ["b", "default"]), pytest.raises(UserError, match="leave it first"):
+        model.state_dict()
+    assert list(model.state_dict()) == before
+
+
 def test_positions_are_no_rows():
     model = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=24))  # fmt: skip
