@@ -40,7 +40,7 @@ demo: install ## train a linear probe and CapaBoost-LoRA on the embedded digits,
 	$(DIGITS) --method capaboost-lora --output-dir runs/demo/capaboost-lora
 	$(BIN)/capaboost tables runs/demo
 
-test: lint ## lint, then all tests but the long ones, by WORKERS=2 processes of one thread (some eight minutes)
+test: lint ## lint, then all tests but the long ones, by WORKERS=2 processes of one thread (some ten minutes)
 	$(TESTS) -m "not long"
 
 test-all: lint ## every test, and the generated hard cases for longer: before a release (some 15 minutes)
