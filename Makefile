@@ -43,7 +43,7 @@ demo: install ## train a linear probe and CapaBoost-LoRA on the embedded digits,
 test: lint ## lint, then all tests but the long ones, by WORKERS=2 processes of one thread (some ten minutes)
 	$(TESTS) -m "not long"
 
-test-all: lint ## every test, and the generated hard cases for longer: before a release (some 15 minutes)
+test-all: lint ## every test, and the generated hard cases for longer: before a release (some 20 minutes)
 	$(TESTS) --hard
 
 test-hard: install ## the generated hard cases of test-all alone, with their counts into docs/reliability.md
