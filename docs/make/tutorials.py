@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from tempfile import gettempdir
 
 import jupytext
 from nbclient import NotebookClient
@@ -23,7 +24,8 @@ NAMES = {
 }
 GUARD = '\n\nif __name__ == "__main__":\n    main()\n'
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-TEMPORARY, BAR = re.compile(r"/tmp/tmp\w+"), re.compile(r"^( *)[^\n]*\r", flags=re.MULTILINE)
+TEMPORARY = re.compile(rf"{re.escape(gettempdir())}/tmp\w+")
+BAR = re.compile(r"^( *)[^\n]*\r", flags=re.MULTILINE)
 LIMIT = 600  # seconds a cell
 
 
@@ -52,4 +54,4 @@ def page(name: str) -> str:
 
 def _printable(text: str) -> str:
     """Without colours and names of temporary folders, and of a progress bar its last state."""
-    return TEMPORARY.sub("/tmp/example", BAR.sub(r"\1", ESCAPES.sub("", text)))
+    return TEMPORARY.sub("example", BAR.sub(r"\1", ESCAPES.sub("", text)))
