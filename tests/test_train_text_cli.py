@@ -165,3 +165,15 @@ def test_flags_that_argparse_knows_answer_at_once(command, capsys):
     with pytest.raises(SystemExit):
         command.main([])
     assert "such as " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["", "--validation", "--test"])
+def test_a_missing_file_of_texts_is_said_before_a_model_is_loaded(flag, tmp_path, capsys):
+    texts, missing = tmp_path / "texts.txt", str(tmp_path / "none.txt")
+    texts.write_text("some words")
+    typed = [str(texts), flag, missing] if flag else [missing]
+    output = tmp_path / "run"
+    assert train_lm.main([*typed, "--model", str(tmp_path / "no-model"), "--output-dir", str(output)]) == 2
+    *_, error = capsys.readouterr().err.splitlines()  # after what the recipe changes of the preset
+    assert error.startswith(f"error: cannot read {missing}, which is no file; ")
+    assert not output.exists()

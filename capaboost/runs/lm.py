@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from capaboost.runs.settings import LanguageRun
 from capaboost.training.experiment import TaskSetup
+from capaboost_core.errors import UserError
 from capaboost_text.encode import load_tokenizer
 from capaboost_text.encoders import from_pretrained
 from capaboost_text.lm.data import Encoder, Splits, pack, split
@@ -23,6 +24,9 @@ def prepare(run: LanguageRun, accelerator: Accelerator) -> TaskSetup:
     """
     data, train = run.data, run.train
     validation, test = (Path(name) if name else None for name in (data.validation, data.test))
+    for path in filter(None, (Path(data.file), validation, test)):
+        if not path.is_file():  # before a model is loaded, which may take a download
+            raise UserError(f"cannot read {path}, which is no file; give plain text, or JSON lines (.jsonl)")
     tokenizer = load_tokenizer(run.model.name, data.max_length)
     encoder = Encoder(tokenizer, data.max_length, accelerator.is_main_process)
     selects = data.protocol == run.selecting
