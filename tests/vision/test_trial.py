@@ -5,9 +5,10 @@ import torch
 from accelerate import Accelerator
 
 from capaboost.runs.settings import VisionModelSection, VtabRun
-from capaboost.runs.vtab import create_model, prepare
+from capaboost.runs.vtab import attend_by_products, create_base, create_model, prepare
 from capaboost.training.experiment import run_experiment
 from capaboost.training.loop import try_out
+from capaboost.training.optimize import make_accelerator
 from capaboost.training.run_state import RunState
 from capaboost.training.settings import build_run
 from capaboost_core import UserError
@@ -77,3 +78,27 @@ def test_the_trial_leaves_nothing_behind():
     assert torch.equal(drawn, torch.rand(3))
     assert all(torch.equal(value, before[name]) for name, value in setup.model.state_dict().items())
     assert all(parameter.grad is None for parameter in setup.model.parameters())
+
+
+ATTENTION = {  # pixels a side, precision, and whether PyTorch's fused kernel computes the attention
+    "few patches in bf16": (64, "bf16", False),
+    "few patches in float32": (64, "no", True),
+    "many patches in bf16": (192, "bf16", True),
+}
+
+
+@pytest.mark.parametrize("case", ATTENTION)
+def test_attention_is_by_products_where_the_fused_kernel_is_slow(case, tmp_path):
+    size, precision, is_fused = ATTENTION[case]
+    run = make(EMBEDDED, img_size=size)
+    accelerator = make_accelerator(run.train.replace(mixed_precision=precision), tmp_path)
+    model = prepare(run, accelerator).model
+    assert {module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")} == {is_fused}
+
+
+def test_attention_by_products_is_the_same_function():
+    model = create_base(VisionModelSection(name=EMBEDDED, pretrained=False), 10).eval()
+    images = torch.randn(2, 3, 64, 64)
+    fused = model(images)
+    attend_by_products(model)
+    torch.testing.assert_close(model(images), fused, rtol=1e-4, atol=1e-5)
