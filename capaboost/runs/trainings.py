@@ -27,6 +27,7 @@ from capaboost.runs.settings import (
 )
 from capaboost.training.settings import Raw, load_run, sections_in_turn
 from capaboost_core.extras import install_line
+from capaboost_text.glue.tasks import TASKS
 
 if TYPE_CHECKING:
     from capaboost.training.experiment import Prepare
@@ -85,8 +86,10 @@ def _vtab_recipe(flags: Raw, _: str | None) -> Path:
 
 
 def _glue_recipe(flags: Raw, preset: str | None) -> Path:
-    model = flags.get("model", {}).get("name")
-    return glue_config_file(shipped("configs") / "glue", flags["data"]["task"], model, preset)
+    folder, data = shipped("configs") / "glue", flags["data"]
+    if data["task"] not in TASKS:  # data of one's own; without files of these the section `data` refuses the name
+        return folder / "_own.yaml"
+    return glue_config_file(folder, data["task"], flags.get("model", {}).get("name"), preset)
 
 
 def _squad_recipe(flags: Raw, _: str | None) -> Path:
