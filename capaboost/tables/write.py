@@ -117,7 +117,8 @@ def number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.2f}".replace("-", "−")
 
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+REGION = "<!-- {}:begin -->", "<!-- {}:end -->"
+BEGIN, END = (line.format("results") for line in REGION)
 
 
 def to_markdown(layout: Layout) -> str:
@@ -141,20 +142,21 @@ def to_csv(records: list[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def fill(path: Path, table: str) -> str:
-    """The text of the file with the table between its markers.
+def fill(path: Path, table: str, region: str = "results") -> str:
+    """The text of the file with the table between the markers of the region.
 
     Raises:
         UserError: If the file cannot be read, or the markers are not there in this order.
     """
+    begins, ends = (line.format(region) for line in REGION)
     try:
-        before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        before, begin, rest = path.read_text(encoding="utf-8").partition(begins)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}; give the path of a text file") from error
-    _, end, after = rest.partition(END)
+    _, end, after = rest.partition(ends)
     if not begin or not end:
-        raise UserError(f"{path} has no place for the table; add the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
+        raise UserError(f"{path} has no place for the table; add the lines {begins} and {ends}")
+    return f"{before}{begins}\n\n{table}\n{ends}{after}"
 
 
 def show(layout: Layout) -> None:
