@@ -148,11 +148,21 @@ def fill(path: Path, table: str, region: str = "results") -> str:
     Raises:
         UserError: If the file cannot be read, or the markers are not there in this order.
     """
-    begins, ends = (line.format(region) for line in REGION)
     try:
-        before, begin, rest = path.read_text(encoding="utf-8").partition(begins)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}; give the path of a text file") from error
+    return put(text, table, region, path)
+
+
+def put(text: str, table: str, region: str, path: Path) -> str:
+    """The text, which is that of the file, with the table between the markers of the region.
+
+    Raises:
+        UserError: If the markers are not there in this order.
+    """
+    begins, ends = (line.format(region) for line in REGION)
+    before, begin, rest = text.partition(begins)
     _, end, after = rest.partition(ends)
     if not begin or not end:
         raise UserError(f"{path} has no place for the table; add the lines {begins} and {ends}")

@@ -1,0 +1,162 @@
+"""What runs on rendered tasks forget, and whether their methods err on different images.
+
+    python tools/measure_runs.py runs/sweeps/evidence-b-main runs/sweeps/evidence-b-masks --beside lora-r8 \
+        --images DATA/upstream --output results/evidence/errors.json
+
+Forgetting: the accuracy on the 5,000 images of 200 classes that the embedded backbone was validated on, with the
+pretrained head and at 64 px, less that with the adapter of a run in place. Errors: of the test images that the run or
+the method beside it, of the same seed, get wrong, the share that both get wrong; and what the mean of their
+probabilities gains over the better one of the two. Two seeds of the method beside are the measure of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from capaboost import load_run
+from capaboost.exit_code import exit_code_of
+from capaboost.inference import ImageRun
+from capaboost.training.result import command_line, git_state, read_result, surroundings
+from capaboost_core import UserError
+from capaboost_core.files import write_atomically
+from capaboost_core.injection import find_injection
+from capaboost_vision.backbone import EMBEDDED
+from capaboost_vision.timm_register import inject
+from capaboost_vision.vtab.sources import decode, open_split
+from tools.pretrain_backbone import image_files, load_split, top1
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one run; all but the names in percent or points.
+
+    Attributes:
+        forgetting: Accuracy on the backbone's own images before, less after; None where it was not asked for.
+        both_wrong: Of the test images that this or the run beside gets wrong, those that both do.
+        gain: Accuracy of the mean of both less the better one's.
+        beside: The method, or another seed of it.
+    """
+
+    task: str
+    method: str
+    seed: int
+    beside: str
+    forgetting: float | None
+    both_wrong: float
+    gain: float
+
+
+@cache
+def probabilities(folder: Path) -> tuple[Tensor, Tensor]:
+    """(images, classes) on the task's test rows, and their labels."""
+    config, run = read_result(folder / "result.json")["config"], load_run(folder)
+    assert isinstance(run, ImageRun)
+    images, labels = _test_rows(config["data"]["dataset"], run.size)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (run.mean, run.std))
+    parts = [run.model((batch.float() / 255 - mean) / std).float().softmax(-1) for batch in images.split(250)]
+    return torch.cat(parts), labels
+
+
+@cache
+def _test_rows(task: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    return decode(open_split(task, "rendered", None, "test", size), "test")
+
+
+def with_own_head(folder: Path) -> nn.Module:
+    """The pretrained backbone of 200 classes at 64 px, with all that the run trained but its head."""
+    adapted = load_run(folder).model
+    injection = find_injection(adapted)
+    assert injection
+    model = inject(timm.create_model(EMBEDDED, pretrained=True), injection.config)
+    state = {
+        name: value for name, value in adapted.state_dict().items() if not name.startswith(("head.", "pos_embed"))
+    }
+    if unknown := model.load_state_dict(state, strict=False).unexpected_keys:
+        raise UserError(f"{folder}: {unknown[0]} is not in the backbone; measure runs of {EMBEDDED}")
+    return model
+
+
+def compared(first: Path, second: Path) -> tuple[float, float]:
+    """(both wrong, gain) of two runs on one task, in percent."""
+    (one, labels), (other, _) = probabilities(first), probabilities(second)
+    right = [of.argmax(-1) == labels for of in (one, other, one + other)]
+    wrong = ~right[0], ~right[1]
+    both = (wrong[0] & wrong[1]).sum() / (wrong[0] | wrong[1]).sum().clamp(min=1)
+    best, mean = max(right[0].float().mean(), right[1].float().mean()), right[2].float().mean()
+    return 100 * float(both), 100 * float(mean - best)
+
+
+def runs_of(sweeps: list[Path], seeds: int) -> Iterator[tuple[str, str, list[Path]]]:
+    """Task, method and the folders of its first seeds."""
+    for task in sorted({task for sweep in sweeps for task in sweep.iterdir() if task.is_dir()}):
+        for method in sorted(path for path in task.iterdir() if path.is_dir()):
+            found = sorted(path.parent for path in method.glob("seed*/result.json"))[:seeds]
+            if found:
+                yield task.name, method.name, found
+
+
+@torch.inference_mode()
+def measure(sweeps: list[Path], beside: str, images: Path | None, seeds: int) -> list[Measured]:
+    """Every run of the first seeds; of the method beside each seed is held beside the next one.
+
+    Raises:
+        UserError: If the method beside did not run on a task.
+    """
+    listed = list(runs_of(sweeps, seeds))
+    reference = {task: folders for task, method, folders in listed if method == beside}
+    own = load_split([image_files(images)[1]], Path("runs/backbone/val.npz")) if images else None
+    before = top1(timm.create_model(EMBEDDED, pretrained=True), *own, CPU) if own else 0.0
+    measured = []
+    for task, method, folders in listed:
+        if task not in reference:
+            raise UserError(f"{beside} has no run on {task}; give the sweep that has it, too")
+        others = folders[1:] + folders[:1] if method == beside else reference[task]
+        for folder, other in zip(folders, others, strict=False):
+            forgotten = 100 * (before - top1(with_own_head(folder), *own, CPU)) if own else None
+            name = f"{beside}, another seed" if method == beside else beside
+            seed = int(folder.name.removeprefix("seed"))
+            measured.append(Measured(task, method, seed, name, forgotten, *compared(folder, other)))
+            print(measured[-1], flush=True)
+    return measured
+
+
+def main(arguments: list[str] | None = None) -> int:
+    title, _, details = str(__doc__).partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=title, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("sweeps", nargs="+", type=Path, metavar="SWEEP", help="folders of sweeps on rendered tasks")
+    add("--beside", required=True, metavar="METHOD", help="the method that the others are held beside")
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder with the backbone's own val.parquet; without it no forgetting",
+    )
+    add("--seeds", type=int, default=4, metavar="N", help="the first seeds of each method (default: 4)")
+    add("--output", type=Path, required=True, metavar="FILE")
+    options = parser.parse_args(arguments)
+
+    def run() -> None:
+        rows = [asdict(row) for row in measure(options.sweeps, options.beside, options.images, options.seeds)]
+        record = {"command": command_line(), "git": git_state(), **surroundings(CPU), "rows": rows}
+        text = json.dumps(record, indent=1) + "\n"
+        write_atomically(options.output, lambda file: file.write(text.encode()))
+
+    return exit_code_of(run, "nothing was written")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
