@@ -197,7 +197,7 @@ def add_run_flags(parser: argparse.ArgumentParser, grid: str, default_folder: st
 MAX_SHORTENING = 5  # a recipe that is shortened more than so many times
 
 
-def say_if_shortened(path: Path, options: argparse.Namespace) -> None:
+def say_if_shortened(path: Path, model: str, options: argparse.Namespace) -> None:
     """Say that a recipe's rate was chosen for a far longer run than the one that `--epochs` asks for.
 
     Not where a rate is given too, or `--set` gives other epochs.
@@ -208,7 +208,7 @@ def say_if_shortened(path: Path, options: argparse.Namespace) -> None:
 
     given = flat(parse_assignments(options.set)).keys() & {"train.lr", "train.epochs"}
     epochs, chosen = options.epochs, given or options.lr is not None or options.lr_grid is not None
-    recipe = read_config(path, options.method).get("train", {}).get("epochs")
+    recipe = read_config(path, options.method, model).get("train", {}).get("epochs")
     if epochs and not chosen and isinstance(recipe, int) and MAX_SHORTENING * epochs < recipe and is_first():
         note(
             f"--epochs {epochs}: the learning rate of {path.name} was chosen for {recipe} epochs, and so short a run "
@@ -226,14 +226,13 @@ def flag_settings(options: argparse.Namespace, flags: dict[str, str]) -> dict[st
     return settings
 
 
-def load_typed(command: str, flags: Raw, options: argparse.Namespace, recipe: Path | None = None) -> Any:
+def load_typed(command: str, flags: Raw, options: argparse.Namespace) -> Any:
     """The settings of a run as they were typed: those of a file under the flags, the preset and `--set`.
 
     Args:
         command: The training command.
         flags: Settings by section.
         options: All flags.
-        recipe: The file in place of the shipped one, where `--config` names none.
 
     Raises:
         UserError: If one is wrong.
@@ -244,11 +243,11 @@ def load_typed(command: str, flags: Raw, options: argparse.Namespace, recipe: Pa
     from capaboost.training.settings import flat, origins, to_dict
 
     training = TRAININGS[command]
-    path = options.config or recipe or training.recipe(flags, options.method)
+    path = options.config or training.recipe_of(flags, options.method, options.set)
     loaded = training.load(flags, options.method, options.set, path)
     found = origins(path, flags, options.method, options.set)
     with quiet(options.quiet):
-        say_if_shortened(path, options)
+        say_if_shortened(path, loaded.model.name, options)
         run = budgeted(loaded, options)
         if not options.print_config and is_first():
             say_what_differs(run.adapter, found)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from capaboost_core.files import write_atomically
 from capaboost_core.injection import HOOKED, find_injection
+from capaboost_core.plan import in_prefix
 from capaboost_core.wrappers import unwrap
 
 
@@ -109,8 +110,13 @@ class Hooks:
         self.model = unwrap(model)
         injection = find_injection(model)
         self.method = injection.config if injection else None
+        self.head = injection.plan.head if injection else ()
         if injection:
             setattr(self.model, HOOKED, True)
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter belongs to the head, which every method trains."""
+        return any(in_prefix(name, prefix) for prefix in self.head)
 
     def lr_factor(self, name: str) -> float:
         return self.method.lr_factor(name) if self.method else 1.0

@@ -32,7 +32,6 @@ from capaboost.command_line import (
     make_parser,
     run_and_show,
 )
-from capaboost.runs.settings import shipped
 from capaboost_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +87,6 @@ def load(options: argparse.Namespace) -> GlueRun:
     flags = flag_settings(options, FLAGS | {"task": "data.task"})
     if options.data is not None:
         flags.setdefault("data", {}).update(_own(options))
-        return load_typed("train-glue", flags, options, shipped("configs") / "glue" / "_own.yaml")
     return load_typed("train-glue", flags, options)
 
 

@@ -200,8 +200,13 @@ class VtabRun:
         return run_folder("vtab", self.data.dataset, self.model.name, self.adapter, self.train.seed)
 
 
-def vtab_config_file(folder: Path, dataset: str) -> Path:
-    """The dataset's own file, or the base file where it has none."""
+def vtab_config_file(folder: Path, dataset: str, source: str | None = None) -> Path:
+    """The dataset's own file, or the base file where it has none; for images of one's own the file of these.
+
+    Files give way to others for some models (`read_config`), so that the embedded backbone has one recipe on all data.
+    """
+    if source == "images":
+        return folder / "_own.yaml"
     own = folder / f"{dataset}.yaml"
     return own if own.is_file() and not dataset.startswith("_") else folder / "_base.yaml"
 

@@ -25,7 +25,7 @@ from capaboost.runs.settings import (
     squad_config_file,
     vtab_config_file,
 )
-from capaboost.training.settings import Raw, load_run, sections_in_turn
+from capaboost.training.settings import Raw, load_run, merge_settings, parse_assignments, sections_in_turn
 from capaboost_core.extras import install_line
 from capaboost_text.glue.tasks import TASKS
 
@@ -41,7 +41,7 @@ class Training:
         settings: The class of a run's settings.
         task: The setting that names the task, as section.key.
         module: Its `prepare` makes model and task from the settings.
-        recipe: The shipped settings file for flags by section and a preset.
+        recipe: The shipped settings file for typed settings by section and a preset.
         is_positional: Whether the command takes the task as its first argument, not as a flag.
     """
 
@@ -51,13 +51,21 @@ class Training:
     recipe: Callable[[Raw, str | None], Path]
     is_positional: bool = False
 
+    def recipe_of(self, flags: Raw, preset: str | None, assignments: Sequence[str] = ()) -> Path:
+        """The shipped settings file, which depends on the task, its source and the model, typed in either form.
+
+        Raises:
+            UserError: If an assignment is none, or there is no such task or preset.
+        """
+        return self.recipe(merge_settings(flags, parse_assignments(list(assignments))), preset)
+
     def load(self, flags: Raw, preset: str | None, assignments: Sequence[str] = (), file: Path | None = None) -> Any:
         """The settings of a run: those of the file, by default the recipe, under the flags, the preset and `--set`.
 
         Raises:
             UserError: If one is wrong.
         """
-        path = file or self.recipe(flags, preset)
+        path = file or self.recipe_of(flags, preset, assignments)
         run = load_run(self.settings, path, flags, preset, list(assignments))
         if isinstance(run, VtabRun):
             from capaboost_vision.vtab.sources import check
@@ -71,7 +79,7 @@ class Training:
         Raises:
             UserError: If one of its settings, or of the sections before it, is wrong.
         """
-        path = file or self.recipe(flags, preset)
+        path = file or self.recipe_of(flags, preset, assignments)
         sections = sections_in_turn(self.settings, path, flags, preset, list(assignments))
         return next(section for name, section in sections if name == "data")
 
@@ -82,7 +90,8 @@ class Training:
 
 
 def _vtab_recipe(flags: Raw, _: str | None) -> Path:
-    return vtab_config_file(shipped("configs") / "vtab", flags["data"]["dataset"])
+    data = flags["data"]
+    return vtab_config_file(shipped("configs") / "vtab", data["dataset"], data.get("source"))
 
 
 def _glue_recipe(flags: Raw, preset: str | None) -> Path:

@@ -200,12 +200,20 @@ class Stepper:
 def _adamw(
     parameters: Mapping[str, nn.Parameter], settings: TrainSection, device: torch.device, hooks: Hooks
 ) -> torch.optim.AdamW:
+    if settings.head_lr is not None and not any(map(hooks.is_head, parameters)):
+        raise UserError(f"train.head_lr is {settings.head_lr:g}, and this run trains no head; type null")
     by_factor: dict[float, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        by_factor.setdefault(hooks.lr_factor(name), []).append(parameter)
+        by_factor.setdefault(_lr_factor(name, settings, hooks), []).append(parameter)
     groups = [
         group | ({} if factor == 1.0 else {"lr_factor": factor})
         for factor, of_factor in by_factor.items()
         for group in weight_decay_groups(of_factor, settings.weight_decay, settings.decay_biases)
     ]
     return torch.optim.AdamW(groups, settings.lr, fused=device.type in ("cuda", "cpu", "mps", "xpu"))
+
+
+def _lr_factor(name: str, settings: TrainSection, hooks: Hooks) -> float:
+    """A parameter's rate in units of the run's rate."""
+    of_head = settings.head_lr / settings.lr if settings.head_lr is not None and hooks.is_head(name) else 1.0
+    return hooks.lr_factor(name) * of_head

@@ -66,6 +66,14 @@ class TrainSection(Settings):
         description="Rows of one optimizer step, over all processes and slices: neither changes what is computed.",
     )
     lr: float = Field(1e-3, gt=0, examples=["1e-3"], description="Peak learning rate of AdamW.")
+    head_lr: float | None = Field(
+        None,
+        gt=0,
+        examples=["5e-3"],
+        json_schema_extra={"null": "lr"},
+        description="Peak learning rate of the head alone, which rises and falls in proportion to lr; --lr and "
+        "--lr-grid leave it as it is.",
+    )
     weight_decay: float = Field(1e-4, ge=0, le=1000, examples=["0.01"], description="Weight decay of AdamW.")
     decay_biases: bool = Field(
         False, description="Decay biases and norms too, as FacT does; the authors' trainer and timm leave them out."
@@ -155,37 +163,53 @@ class TrainSection(Settings):
 
 
 METHODS = "methods"  # what a file has for a preset alone: `methods: {full: {train: {lr: 2e-5}}}`
+MODELS = "models"  # the file that takes its place for a model: `models: {capaboost_vit_micro_patch8_64: _micro.yaml}`
 
 
-def read_config(path: str | Path, method: str | None = None) -> Raw:
+def read_config(path: str | Path, method: str | None = None, model: str | None = None) -> Raw:
     """The sections of a YAML file over those of its `base:` file, a path relative to it.
 
     Args:
         path: The file.
         method: A preset; the sections that the files have under `methods` for it go over the others.
+        model: The name of the model, by default the file's own. A file that lists another one for it under `models`
+            gives way to that one, which may inherit from it.
 
     Raises:
         UserError: If a file is missing, is not YAML, maps no sections, or inherits from itself.
     """
-    raw = _read(Path(path), ())
+    raw = merge_settings(*(raw for _, raw in _files(Path(path), model)))
     own = raw.pop(METHODS, {})
     for name in own:
         check_preset(name)
     return merge_settings(raw, own.get(method, {}) if method else {})
 
 
-def _read(path: Path, inheritors: tuple[Path, ...]) -> Raw:
-    if inheritors and path.resolve() in inheritors:
+def _files(path: Path, model: str | None) -> list[tuple[Path, Raw]]:
+    """The files of `read_config`, each with its own sections, from the last base to the file itself."""
+    if model is None:
+        model = merge_settings(*(raw for _, raw in _chain(path, None, ()))).get("model", {}).get("name")
+    return _chain(path, model, ())
+
+
+def _chain(path: Path, model: str | None, inheritors: tuple[Path, ...]) -> list[tuple[Path, Raw]]:
+    if path.resolve() in inheritors:
         raise UserError(f"{path} inherits from itself; correct the `base:` lines")
     raw = read_yaml(path)
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise UserError(f"{path} must map section names to settings, such as `train: {{lr: 1e-3}}`")
-    base = raw.pop("base", None)
+    base, models = raw.pop("base", None), raw.pop(MODELS, {})
     _check_sections(path, raw)
     for sections in raw.get(METHODS, {}).values():
         _check_sections(path, sections)
-    return merge_settings(_read(path.parent / str(base), (*inheritors, path.resolve())), raw) if base else raw
+    if not isinstance(models, dict) or not all(isinstance(other, str) for other in models.values()):
+        raise UserError(f"{path}: {MODELS!r} must map names of models to files, such as `{{NAME: mine.yaml}}`")
+    other = models.get(str(model).partition(".")[0])  # without the tag, as in NAME.in21k
+    if other and (path.parent / other).resolve() not in inheritors:
+        return _chain(path.parent / other, model, inheritors)
+    below = _chain(path.parent / str(base), model, (*inheritors, path.resolve())) if base else []
+    return [*below, (path, raw)]
 
 
 def _check_sections(path: Path, raw: Any) -> None:
@@ -272,7 +296,7 @@ def sections_in_turn(
 ) -> Iterator[tuple[str, Settings]]:
     """The sections of `load_run`, each with its name; the method comes last, and with it the import of torch."""
     typed = merge_settings(flags, parse_assignments(assignments))
-    file = read_config(path, method)
+    file = read_config(path, method, _model_of(typed))
     _scale_warmup(file.get("train", {}), typed.get("train", {}))
     if method is not None:
         check_preset(method)
@@ -288,8 +312,13 @@ def origins(path: Path, flags: Raw, method: str | None, assignments: list[str]) 
 
     Of several, the last counts: base files, the file, what the files have for the preset, the preset, flags, `--set`.
     """
-    files, own = _origins_of_file(path, method)
-    found = files | own
+    found: dict[str, str] = {}
+    of_preset: dict[str, str] = {}
+    for file, raw in _files(path, _model_of(merge_settings(flags, parse_assignments(assignments)))):
+        methods = raw.pop(METHODS, {})
+        found |= dict.fromkeys(flat(raw), file.name)
+        of_preset |= dict.fromkeys(flat(methods.get(method, {})), f"{file.name} for {method}")
+    found |= of_preset
     if method is not None:
         found |= {
             f"adapter.{name}": f"preset {method}" for name in ("method", *resolve_config(method).model_fields_set)
@@ -298,12 +327,9 @@ def origins(path: Path, flags: Raw, method: str | None, assignments: list[str]) 
     return found | dict.fromkeys(flat(parse_assignments(assignments)), "--set")
 
 
-def _origins_of_file(path: Path, method: str | None) -> tuple[dict[str, str], dict[str, str]]:
-    raw = read_yaml(path) or {}
-    base, methods = raw.pop("base", None), raw.pop(METHODS, {})
-    files, own = _origins_of_file(path.parent / str(base), method) if base else ({}, {})
-    for_preset = flat(methods.get(method, {})) if method else {}
-    return files | dict.fromkeys(flat(raw), path.name), own | dict.fromkeys(for_preset, f"{path.name} for {method}")
+def _model_of(typed: Raw) -> str | None:
+    """The model that was typed, if any."""
+    return typed.get("model", {}).get("name")
 
 
 def _scale_warmup(recipe: dict[str, Any], typed: dict[str, Any]) -> None:

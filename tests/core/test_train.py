@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from capaboost.training.optimize import split_batch
+from capaboost.training.optimize import Stepper, make_accelerator, split_batch
 from capaboost.training.settings import Schedule
-from capaboost_core import UserError
+from capaboost_core import CapaBoostConfig, Plan, Target, UserError, inject, trainable_parameters
+from capaboost_core.task import Hooks
 from tests.commands import finish, ranks
-from tests.core.toy_run import Toy, lines, model, run, same, stopping_at
+from tests.core.toy_run import Toy, lines, model, run, same, settings, stopping_at
 
 
 def test_schedule_warms_up_then_falls():
@@ -53,6 +54,66 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path, stop):
         [{k: v for k, v in x.items() if "second" not in k} for x in lines(tmp_path / f)] for f in ("whole", "cut")
     ]
     assert timeless[0] == timeless[1]
+
+
+def adapted(method="lora"):
+    sizes = {} if method == "linear" else {"r": 2}
+    return inject(model(dropout=0.5), CapaBoostConfig(method, **sizes), Plan((Target("0"),), ("3",)))
+
+
+@pytest.mark.parametrize("decay_biases", [False, True])
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+@pytest.mark.parametrize(("method", "head_lr"), [("lora", 0.2), ("lora", 0.01), ("linear", 0.2), ("lora", None)])
+def test_the_head_has_its_rate_at_each_step(tmp_path, method, head_lr, shape, decay_biases):
+    """The peak is head_lr, and every other rate is in proportion; biases and matrices alike."""
+    network, chosen = adapted(method), settings(head_lr=head_lr, schedule=shape, decay_biases=decay_biases)
+    accelerator, parameters = make_accelerator(chosen, tmp_path), trainable_parameters(network)
+    toy, hooks = Toy(accelerator.device, chosen.batch_size), Hooks(network)
+    stepper = Stepper(accelerator, network, parameters, chosen, 5, hooks)
+    name_of = {id(parameter): name for name, parameter in parameters.items()}
+    expected = chosen.schedule_of(stepper.steps)
+    peak = 0.0
+    for step in range(stepper.steps):
+        stepper.step(step, toy.batches(0)[0], toy.loss)
+        groups = stepper.optimizer.param_groups
+        rates = {name_of[id(p)]: group["lr"] for group in groups for p in group["params"]}
+        ratio = 1.0 if head_lr is None else head_lr / chosen.lr
+        assert rates == pytest.approx({n: expected(step) * (ratio if n.startswith("3.") else 1) for n in parameters})
+        assert stepper.lr == pytest.approx(expected(step))  # of the run, as the log has it
+        peak = max(peak, rates["3.weight"])
+    assert peak == pytest.approx(head_lr or chosen.lr)
+
+
+def test_the_first_step_moves_the_head_by_its_own_rate(tmp_path):
+    """Adam's first step is the rate times the sign of the gradient, where nothing decays."""
+    moved = {}
+    for head_lr in (None, 0.2):
+        network, chosen = adapted(), settings(head_lr=head_lr, warmup_ratio=0.0, weight_decay=0.0, max_grad_norm=None)
+        accelerator, parameters = make_accelerator(chosen, tmp_path), trainable_parameters(network)
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        toy = Toy(accelerator.device, chosen.batch_size)
+        Stepper(accelerator, network, parameters, chosen, 5, Hooks(network)).step(0, toy.batches(0)[0], toy.loss)
+        moved[head_lr] = {name: float((p.detach() - before[name]).abs().max()) for name, p in parameters.items()}
+    for name, by in moved[None].items():
+        assert moved[0.2][name] == pytest.approx(by * (4 if name.startswith("3.") else 1), rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_run_whose_head_has_its_own_rate_resumes_to_the_bit(tmp_path, stop):
+    whole, _ = run(tmp_path / "whole", network=adapted(), head_lr=0.2)
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "cut", task=stopping_at(stop), network=adapted(), head_lr=0.2)
+    resumed, _ = run(tmp_path / "cut", network=adapted(), resume=True, head_lr=0.2)
+    plain, _ = run(tmp_path / "plain", network=adapted())
+    assert same(whole, resumed)
+    assert not same(whole, plain)
+
+
+def test_a_rate_of_the_head_where_none_trains_is_one_line(tmp_path):
+    network = inject(model(), CapaBoostConfig("lora", r=2), Plan((Target("0"),), ()))
+    with pytest.raises(UserError, match=r"train\.head_lr is 0\.2, and this run trains no head; type null"):
+        run(tmp_path, network=network, head_lr=0.2)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_finished_run_resumes_to_itself(tmp_path):

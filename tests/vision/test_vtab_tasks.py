@@ -158,4 +158,4 @@ def test_config_carries_its_command_and_the_result_to_expect(name):
 
 def test_every_config_belongs_to_a_task():
     own = {*TABLE, "digits", *rendered.RENDERED}
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*own, "_base", "_rendered"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*own, "_base", "_micro", "_own", "_rendered"}
