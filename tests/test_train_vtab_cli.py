@@ -225,7 +225,7 @@ ORIGINS = {  # flags, and the origin of some settings
     "names with values": (["--set", "model.kwargs.class_token=false"], {"model.kwargs": "--set"}),
     "a budget": (
         ["--dataset", "digits", "--budget", "30k"],
-        {"adapter.r": "--budget", "adapter.alpha": "digits.yaml"},
+        {"adapter.r": "--budget", "adapter.alpha": "_micro.yaml"},
     ),
 }
 

@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from capaboost.commands import train_vtab
 from capaboost.runs.settings import VtabRun, vtab_config_file
 from capaboost.runs.vtab import create_model
 from capaboost.training.settings import load_run, to_dict
@@ -137,3 +138,65 @@ def test_a_keyword_that_timm_does_not_have_is_one_line():
     with pytest.raises(UserError, match="timm cannot make vit_tiny_patch16_224") as caught:
         create_model(run.model, 5, run.adapter)
     assert "\n" not in str(caught.value)
+
+
+LOCAL = ("--source", "folder", "--data-dir", "x")
+PAPER, SMALL = (100, 1e-3, None, 0.1, None, "alpha-r"), (20, 5e-3, 1e-2, 0.0, 32.0, "stable")
+OWN = (100, 1e-3, 5e-3, 0.1, None, "alpha-r")
+RECIPES = {  # flags, and epochs, rate, the head's rate, drop path, alpha, scaling
+    "the paper's": (["--dataset", "cifar"], PAPER),
+    "the paper's, on local files": (["--dataset", "cifar", *LOCAL], PAPER),
+    "the paper's, of any other model": (["--dataset", "dtd", "--model", "vit_small_patch14_dinov2"], PAPER),
+    "a task without a file": (["--dataset", "mine", *LOCAL], PAPER),
+    "embedded": (["--dataset", "cifar", "--model", EMBEDDED], SMALL),
+    "embedded, with a tag": (["--dataset", "cifar", "--model", f"{EMBEDDED}.tiny_imagenet"], SMALL),
+    "embedded, by --set": (["--dataset", "cifar", "--set", f"model.name={EMBEDDED}"], SMALL),
+    "embedded, on local files": (["--dataset", "oxford_flowers102", *LOCAL, "--model", EMBEDDED], SMALL),
+    "embedded, a task without a file": (["--dataset", "mine", *LOCAL, "--model", EMBEDDED], SMALL),
+    "embedded, own images": (["--data", "photos", "--model", EMBEDDED], SMALL),
+    "own images": (["--data", "photos"], OWN),
+    "own images called as a task": (["--data", "photos/cifar"], OWN),
+    "own images, by --set": (["--dataset", "x", "--data-dir", "x", "--set", "data.source=images"], OWN),
+    "digits": (["--dataset", "digits"], (20, 5e-3, None, 0.0, 32.0, "stable")),
+    "digits, another model": (["--dataset", "digits", "--model", "test_vit"], (20, 5e-3, None, 0.0, 32.0, "stable")),
+    "rendered": (["--dataset", "shapes_dist"], (20, 5e-3, None, 0.0, 32.0, "stable")),
+    "typed over it": (
+        ["--dataset", "cifar", "--model", EMBEDDED, "--epochs", "3", "--lr", "0.1", "--set", "adapter.alpha=1"],
+        (3, 0.1, 1e-2, 0.0, 1.0, "stable"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_the_recipe_follows_model_dataset_and_source(case):
+    flags, expected = RECIPES[case]
+    run = train_vtab.load(train_vtab.vtab_parser().parse_args(flags))
+    train, adapter = run.train, run.adapter
+    assert (
+        train.epochs, train.lr, train.head_lr, run.model.drop_path_rate, adapter.alpha, adapter.scaling
+    ) == expected  # fmt: skip
+
+
+def test_the_recipe_of_a_model_leaves_a_task_its_classes_and_images_of_ones_own_theirs():
+    for flags, classes in ((["--dataset", "cifar"], 100), (["--data", "photos/cifar"], None)):
+        for model in (EMBEDDED, VIT):
+            options = train_vtab.vtab_parser().parse_args([*flags, "--model", model])
+            assert train_vtab.load(options).data.num_classes == classes
+
+
+@pytest.mark.parametrize("flags", [["--dataset", "cifar"], ["--data", "photos"], ["--dataset", "digits"]])
+@pytest.mark.parametrize("model", [EMBEDDED, VIT])
+def test_a_probe_and_full_fine_tuning_have_one_rate(flags, model):
+    for method, lr in (("linear", 5e-3), ("full", 1e-4)):
+        options = train_vtab.vtab_parser().parse_args([*flags, "--model", model, "--method", method])
+        train = train_vtab.load(options).train
+        assert (train.lr, train.head_lr) == (lr, None)
+
+
+def test_a_file_of_ones_own_gives_way_for_the_embedded_backbone_too(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"base: {FOLDER / '_base.yaml'}\nmodel: {{name: {EMBEDDED}}}\ndata: {{dataset: x}}\n")
+    run = load_run(VtabRun, mine, {}, None, [])
+    assert (run.train.lr, run.train.head_lr, run.model.drop_path_rate) == (5e-3, 1e-2, 0.0)
+    other = load_run(VtabRun, mine, {"model": {"name": VIT}}, None, [])
+    assert (other.train.lr, other.train.head_lr, other.model.drop_path_rate) == (1e-3, None, 0.1)
