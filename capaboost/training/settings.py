@@ -317,7 +317,7 @@ def origins(path: Path, flags: Raw, method: str | None, assignments: list[str]) 
     for file, raw in _files(path, _model_of(merge_settings(flags, parse_assignments(assignments)))):
         methods = raw.pop(METHODS, {})
         found |= dict.fromkeys(flat(raw), file.name)
-        of_preset |= dict.fromkeys(flat(methods.get(method, {})), f"{file.name} for {method}")
+        of_preset |= dict.fromkeys(flat(methods.get(method or "", {})), f"{file.name} for {method}")
     found |= of_preset
     if method is not None:
         found |= {

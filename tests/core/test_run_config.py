@@ -12,6 +12,7 @@ from capaboost.training.settings import (
     build_run,
     load_run,
     merge_settings,
+    origins,
     parse_assignments,
     read_config,
     sections_of,
@@ -257,6 +258,39 @@ def test_a_file_has_settings_for_a_preset_alone(tmp_path):
     ]  # fmt: skip
     assert run("full", {"train": {"lr": 3e-5}}).train.lr == 3e-5
     assert run("full", {}, "train.lr=4e-5").train.lr == 4e-5
+
+
+def test_a_file_gives_way_to_another_for_a_model(tmp_path):
+    files = {
+        "_base": "models: {small: _small.yaml}\ntrain: {lr: 1e-3, epochs: 9}\nmethods: {full: {train: {lr: 1e-5}}}\n",
+        "_small": "base: _base.yaml\ntrain: {lr: 2e-3, batch_size: 8}\nmethods: {full: {train: {epochs: 3}}}\n",
+        "task": "base: _base.yaml\ntrain: {batch_size: 4}\n",
+        "own": "base: task.yaml\nmodel: {name: small.tag}\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+
+    def train(file, *of):
+        return read_config(tmp_path / f"{file}.yaml", *of)["train"]
+
+    plain, small = {"lr": 1e-3, "epochs": 9}, {"lr": 2e-3, "epochs": 9, "batch_size": 8}
+    assert train("_base") == train("_base", None, "large") == plain
+    assert train("own", None, "large") == plain | {"batch_size": 4}
+    assert train("_base", None, "small") == train("_small") == train("_small", None, "small") == small
+    assert train("task", None, "small.tag") == train("own") == small | {"batch_size": 4}
+    assert train("task", "full", "small") == {"lr": 1e-5, "epochs": 3, "batch_size": 4}
+    typed = origins(tmp_path / "task.yaml", {"model": {"name": "small"}}, "full", [])
+    assert typed["train.batch_size"] == "task.yaml"
+    assert (typed["train.lr"], typed["train.epochs"]) == ("_base.yaml for full", "_small.yaml for full")
+    assert origins(tmp_path / "task.yaml", {}, None, ["model.name=small"])["train.lr"] == "_small.yaml"
+
+
+@pytest.mark.parametrize("models", ["3", "[a.yaml]", "{small: 3}", "{small: {train: {lr: 1}}}"])
+def test_wrong_files_of_models_are_one_line(tmp_path, models):
+    (tmp_path / "task.yaml").write_text(f"models: {models}\n")
+    with pytest.raises(UserError, match="'models' must map names of models to files") as caught:
+        read_config(tmp_path / "task.yaml")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

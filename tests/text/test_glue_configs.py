@@ -195,3 +195,36 @@ def test_a_warm_up_that_is_typed_is_taken_as_it_is():
     for epochs, typed, steps in ((2, [], 8), (50, [], 200), (1, ["train.warmup_steps=30"], 30), (25, [], 100)):
         assert load_run(GlueRun, path, {"train": {"epochs": epochs}}, None, typed).train.warmup_steps == steps
     assert load_run(GlueRun, path, {}, None, ["train.epochs=1", "train.warmup_steps=null"]).train.warmup_steps is None
+
+
+OWN_RATES = {
+    None: (5e-4, 5e-3),
+    "lora": (5e-4, 5e-3),
+    "bitfit": (1e-3, 5e-3),
+    "linear": (5e-3, None),
+    "full": (2e-5, None),
+}
+
+
+@pytest.mark.parametrize("method", OWN_RATES)
+def test_the_head_has_the_rate_of_a_probe_on_texts_of_ones_own_alone(method, tmp_path):
+    (tmp_path / "reviews.csv").write_text("text,label\na,x\nb,y\n")
+    flags = ["--model", "some/encoder", *(["--method", method] if method else [])]
+    own = ["--data", str(tmp_path / "reviews.csv")]
+    typed = [
+        "--task",
+        "reviews",
+        *(f"--set=data.{key}" for key in ("train=reviews.csv", "texts=[text]", "label=label")),
+    ]
+    for data in (own, [*typed, f"--set=data.dir={tmp_path}", "--set=data.classes=[x, y]"]):
+        train = train_glue.load(train_glue.glue_parser().parse_args([*data, *flags])).train
+        assert (train.lr, train.head_lr, train.epochs) == (*OWN_RATES[method], 10)
+    assert train_glue.load(train_glue.glue_parser().parse_args(["--task", "sst2", *flags])).train.head_lr is None
+
+
+def test_a_typed_rate_leaves_the_heads_and_what_is_printed_says_both(tmp_path, capsys):
+    (tmp_path / "reviews.csv").write_text("text,label\na,x\nb,y\n")
+    assert train_glue.main(["--data", str(tmp_path / "reviews.csv"), "--lr", "2e-3", "--print-config"]) == 0
+    lines = [line.split("  # ") for line in capsys.readouterr().out.splitlines() if "lr: " in line]
+    origin = {name.split(":")[0].strip(): from_ for name, from_ in lines}
+    assert (origin["lr"], origin["head_lr"]) == ("a flag", "_own.yaml")
