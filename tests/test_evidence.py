@@ -1,0 +1,98 @@
+"""docs/evidence.md says what the committed results say, and its verdicts follow from the differences."""
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs" / "make"))
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    import evidence
+
+    return evidence
+
+
+def test_the_page_is_what_the_results_say(evidence):
+    assert evidence.PAGE.read_text() == evidence.page(evidence.PAGE.read_text())
+
+
+def test_the_pictures_are_what_the_results_say(evidence, tmp_path):
+    for path in evidence.draw(tmp_path / "claims"):
+        if path.suffix == ".svg":  # whose bytes are the same with every build of zlib
+            assert path.read_text() == evidence.CLAIMS.with_name(path.name).read_text()
+
+
+def test_another_result_makes_another_page(evidence, tmp_path, monkeypatch):
+    claim = evidence.claims()[3]
+    folder = "evidence-a/evidence-a-r1/shapes_joint"
+    shutil.copytree(ROOT / "results" / folder, tmp_path / folder)
+    run = tmp_path / folder / "d2-r1" / "seed42" / "result.json"
+    run.write_text(run.read_text().replace('"value": ', '"value": 9'))
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    changed = evidence.values_of(f"{folder}/d2-r1")
+    assert changed[42] > 90
+    assert changed != claim.tasks["joint, r = 1"][0]
+
+
+def test_the_difference_over_tasks_is_that_of_the_means_by_seed(evidence):
+    for claim in filter(lambda claim: claim.tasks, evidence.claims()):
+        shared = set.intersection(*({*of} & {*beside} for of, beside in claim.tasks.values()))
+        by_hand = [
+            np.mean([of[seed] for of, _ in claim.tasks.values()])
+            - np.mean([beside[seed] for _, beside in claim.tasks.values()])
+            for seed in sorted(shared)
+        ]
+        np.testing.assert_allclose(claim.over_tasks, by_hand, atol=1e-9)
+
+
+def test_holms_test_over_all_claims_by_hand(evidence):
+    family = {claim.claim: claim.over_tasks for claim in evidence.claims() if len(claim.over_tasks) > 1}
+    plain = {name: stats.ttest_1samp(of, 0).pvalue for name, of in family.items()}
+    found, worst = evidence.verdicts(), 0.0
+    for rank, name in enumerate(sorted(plain, key=plain.__getitem__)):
+        worst = max(worst, min(1.0, (len(plain) - rank) * plain[name]))
+        assert found[name].p == pytest.approx(worst, rel=1e-6)
+
+
+SPREAD = [-0.6, -0.3, -0.1, 0.1, 0.3, 0.6]  # of eight seeds' differences around their mean
+WIDE = [8 * value for value in SPREAD]
+WORDS = {  # what the claim says, the mean difference, how the seeds spread, and the verdict
+    "above": ("more", 2.0, SPREAD, "holds"),
+    "above, but little": ("more", 0.55, SPREAD, "holds, by less than a point"),
+    "below": ("more", -2.0, SPREAD, "does not hold"),
+    "equal": ("more", 0.05, SPREAD, "equivalent within a point"),
+    "wide": ("more", 0.3, WIDE, "open: "),
+    "as much, and equal": ("as much", 0.05, SPREAD, "holds"),
+    "as much, a little less": ("as much", -0.55, SPREAD, "holds"),
+    "as much, but more": ("as much", 2.0, SPREAD, "holds"),
+    "as much, but less": ("as much", -2.0, SPREAD, "does not hold"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_verdicts(case, evidence):
+    says, mean, spread, expected = WORDS[case]
+    beside = dict.fromkeys(range(len(spread)), 50.0)
+    of = {seed: 50 + mean + value for seed, value in enumerate(spread)}
+    tasks = {"one": (of, beside), "two": (of, beside)}
+    claim = dataclasses.replace(evidence.claims()[0], says=says, tasks=tasks, missing=())
+    verdict = evidence.judge({"": claim.over_tasks})[""]
+    assert evidence.word(claim, verdict).startswith(expected)
+    alone = dataclasses.replace(claim, tasks={"one": (of, beside)})
+    assert evidence.word(alone, verdict) == "open: one task"
+
+
+def test_opposite_tasks_are_said(evidence):
+    beside = dict.fromkeys(range(len(SPREAD)), 50.0)
+    above, below = ({seed: 50 + sign * 3 + value for seed, value in enumerate(SPREAD)} for sign in (1, -1))
+    claim = dataclasses.replace(evidence.claims()[0], tasks={"one": (above, beside), "two": (below, beside)})
+    assert claim.tasks_disagree
+    assert not dataclasses.replace(claim, tasks={"one": (above, beside), "two": (above, beside)}).tasks_disagree
