@@ -12,6 +12,11 @@ from tests.toy_result import RESULT
 LORA = {"method": "lora", "r": 8, "num_tied": 1, "density": 1.0, "mask": "random", "alpha": 16.0, "seed": 0}
 TIED = LORA | {"num_tied": 2, "density": 0.5}
 
+# FacT-TK's published row of VTAB-1k, and its tasks.
+FACT = """70.6 90.6 70.8 99.1 90.7 88.6 54.1 84.8 96.2 84.5 75.7 82.6 68.2 49.8 80.7 80.8 47.4 33.2 43.0"""
+ORDER = """cifar caltech101 dtd oxford_flowers102 oxford_iiit_pet svhn sun397 patch_camelyon eurosat resisc45
+diabetic_retinopathy clevr_count clevr_dist dmlab kitti dsprites_loc dsprites_ori smallnorb_azi smallnorb_ele"""
+
 
 def write_run(folder: Path, seed: int, value: float, adapter: Mapping[str, Any] = LORA, **fields: Any) -> Path:
     """Write one result below the folder, in a place of its own.

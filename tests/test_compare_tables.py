@@ -16,7 +16,7 @@ from capaboost.tables.read import read_results
 from capaboost.tables.rows import CAPABOOST_TASKS, vtab_means
 from capaboost.tables.statistics import judge
 from capaboost.tables.write import escape
-from tests.run_results import LORA, TIED, write_run
+from tests.run_results import FACT, LORA, ORDER, TIED, write_run
 
 
 def made(folder: Path, *flags: str) -> dict[str, str]:
@@ -152,11 +152,6 @@ def test_verdicts_are_in_every_format(tmp_path):
         assert cell["verdict"] == str(verdict)
         numbers = [float(cell[name]) for name in ("holm_low", "holm_high", "holm_p", "equivalence_p", "pairs_needed")]
         assert numbers == pytest.approx([*verdict.interval, verdict.p, verdict.p_equivalent, verdict.needed])
-
-
-FACT = """70.6 90.6 70.8 99.1 90.7 88.6 54.1 84.8 96.2 84.5 75.7 82.6 68.2 49.8 80.7 80.8 47.4 33.2 43.0"""
-ORDER = """cifar caltech101 dtd oxford_flowers102 oxford_iiit_pet svhn sun397 patch_camelyon eurosat resisc45
-diabetic_retinopathy clevr_count clevr_dist dmlab kitti dsprites_loc dsprites_ori smallnorb_azi smallnorb_ele"""
 
 
 def test_both_averages_of_facts_published_row():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from capaboost.tables.write import fill
-from tests.test_compare_tables import FACT, ORDER
+from tests.run_results import FACT, ORDER
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "make"))
