@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -246,26 +245,9 @@ def _mean(values: Values) -> str:
     return number(of.mean) + (f" ± {of.std:.2f}" if of.std is not None else "")
 
 
-def errors_table() -> str:
-    """What the measured runs forget and where they err, a line for each task and method; see tools/measure_runs.py."""
-    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in _report("evidence/errors.json")["rows"] if (RESULTS / "evidence/errors.json").is_file() else ():
-        rows[row["task"], row["method"], row["beside"]].append(row)
-    cells = [
-        [*key, *(_mean_of(of, name) for name in ("forgetting", "both_wrong", "gain")), str(len(of))]
-        for key, of in rows.items()
-    ]
-    titles = ("task", "method", "beside", "forgetting, points", "both wrong, %", "gain of the mean, points", "seeds")
-    return markdown_table(titles, cells)
-
-
-def _mean_of(rows: list[dict[str, Any]], name: str) -> str:
-    return number(fmean(row[name] for row in rows))
-
-
 def page(text: str) -> str:
     """The page with all that is generated between its markers."""
-    tables = {"claims": f"{summary()}\n\n{claims_table()}", "accounting": accounting_table(), "errors": errors_table()}
+    tables = {"claims": f"{summary()}\n\n{claims_table()}", "accounting": accounting_table()}
     tables |= {f"runs {folder}": sweep_table(folder) for folder in RUNS.findall(text)}
     for region, table in tables.items():
         text = put(text, table, region, PAGE)
