@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -21,6 +22,8 @@ from pathlib import Path
 import timm
 import torch
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a checkout that is not installed
 
 from capaboost import load_run
 from capaboost.exit_code import exit_code_of

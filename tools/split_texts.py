@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a checkout that is not installed
 
 from capaboost.exit_code import exit_code_of
 from capaboost_core.errors import UserError, reason_of
