@@ -96,7 +96,7 @@ def _vtab_recipe(flags: Raw, _: str | None) -> Path:
 
 def _glue_recipe(flags: Raw, preset: str | None) -> Path:
     folder, data = shipped("configs") / "glue", flags["data"]
-    if data["task"] not in tuple(TASKS):  # data of one's own; without files of these the section `data` refuses the name
+    if data["task"] not in tuple(TASKS):  # one's own, or a name that the section refuses
         return folder / "_own.yaml"
     return glue_config_file(folder, data["task"], flags.get("model", {}).get("name"), preset)
 
