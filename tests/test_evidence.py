@@ -96,3 +96,16 @@ def test_opposite_tasks_are_said(evidence):
     claim = dataclasses.replace(evidence.claims()[0], tasks={"one": (above, beside), "two": (below, beside)})
     assert claim.tasks_disagree
     assert not dataclasses.replace(claim, tasks={"one": (above, beside), "two": (above, beside)}).tasks_disagree
+
+
+def test_the_readme_says_the_same(evidence):
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    claim = next(claim for claim in evidence.claims() if "one point above LoRA" in claim.claim)
+    low, high = (evidence.number(end, "+") for end in evidence.verdicts()[claim.claim].interval)
+    mean = evidence.number(np.mean(claim.over_tasks), "+")
+    assert f"({mean}, 95 % interval {low} to {high}, {len(claim.over_tasks)} seeds)" in readme
+    numbers = dict(enumerate(["none", "one", "two", "three", "four", "five", "six"]))
+    counts = [part.split() for part in evidence.summary().partition(": ")[2].rstrip(".").split(", ")]
+    said = {" ".join(words): numbers[int(count)] for count, *words in counts}
+    words = "{holds} hold, {does not hold} does not, {equivalent within a point} are equivalent and {open} are open"
+    assert words.format(**said) in readme

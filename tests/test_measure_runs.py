@@ -71,3 +71,10 @@ def test_two_methods_on_the_test_rows(tmp_path, monkeypatch):
     assert all(row.forgetting is None and 0 <= row.both_wrong <= 100 for row in found)
     with pytest.raises(UserError, match="dora has no run on shapes_joint"):
         measure_runs.measure([tmp_path / "sweep"], "dora", None, seeds=2)
+
+
+def test_no_sweep_is_one_line(tmp_path, capsys):
+    flags = [str(tmp_path / "nowhere"), "--beside", "lora", "--output", str(tmp_path / "out.json")]
+    assert measure_runs.main(flags) == 2
+    assert "nowhere; give what `capaboost sweep` wrote" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()

@@ -101,7 +101,13 @@ def compared(first: Path, second: Path) -> tuple[float, float]:
 
 
 def runs_of(sweeps: list[Path], seeds: int) -> Iterator[tuple[str, str, list[Path]]]:
-    """Task, method and the folders of its first seeds."""
+    """Task, method and the folders of its first seeds.
+
+    Raises:
+        UserError: If one is no folder.
+    """
+    if missing := [sweep for sweep in sweeps if not sweep.is_dir()]:
+        raise UserError(f"there is no folder {missing[0]}; give what `capaboost sweep` wrote")
     for task in sorted({task for sweep in sweeps for task in sweep.iterdir() if task.is_dir()}):
         for method in sorted(path for path in task.iterdir() if path.is_dir()):
             found = sorted(path.parent for path in method.glob("seed*/result.json"))[:seeds]
