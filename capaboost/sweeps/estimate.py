@@ -57,7 +57,7 @@ def within_budget(sweep: SweepFile) -> SweepFile:
         return sweep
     task, varied = next(iter(sweep.tasks)), next(iter(sweep.varied))
     methods = {name: _settings(sweep, sweep.budget, (task, name, varied)) for name in sweep.methods}
-    return sweep.replace(methods=methods, budget=None)
+    return sweep.replace(methods=methods, budget=None, nearest=False)
 
 
 def judged_alike(sweep: SweepFile) -> SweepFile:

@@ -17,6 +17,13 @@ def test_a_method_keeps_the_size_that_a_sweep_gives_it_alone(capsys):
     assert "budget: wide keeps its own r, 64" in capsys.readouterr().err
 
 
+def test_a_sweep_takes_sizes_far_from_its_budget_where_it_says_nearest():
+    file = sweep_file(methods={"lora": {}}, set=TINY, budget="100")
+    with pytest.raises(UserError, match="nearest: true in a sweep"):
+        within_budget(file)
+    assert within_budget(file.replace(nearest=True)).methods["lora"]["adapter.r"] == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "epoch"),
     [
