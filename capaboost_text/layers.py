@@ -18,6 +18,7 @@ from transformers.models.electra import modeling_electra as electra
 from transformers.models.electra.modeling_electra import ElectraOutput
 from transformers.models.modernbert import modeling_modernbert as modernbert
 from transformers.models.modernbert.modeling_modernbert import ModernBertMLP
+from transformers.models.mpnet.modeling_mpnet import MPNetOutput
 from transformers.models.roberta import modeling_roberta as roberta
 from transformers.models.roberta.modeling_roberta import RobertaOutput
 from transformers.models.xlm_roberta import modeling_xlm_roberta as xlm_roberta
@@ -102,6 +103,10 @@ class ParallelElectraOutput(ParallelOutput, ElectraOutput):
 
 
 class ParallelDebertaV2Output(ParallelOutput, DebertaV2Output):
+    pass
+
+
+class ParallelMPNetOutput(ParallelOutput, MPNetOutput):
     pass
 
 

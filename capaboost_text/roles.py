@@ -64,6 +64,17 @@ FAMILIES = {
         v="attention.self.value_proj",
         attention="",
     ),
+    # It adds a bias of position to its scores by itself, not through transformers' attention interface: no prefix.
+    "mpnet": replace(
+        BERT,
+        q="attention.attn.q",
+        k="attention.attn.k",
+        v="attention.attn.v",
+        o="attention.attn.o",
+        attention="",
+        attention_norm="attention.LayerNorm",
+        o_dropout="attention.dropout",
+    ),
     "distilbert": Architecture(
         blocks=r"layer\.\d+",
         q="attention.q_lin",

@@ -64,7 +64,7 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_tex
 TEXT = {
     "roberta": "roberta-base",
     "deberta-v2": "microsoft/deberta-v3-base",
-    **{name: {**SMALL, "pad_token_id": 0} for name in ("bert", "xlm-roberta", "electra", "modernbert")},
+    **{name: {**SMALL, "pad_token_id": 0} for name in ("bert", "xlm-roberta", "electra", "mpnet", "modernbert")},
     "distilbert": {"n_layers": 2},
     **dict.fromkeys(DECODERS, MappingProxyType(DECODER)),
     "gpt2": {"n_layer": 2, "pad_token_id": 0},

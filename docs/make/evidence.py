@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +43,8 @@ from capaboost.tables.write import difference_text, number, put  # noqa: E402
 from capaboost_core.files import write_atomically  # noqa: E402
 
 PAGE, CLAIMS = ROOT / "docs" / "evidence.md", RESULTS / "evidence" / "claims.yaml"
+BESIDE = CLAIMS.with_name("beside.yaml")  # the methods that are held beside d = 2
+ERRORS = CLAIMS.with_name("errors.json")  # of tools/measure_runs.py
 RUNS = re.compile("<!-- runs (.+):begin -->")  # the sweeps of which the page has a table
 LEAST = 2  # tasks of a verdict
 COLORS = {"holds": "#1a7f37", "does not hold": "#cf222e", "equivalent within a point": "#0969da"}
@@ -76,11 +80,7 @@ class Claim:
     @property
     def over_tasks(self) -> list[float]:
         """The mean over the tasks of the paired differences, for each seed that all of them have."""
-        of_task = [
-            {seed: of[seed] - beside[seed] for seed in of.keys() & beside.keys()} for of, beside in self.tasks.values()
-        ]
-        shared = set.intersection(*map(set, of_task)) if of_task else set()
-        return [fmean(task[seed] for task in of_task) for seed in sorted(shared)]
+        return over_tasks(self.tasks.values())
 
     @property
     def tasks_disagree(self) -> bool:
@@ -89,10 +89,16 @@ class Claim:
         return any(low > 0 for low, _ in ends) and any(high < 0 for _, high in ends)
 
 
+def over_tasks(tasks: Iterable[tuple[Values, Values]]) -> list[float]:
+    """The mean over tasks of the differences of two methods, for each seed that both have on all tasks."""
+    of_task = [{seed: of[seed] - beside[seed] for seed in of.keys() & beside.keys()} for of, beside in tasks]
+    shared = set.intersection(*map(set, of_task)) if of_task else set()
+    return [fmean(task[seed] for task in of_task) for seed in sorted(shared)]
+
+
 def values_of(folder: str) -> Values:
     """The value of each finished run below a folder of results/, by seed."""
-    runs = [json.loads(path.read_text()) for path in sorted((RESULTS / folder).glob("seed*/result.json"))]
-    return {run["seed"]: float(run["value"]) for run in runs}
+    return {run["seed"]: float(run["value"]) for run in _runs([RESULTS / folder])}
 
 
 @cache
@@ -138,12 +144,53 @@ def _line(claim: Claim, verdict: Verdict | None) -> list[str]:
     of_task = [f"{task}: {difference_text(of, of.pairs)}, {of.pairs} seeds" for task, of in claim.differences.items()]
     mean = ""
     if verdict:
-        low, high = (number(end, "+") for end in verdict.interval)
-        mean = f"{number(fmean(claim.over_tasks), '+')} [{low}, {high}], {len(claim.over_tasks)} seeds"
-        mean += "; the tasks disagree" if claim.tasks_disagree else ""
+        mean = _over(claim.over_tasks, verdict) + ("; the tasks disagree" if claim.tasks_disagree else "")
     not_run = [f"{task}: not run" for task in sorted(claim.missing)]
     title = f"{claim.claim} ({claim.source})"
     return [title, claim.run, "<br>".join([*of_task, *not_run]), mean, f"**{word(claim, verdict)}**"]
+
+
+def beside_table() -> str:
+    """Each method beside d = 2 of r = 8, the one with the largest difference over the tasks first."""
+    listed = yaml.safe_load(BESIDE.read_text())
+    reference = {task: values_of(folder) for task, folder in listed["reference"].items()}
+    methods = {name: [path.format(task=task) for task in reference] for name, path in listed["methods"].items()}
+    differences = {
+        name: over_tasks(zip(map(values_of, folders), reference.values(), strict=True))
+        for name, folders in methods.items()
+    }
+    found = judge({name: of for name, of in differences.items() if len(of) > 1})
+    names = sorted(found, key=lambda name: fmean(differences[name]), reverse=True)
+    rows = [_beside_line(name, methods[name], differences[name], found[name]) for name in names]
+    titles = ("method", "trained entries", *reference, "difference over the tasks", "beside d = 2")
+    return markdown_table(titles, rows)
+
+
+def _beside_line(name: str, folders: list[str], differences: list[float], verdict: Verdict) -> list[str]:
+    placed = "equivalent within a point" if verdict.is_equivalent else f"open: {verdict.needed:,} seeds"
+    if verdict.differs:
+        placed = ("above" if fmean(differences) > 0 else "below") + ", within a point" * verdict.is_equivalent
+    means = [_mean(values_of(folder)) for folder in folders]
+    return [name, _entries(map(RESULTS.joinpath, folders)), *means, _over(differences, verdict), f"**{placed}**"]
+
+
+def _over(differences: list[float], verdict: Verdict) -> str:
+    low, high = (number(end, "+") for end in verdict.interval)
+    return f"{number(fmean(differences), '+')} [{low}, {high}], {len(differences)} seeds"
+
+
+def errors_table() -> str:
+    """What runs forget and where they err, a line for each task and method; see tools/measure_runs.py."""
+    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in json.loads(ERRORS.read_text())["rows"]:
+        rows[row["task"], row["method"], row["beside"]].append(row)
+    measured = ("forgetting", "both_wrong", "gain")
+    cells = [
+        [*key, *(number(fmean(row[name] for row in of)) for name in measured), str(len(of))]
+        for key, of in rows.items()
+    ]
+    titles = ("task", "method", "beside", "forgetting, points", "both wrong, %", "gain of the mean, points", "seeds")
+    return markdown_table(titles, cells)
 
 
 def accounting_table() -> str:
@@ -234,10 +281,17 @@ def _task_rows(task: Path, methods: dict[str, Values]) -> list[list[str]]:
 
 
 def _run_cells(folder: Path) -> tuple[str, str]:
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("seed*/result.json"))]
-    counts = [run["trainable_parameters"] for run in runs]
-    entries = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
-    return entries, ", ".join(f"{rate:g}" for rate in sorted({run["config"]["train"]["lr"] for run in runs}))
+    rates = {run["config"]["train"]["lr"] for run in _runs([folder])}
+    return _entries([folder]), ", ".join(f"{rate:g}" for rate in sorted(rates))
+
+
+def _entries(folders: Iterable[Path]) -> str:
+    counts = [run["trainable_parameters"] for run in _runs(folders)]
+    return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+
+
+def _runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for folder in folders for path in sorted(folder.glob("seed*/result.json"))]
 
 
 def _mean(values: Values) -> str:
@@ -248,6 +302,7 @@ def _mean(values: Values) -> str:
 def page(text: str) -> str:
     """The page with all that is generated between its markers."""
     tables = {"claims": f"{summary()}\n\n{claims_table()}", "accounting": accounting_table()}
+    tables |= {"beside": beside_table(), "errors": errors_table()}
     tables |= {f"runs {folder}": sweep_table(folder) for folder in RUNS.findall(text)}
     for region, table in tables.items():
         text = put(text, table, region, PAGE)

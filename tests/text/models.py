@@ -9,6 +9,7 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     ModernBertConfig,
+    MPNetConfig,
     RobertaConfig,
 )
 
@@ -20,6 +21,7 @@ FAMILIES = {
     "roberta": RobertaConfig(**SIZE),
     "electra": ElectraConfig(**SIZE, embedding_size=32),
     "deberta-v2": DebertaV2Config(**SIZE, relative_attention=True, pos_att_type=["p2c", "c2p"], share_att_key=True),
+    "mpnet": MPNetConfig(**SIZE),
     "distilbert": DistilBertConfig(vocab_size=99, dim=32, n_layers=2, n_heads=2, hidden_dim=48),
     "modernbert": ModernBertConfig(**SIZE, global_attn_every_n_layers=1, pad_token_id=0),
 }
