@@ -161,8 +161,8 @@ def word(claim: Claim, verdict: Verdict, family: int) -> str:
     found = finding(claim.over_tasks, verdict, family)
     if found.startswith("above"):
         return found.replace("above", "holds")
-    if found == EQUIVALENT:
-        return "holds" if claim.says == "as much" else found
+    if claim.says == "as much" and verdict.is_equivalent:
+        return "holds"
     return "does not hold" if found.startswith("below") else found
 
 
