@@ -127,10 +127,9 @@ def test_the_readme_says_the_same(evidence):
     claim = next(claim for claim in evidence.claims() if claim.claim.startswith("d = 2 is above LoRA"))
     low, high = (evidence.number(end, "+") for end in evidence.verdicts()[claim.claim].interval)
     mean = evidence.number(np.mean(claim.over_tasks), "+")
-    assert f"({mean}, Holm's interval {low} to {high}, {len(claim.over_tasks)} seeds)" in readme
-    numbers = dict(enumerate(["none", "one", "two", "three", "four", "five", "six"]))
-    counts = [part.split() for part in evidence.summary().partition(": ")[2].rstrip(".").split(", ")]
-    said = {" ".join(words): numbers[int(count)] for count, *words in counts}
+    assert f"({mean}, corrected interval {low} to {high}, {len(claim.over_tasks)} seeds)" in readme
+    numbers = ["none", "one", "two", "three", "four", "five", "six"]
+    said = {name: numbers[count] for name, count in evidence.counts().items()}
     assert said.keys() == {"holds", "does not hold", "equivalent within a point", "open"}
     words = "{holds} hold, {does not hold} does not, {equivalent within a point} are equivalent and {open} are open"
     assert words.format(**said) in readme

@@ -80,6 +80,8 @@ def test_a_run_is_held_beside_the_next_seed(tmp_path):
         ("lora", 42, "seed42", "lora", "seed43"), ("lora", 43, "seed43", "lora", "seed100"),
         ("lora", 100, "seed100", "lora", "seed42"),
     ]  # fmt: skip
+    with pytest.raises(UserError, match="two sweeps have capaboost-lora on shapes_joint; give one of them"):
+        list(measure_runs.pairs([tmp_path / "sweep", tmp_path / "sweep" / ".." / "sweep"], "lora", seeds=9))
     with pytest.raises(UserError, match="dora has 0 runs on shapes_joint, of two that it takes"):
         list(measure_runs.pairs([tmp_path / "sweep"], "dora", seeds=2))
 

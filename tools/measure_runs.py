@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -125,9 +126,12 @@ def pairs(sweeps: list[Path], beside: str, seeds: int) -> Iterator[tuple[str, st
     """Task, method, seed and folder of each run of the first seeds, and the folder of the run beside it.
 
     Raises:
-        UserError: If the method beside did not run on a task, or with fewer than two seeds.
+        UserError: If two sweeps have a method on one task, or the method beside did not run on a task, or with fewer
+            than two seeds.
     """
     listed = list(runs_of(sweeps))
+    if twice := [of for of, count in Counter((task, method) for task, method, _ in listed).items() if count > 1]:
+        raise UserError("two sweeps have {1} on {0}; give one of them".format(*twice[0]))
     reference = {task: folders for task, method, folders in listed if method == beside}
     for task, method, folders in listed:
         order = sorted(reference.get(task, {}))

@@ -269,12 +269,18 @@ def _report(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
 
-def summary() -> str:
+def counts() -> Counter[str]:
     """How many claims have which verdict."""
     found = verdicts()
-    words = [re.split("[:,]", word(claim, found[claim.claim], len(found)))[0] for claim in claims()]
-    counts = sorted(Counter(words).items())
-    return f"Of {len(words)} comparisons: " + ", ".join(f"{count} {name}" for name, count in counts) + "."
+    return Counter(re.split("[:,]", word(claim, found[claim.claim], len(found)))[0] for claim in claims())
+
+
+def summary() -> str:
+    of = counts()
+    return (
+        f"Of {of.total()} comparisons the claim holds in {of['holds']} and does not hold in {of['does not hold']}; "
+        f"{of[EQUIVALENT]} are equivalent within a point and {of['open']} are open."
+    )
 
 
 def draw(stem: Path) -> list[Path]:
@@ -291,7 +297,9 @@ def draw(stem: Path) -> list[Path]:
         panel.set_yticks(range(len(shown)), [claim.short for claim in shown])
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.grid(visible=False, axis="y")
-        panel.set_xlabel("difference in points: each task (bars), mean, interval by Holm; grey: within a point")
+        panel.set_xlabel(
+            "difference in points: each task (ticks), their mean (dot), Holm's interval; shaded: within a point"
+        )
         return list(write_figure(figure, stem))
 
 
