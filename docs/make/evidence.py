@@ -298,7 +298,7 @@ def draw(stem: Path) -> list[Path]:
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.grid(visible=False, axis="y")
         panel.set_xlabel(
-            "difference in points: each task (ticks), their mean (dot), Holm's interval; shaded: within a point"
+            "difference in points: tasks (ticks), mean, interval by Holm; shaded: within a point"
         )
         return list(write_figure(figure, stem))
 
