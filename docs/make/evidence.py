@@ -297,9 +297,7 @@ def draw(stem: Path) -> list[Path]:
         panel.set_yticks(range(len(shown)), [claim.short for claim in shown])
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.grid(visible=False, axis="y")
-        panel.set_xlabel(
-            "difference in points: tasks (ticks), mean, interval by Holm; shaded: within a point"
-        )
+        panel.set_xlabel("difference in points: tasks (ticks), mean, interval by Holm; shaded: within a point")
         return list(write_figure(figure, stem))
 
 
